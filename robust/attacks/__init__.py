@@ -1,0 +1,11 @@
+"""The attack registry: `ATTACKS` by name, `make_attack` from a name and options."""
+
+from robust.attacks.apgd import APGD
+from robust.attacks.base import ATTACKS, Attack, make_attack
+from robust.attacks.cw import CW
+from robust.attacks.fab import FAB
+from robust.attacks.fgsm import FGSM
+from robust.attacks.pgd import PGD
+from robust.attacks.square import Square
+
+__all__ = ["APGD", "ATTACKS", "CW", "FAB", "FGSM", "PGD", "Attack", "Square", "make_attack"]

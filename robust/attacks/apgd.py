@@ -1,0 +1,125 @@
+"""APGD, projected gradient ascent that sets its own step size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robust.attacks.base import ATTACKS, Attack
+from robust.attacks.geometry import per_row, random_boundary_start, steepest
+from robust.errors import InputError
+from robust.losses import LOSSES, dlr_targeted
+from robust.oracle import Access, Oracle, State
+
+
+@ATTACKS.register("apgd")
+@dataclass(frozen=True)
+class APGD(Attack):
+    """Auto-PGD (Croce & Hein 2020, arXiv 2003.01690), untargeted or over the likeliest classes.
+
+    Momentum steps that start at 2 eps; at checkpoints the step halves and the search goes back to its
+    best point where too few steps raised the loss, or where nothing improved since the last halving.
+
+    Args:
+        steps: gradient steps a restart, >= 1.
+        restarts: random starts (per target class), >= 1.
+        loss: for untargeted runs; targeted ones use the targeted difference of logits ratio.
+        targets: 0 for untargeted; else how many of the likeliest wrong classes to run against, in order.
+        rho: share of steps that must raise the loss between checkpoints.
+        momentum: weight of the new step against the previous move.
+    """
+
+    name: ClassVar[str] = "apgd"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    access: ClassVar[Access] = "gradient"
+    paper: ClassVar[str] = "Croce & Hein 2020"
+
+    steps: int = 100
+    restarts: int = 1
+    loss: str = "ce"
+    targets: int = 0
+    rho: float = 0.75
+    momentum: float = 0.75
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.restarts) < 1 or self.targets < 0:
+            raise InputError(
+                "apgd: expected steps >= 1, restarts >= 1 and targets >= 0, got "
+                f"{self.steps}, {self.restarts} and {self.targets}"
+            )
+
+    def run(self, oracle: Oracle) -> Tensor:
+        s = oracle.state()
+        if self.targets == 0:
+            for restart in oracle.steps(self.restarts):
+                self._ascend(oracle, s, LOSSES[self.loss], restart)
+            return s.x_adv
+        s.ranking = likeliest_wrong(oracle.logits(oracle.x), oracle.y)
+        for rank in oracle.steps(min(self.targets, s.ranking.shape[1])):
+            for restart in oracle.steps(self.restarts):
+                s.aim = s.ranking[:, rank : rank + 1]
+                self._ascend(oracle, s, dlr_targeted, rank, restart)
+        return s.x_adv
+
+    def _ascend(self, oracle: Oracle, s: State, loss: Callable[..., Tensor], *run: int) -> None:
+        threat = oracle.threat
+        s.x_adv = random_boundary_start(oracle.x, threat, oracle.random("start", *run))
+        s.previous = s.x_adv
+        s.step = torch.full_like(oracle.y, 2 * threat.radius, dtype=s.x_adv.dtype)
+        s.best = torch.full_like(s.step, -torch.inf)
+        s.best_x, s.best_gradient = s.x_adv, torch.zeros_like(s.x_adv)
+        s.last = s.best
+        s.best_at_checkpoint, s.halved = s.best, torch.ones_like(oracle.y, dtype=torch.bool)
+        s.rises = torch.zeros_like(s.step)
+        checkpoints = dict(_checkpoints(self.steps))
+        for step in oracle.steps(self.steps + 1):
+            columns = (s.aim,) if self.targets else ()
+            gradient, value, _ = oracle.gradient(s.x_adv, loss, *columns)
+            self._note(s, gradient, value, first=step == 0)
+            if step in checkpoints:
+                gradient = self._checkpoint(s, gradient, checkpoints[step])
+            weight = self.momentum if step > 0 else 1.0
+            z = oracle.project(s.x_adv + per_row(s.step, s.x_adv) * steepest(gradient, threat.norm))
+            move = s.x_adv + weight * (z - s.x_adv) + (1 - weight) * (s.x_adv - s.previous)
+            s.previous, s.x_adv = s.x_adv, oracle.project(move)
+
+    def _note(self, s: State, gradient: Tensor, value: Tensor, *, first: bool) -> None:
+        if not first:
+            s.rises = s.rises + (value > s.last)
+        better = value > s.best
+        s.best = torch.where(better, value, s.best)
+        s.best_x = torch.where(per_row(better, s.x_adv), s.x_adv, s.best_x)
+        s.best_gradient = torch.where(per_row(better, gradient), gradient, s.best_gradient)
+        s.last = value
+        if first:
+            s.best_at_checkpoint = s.best
+
+    def _checkpoint(self, s: State, gradient: Tensor, length: int) -> Tensor:
+        """Halve the step and go back to the best point where the last `length` steps earned it."""
+        oscillates = s.rises <= self.rho * length
+        stuck = ~s.halved & (s.best_at_checkpoint >= s.best)
+        s.halved = oscillates | stuck
+        s.best_at_checkpoint, s.rises = s.best, torch.zeros_like(s.rises)
+        s.step = torch.where(s.halved, s.step / 2, s.step)
+        s.x_adv = torch.where(per_row(s.halved, s.x_adv), s.best_x, s.x_adv)
+        return torch.where(per_row(s.halved, gradient), s.best_gradient, gradient)
+
+
+def _checkpoints(steps: int) -> Iterator[tuple[int, int]]:
+    """(step, steps since the last one): gaps of 22 % of the budget, shrinking by 3 % down to 6 %."""
+    gap, least, shrink = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
+    at = 0
+    while at + gap <= steps:
+        at += gap
+        yield at, gap
+        gap = max(gap - shrink, least)
+
+
+def likeliest_wrong(logits: Tensor, y: Tensor) -> Tensor:
+    """Classes other than the label, likeliest first: (N, C), (N,) -> (N, C - 1)."""
+    order = logits.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
+    return order[:, :-1]

@@ -1,0 +1,101 @@
+"""What an attack is, and how one is found by name."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from robust.errors import InputError, UnsupportedError
+from robust.oracle import Access, Finished, Oracle
+from robust.registry import Registry
+from robust.threat import Threat
+
+
+@dataclass(frozen=True)
+class Attack(ABC):
+    """A way to search for adversarial examples; its fields are its parameters.
+
+    Subclasses are frozen dataclasses with four class attributes and one method. They hold neither the
+    model nor any state of a run, and leave masking, counting, seeding and remembering to the oracle.
+    """
+
+    name: ClassVar[str]
+    norms: ClassVar[tuple[str, ...]]
+    access: ClassVar[Access]
+    paper: ClassVar[str]
+    minimum_norm: ClassVar[bool] = False  # searches the nearest adversarial point, whatever eps
+
+    @abstractmethod
+    def run(self, oracle: Oracle) -> Tensor | None:
+        """Search. `oracle` shows the live rows; every point asked about is recorded by it.
+
+        Returns:
+            The last point, for callers that want one per row (training); None for attacks whose
+            points differ in number from the rows. Scores never read it: they read the oracle's ledger.
+        """
+
+    def __call__(self, oracle: Oracle) -> None:
+        """Run to the end: out of rows, out of budget, or out of steps."""
+        with suppress(Finished):
+            self.run(oracle)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All parameters with their effective values."""
+        return asdict(self)
+
+    @property
+    def label(self) -> str:
+        """Name with the parameters that differ from the defaults: "pgd(loss=margin)"."""
+        changed = [
+            f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default
+        ]
+        return f"{self.name}({','.join(changed)})" if changed else self.name
+
+    def check(self, threat: Threat) -> None:
+        """Raise UnsupportedError unless the attack knows the threat's norm."""
+        if threat.norm not in self.norms:
+            raise UnsupportedError(
+                f"attack {self.name!r} works for {', '.join(self.norms)}, not for {threat.norm} "
+                f"(threat {threat}); `robust list attacks` shows which attacks do"
+            )
+
+
+ATTACKS: Registry[type[Attack]] = Registry("attack", "robust.attacks")
+
+
+def make_attack(spec: str | Attack | Mapping[str, Any], **options: object) -> Attack:
+    """An attack from its name and options, a mapping {"name": ..., option: ...}, or itself.
+
+    Option values may be text; they are read by the field's type.
+
+    Raises:
+        UnknownNameError: no such attack.
+        InputError: no such option, or a value that does not fit.
+    """
+    if isinstance(spec, Attack):
+        return spec
+    if isinstance(spec, Mapping):
+        options = {**spec, **options}
+        spec = str(options.pop("name", ""))
+    return build(ATTACKS[spec], f"attack {spec!r}", options)
+
+
+def build(cls: type[Any], what: str, options: Mapping[str, object]) -> Any:
+    """Instantiate a frozen dataclass of parameters from options that may be text."""
+    known = [f.name for f in fields(cls)]
+    for key in options:
+        if key not in known:
+            raise InputError(f"{what}: no option {key!r}; it has {', '.join(known) or 'none'}")
+    try:
+        return TypeAdapter(cls).validate_python(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{what}: {where}: {first['msg']}, got {first['input']!r}") from None

@@ -1,0 +1,92 @@
+"""CW, Carlini and Wagner's L2 attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robust.attacks.base import ATTACKS, Attack
+from robust.attacks.geometry import per_row
+from robust.errors import InputError
+from robust.losses import margin
+from robust.oracle import Access, Oracle
+
+
+@ATTACKS.register("cw")
+@dataclass(frozen=True)
+class CW(Attack):
+    """Minimise ||x_adv - x||^2 - c * min(margin, confidence) in tanh space with Adam, searching c.
+
+    Carlini & Wagner 2017 (arXiv 1608.04644). Trade-off constant, success and early stop are each
+    sample's own. The tanh box is wider than the real one by `slack`, then clipped: in the paper's
+    parametrisation the derivative vanishes at the box, so pixels that start at 0 or 1 never move.
+
+    Args:
+        steps: Adam steps per constant, >= 1.
+        binary_search_steps: constants tried, >= 1.
+        learning_rate: Adam's, in tanh space.
+        initial_const: first c; times ten after a failure, then bisected.
+        confidence: margin to reach, in logits, >= 0.
+        abort_early: a sample skips the rest of a constant's steps once its objective falls by less
+            than 0.01 % over a tenth of them.
+        slack: how much wider the tanh box is, as a share of the real one, > 0.
+    """
+
+    name: ClassVar[str] = "cw"
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    access: ClassVar[Access] = "gradient"
+    paper: ClassVar[str] = "Carlini & Wagner 2017"
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = 200
+    binary_search_steps: int = 9
+    learning_rate: float = 0.01
+    initial_const: float = 0.01
+    confidence: float = 0.0
+    abort_early: bool = True
+    slack: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.binary_search_steps) < 1 or self.slack <= 0 or self.confidence < 0:
+            raise InputError(
+                "cw: expected steps >= 1, binary_search_steps >= 1, slack > 0 and confidence >= 0, got "
+                f"{self.steps}, {self.binary_search_steps}, {self.slack} and {self.confidence}"
+            )
+
+    def run(self, oracle: Oracle) -> None:
+        low, high = oracle.threat.bounds
+        middle, half = (low + high) / 2, (high - low) / 2 * (1 + self.slack)
+        s = oracle.state()
+        s.const = torch.full(oracle.y.shape, self.initial_const, device=oracle.x.device)
+        s.lower, s.upper = torch.zeros_like(s.const), torch.full_like(s.const, torch.inf)
+        for _ in oracle.steps(self.binary_search_steps):
+            s.w = torch.atanh((oracle.x - middle) / half)
+            s.first, s.second = torch.zeros_like(s.w), torch.zeros_like(s.w)
+            s.success = torch.zeros_like(oracle.y, dtype=torch.bool)
+            s.reference = torch.full_like(s.const, torch.inf)
+            for step in oracle.steps(self.steps):
+                tanh = s.w.tanh()
+                x_adv = oracle.clip(middle + half * tanh)
+                out = oracle.gradient(x_adv, self._capped_margin)
+                s.success = s.success | (out.value >= self.confidence)
+                delta = x_adv - oracle.x
+                slope = (2 * delta - per_row(s.const, delta) * out.gradient) * half * (1 - tanh.square())
+                s.first.lerp_(slope, 0.1)
+                s.second.lerp_(slope.square(), 0.001)
+                update = (s.first / (1 - 0.9 ** (step + 1))) / (
+                    (s.second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+                )
+                s.w = s.w - self.learning_rate * update
+                if self.abort_early and (step + 1) % max(1, self.steps // 10) == 0:
+                    objective = delta.flatten(1).square().sum(1) - s.const * out.value
+                    oracle.rest(objective > s.reference - 1e-4 * s.reference.abs())
+                    s.reference = objective
+            s.upper = torch.where(s.success, torch.minimum(s.upper, s.const), s.upper)
+            s.lower = torch.where(s.success, s.lower, torch.maximum(s.lower, s.const))
+            s.const = torch.where(s.upper.isinf(), s.const * 10, (s.lower + s.upper) / 2)
+
+    def _capped_margin(self, logits: Tensor, y: Tensor) -> Tensor:
+        return margin(logits, y).clamp_max(self.confidence)

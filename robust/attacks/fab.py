@@ -1,0 +1,124 @@
+"""FAB, the fast adaptive boundary attack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robust.attacks.apgd import likeliest_wrong
+from robust.attacks.base import ATTACKS, Attack
+from robust.attacks.geometry import per_row, random_boundary_start
+from robust.errors import InputError
+from robust.oracle import Access, Oracle, State
+from robust.threat import norm_of
+
+
+@ATTACKS.register("fab")
+@dataclass(frozen=True)
+class FAB(Attack):
+    """Steps onto the linearised boundary, drawn back to the original (Croce & Hein 2020, arXiv 1907.02044).
+
+    Minimum-norm; the targeted variant of AutoAttack: one search per likeliest wrong class.
+
+    Args:
+        steps: per restart and class, >= 1; each costs two forwards and one backward.
+        restarts: the first starts at x, others at random inside the threat, >= 1.
+        targets: how many of the likeliest wrong classes, >= 1.
+        alpha_max: largest weight of the original point, in [0, 1].
+        overshoot: how far beyond the linearised boundary a step goes, >= 1.
+        backward: share of the distance kept when stepping back from an adversarial point.
+    """
+
+    name: ClassVar[str] = "fab"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    access: ClassVar[Access] = "gradient"
+    paper: ClassVar[str] = "Croce & Hein 2020b"
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = 100
+    restarts: int = 1
+    targets: int = 9
+    alpha_max: float = 0.1
+    overshoot: float = 1.05
+    backward: float = 0.9
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.restarts, self.targets) < 1:
+            raise InputError(
+                "fab: expected steps, restarts and targets of at least 1, got "
+                f"{self.steps}, {self.restarts} and {self.targets}"
+            )
+
+    def run(self, oracle: Oracle) -> Tensor:
+        s = oracle.state()
+        s.ranking = likeliest_wrong(oracle.logits(oracle.x), oracle.y)
+        for rank in oracle.steps(min(self.targets, s.ranking.shape[1])):
+            for restart in oracle.steps(self.restarts):
+                s.aim = s.ranking[:, rank : rank + 1]
+                s.x_adv = oracle.x
+                if restart:
+                    s.x_adv = random_boundary_start(
+                        oracle.x, oracle.threat, oracle.random("start", rank, restart)
+                    )
+                self._search(oracle, s)
+        return s.x_adv
+
+    def _search(self, oracle: Oracle, s: State) -> None:
+        norm, bounds = oracle.threat.norm, oracle.threat.bounds
+        for _ in oracle.steps(self.steps):
+            w, gap, _ = oracle.gradient(s.x_adv, _gap, s.aim)
+            offset = -gap  # <w, z - x_adv> = -gap on the linearised boundary
+            here = project_on_plane(s.x_adv, w, offset, norm, bounds)
+            offset = offset + ((s.x_adv - oracle.x) * w).flatten(1).sum(1)
+            there = project_on_plane(oracle.x, w, offset, norm, bounds)
+            far, near = norm_of(here.flatten(1), norm), norm_of(there.flatten(1), norm)
+            alpha = per_row((far / (far + near).clamp_min(1e-12)).clamp_max(self.alpha_max), w)
+            forward = (s.x_adv + self.overshoot * here) * (1 - alpha)
+            s.x_adv = oracle.clip(forward + (oracle.x + self.overshoot * there) * alpha)
+            wrong = oracle.decide(s.x_adv)
+            back = oracle.x + self.backward * (s.x_adv - oracle.x)
+            s.x_adv = torch.where(per_row(wrong, w), back, s.x_adv)
+
+
+def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return (logits.gather(1, target) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def project_on_plane(x: Tensor, w: Tensor, offset: Tensor, norm: str, bounds: tuple[float, float]) -> Tensor:
+    """The least d (in the norm) with <w, d> = offset and x + d in the box; the box's best where none reaches it.
+
+    All values move in the direction that helps, as far as their room allows: linf moves all by the same
+    t, l2 by t |w|, l1 the largest |w| first. The reached sum is piecewise linear in t: sorting the
+    points where values meet the box finds the piece.
+
+    Args:
+        x, w: (N, ...). offset: (N,).
+        norm: "linf", "l2" or "l1".
+    """
+    slope, base = w.flatten(1), x.flatten(1)
+    direction = slope.sign() * offset.sign()[:, None]
+    room = torch.where(direction > 0, bounds[1] - base, base - bounds[0]).clamp_min(0)
+    weight, goal = slope.abs(), offset.abs()[:, None]
+    if norm == "l1":
+        order = weight.argsort(1, descending=True)
+        gain = (weight * room).gather(1, order)
+        missing = (goal - (gain.cumsum(1) - gain)).clamp_min(0)
+        part = (missing / gain.clamp_min(1e-30)).clamp_max(1.0)
+        size = torch.zeros_like(room).scatter_(1, order, part * room.gather(1, order))
+        return (direction * size).view_as(x)
+    speed = weight if norm == "l2" else (weight > 0).to(weight.dtype)
+    meets = torch.where(speed > 0, room / speed.clamp_min(1e-30), torch.inf)
+    meets, order = meets.sort(1)
+    rate, full = (weight * speed).gather(1, order), (weight * room).gather(1, order)
+    moving = (
+        rate.sum(1, keepdim=True) - rate.cumsum(1) + rate
+    )  # rate of those not yet at the box before point k
+    settled = full.cumsum(1) - full
+    t = (goal - settled).clamp_min(0) / moving.clamp_min(1e-30)  # as if the goal lay in piece k
+    k = (t <= meets).to(torch.uint8).argmax(1, keepdim=True)
+    reachable = (t <= meets).any(1, keepdim=True)
+    t = torch.where(reachable, t.gather(1, k), torch.inf)
+    return (direction * torch.minimum(torch.where(speed > 0, t * speed, 0.0), room)).view_as(x)

@@ -1,0 +1,63 @@
+"""Steps and starts by norm, shared by the gradient attacks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robust.rng import Streams
+from robust.threat import Threat
+
+
+def steepest(gradient: Tensor, norm: str, *, sparsity: float = 0.01) -> Tensor:
+    """The direction of unit norm along which the loss rises fastest: (N, ...) -> (N, ...).
+
+    linf: the sign. l2: the gradient normalised (zero stays zero). l1: the signs of the largest
+    `sparsity` share of the values, in equal parts, the relaxed steepest direction of Tramer & Boneh
+    2019 (arXiv 1904.13000), since a single value a step soon meets the box.
+    """
+    if norm == "linf":
+        return gradient.sign()
+    flat = gradient.flatten(1)
+    if norm == "l2":
+        return (flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-30)).view_as(gradient)
+    count = max(1, round(sparsity * flat.shape[1]))
+    top = flat.abs().topk(count, dim=1).indices
+    picked = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() / count)
+    return picked.view_as(gradient)
+
+
+def random_start(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
+    """A random point of the threat set around each row.
+
+    linf: uniform in the cube. l2: uniform in the ball. l1: uniform in the ball (exponential spacings).
+    Then the box.
+    """
+    shape, eps, n_values = x.shape[1:], threat.radius, x[0].numel()
+    if threat.norm == "linf":
+        return (x + streams.uniform(shape, -eps, eps)).clamp_(*threat.bounds)
+    radius = streams.child("radius").uniform((1,)).pow(1 / n_values) * eps
+    if threat.norm == "l2":
+        direction = streams.normal(shape).flatten(1)
+        direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    else:
+        spacing = -(1 - streams.uniform(shape)).log().flatten(1)
+        sign = streams.child("sign").integers(shape, 0, 2).flatten(1) * 2 - 1
+        direction = spacing * sign / spacing.sum(1, keepdim=True).clamp_min(1e-30)
+    return threat.project(x + (direction * radius).view_as(x), x)
+
+
+def random_boundary_start(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
+    """A random point of the threat set as far out as it goes, before the box: AutoAttack's start."""
+    if threat.norm == "linf":
+        noise = streams.uniform(x.shape[1:], -1, 1)
+        size = noise.flatten(1).abs().amax(1)
+    else:
+        noise = streams.normal(x.shape[1:])
+        size = noise.flatten(1).norm(dim=1)
+    return threat.project(x + threat.radius * noise / per_row(size.clamp_min(1e-30), x), x)
+
+
+def per_row(value: Tensor, like: Tensor) -> Tensor:
+    """Shape (N,) so that it multiplies (N, ...)."""
+    return value.view(-1, *([1] * (like.dim() - 1)))

@@ -1,0 +1,60 @@
+"""PGD, projected gradient descent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from robust.attacks.base import ATTACKS, Attack
+from robust.attacks.geometry import random_start, steepest
+from robust.errors import InputError
+from robust.losses import LOSSES
+from robust.oracle import Access, Oracle
+
+
+@ATTACKS.register("pgd")
+@dataclass(frozen=True)
+class PGD(Attack):
+    """Projected steepest ascent from a random start (Madry et al. 2018, arXiv 1706.06083).
+
+    A sample counts as broken if any iterate of any restart is adversarial, not only the last.
+
+    Args:
+        steps: gradient steps a restart, >= 1.
+        step_size: in units of eps; None for 2.5 / steps (Madry's rule).
+        restarts: independent random starts, >= 1.
+        random_start: start at a random point of the threat set, else at x.
+        loss: "ce", "margin", "dlr", "mifpe" or "probability".
+    """
+
+    name: ClassVar[str] = "pgd"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    access: ClassVar[Access] = "gradient"
+    paper: ClassVar[str] = "Madry et al. 2018"
+
+    steps: int = 40
+    step_size: float | None = None
+    restarts: int = 1
+    random_start: bool = True
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise InputError(
+                f"pgd: steps and restarts must be at least 1, got {self.steps} and {self.restarts}"
+            )
+
+    def run(self, oracle: Oracle) -> Tensor:
+        threat, loss = oracle.threat, LOSSES[self.loss]
+        step = threat.radius * (2.5 / self.steps if self.step_size is None else self.step_size)
+        s = oracle.state()
+        for restart in oracle.steps(self.restarts):
+            streams = oracle.random("start", restart)
+            s.x_adv = random_start(oracle.x, threat, streams) if self.random_start else oracle.x
+            for _ in oracle.steps(self.steps):
+                gradient = oracle.gradient(s.x_adv, loss).gradient
+                s.x_adv = oracle.project(s.x_adv + step * steepest(gradient, threat.norm))
+            oracle.logits(s.x_adv)
+        return s.x_adv

@@ -1,0 +1,170 @@
+"""Square, random search over square-shaped changes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robust.attacks.base import ATTACKS, Attack
+from robust.attacks.geometry import per_row
+from robust.errors import InputError
+from robust.losses import margin
+from robust.oracle import Access, Oracle
+from robust.rng import Streams
+
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
+
+
+@ATTACKS.register("square")
+@dataclass(frozen=True)
+class Square(Attack):
+    """Score-based random search with squares of shrinking side (Andriushchenko et al. 2020, arXiv 1912.00049).
+
+    Sees no gradient, so masking does not stop it.
+
+    Args:
+        queries: forward passes a restart, >= 2.
+        restarts: independent searches, >= 1.
+        p_init: share of the image that the first squares cover, in (0, 1].
+    """
+
+    name: ClassVar[str] = "square"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    access: ClassVar[Access] = "score"
+    paper: ClassVar[str] = "Andriushchenko et al. 2020"
+
+    queries: int = 5000
+    restarts: int = 1
+    p_init: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.queries < 2 or self.restarts < 1 or not 0 < self.p_init <= 1:
+            raise InputError(
+                "square: expected queries >= 2, restarts >= 1 and p_init in (0, 1], got "
+                f"{self.queries}, {self.restarts} and {self.p_init}"
+            )
+
+    def run(self, oracle: Oracle) -> Tensor:
+        first, change = (_stripes, _flip_square) if oracle.threat.norm == "linf" else (_tiles, _move_mass)
+        s = oracle.state()
+        for restart in oracle.steps(self.restarts):
+            streams = oracle.random(restart)
+            s.x_adv = first(oracle.x, oracle.threat.radius, oracle.threat.bounds, streams)
+            s.best = margin(oracle.logits(s.x_adv), oracle.y)
+            for query in oracle.steps(self.queries - 1):
+                area = self._area(query)
+                draw = oracle.random(restart, query)
+                proposal = change(s.x_adv, oracle.x, oracle.threat.radius, oracle.threat.bounds, area, draw)
+                value = margin(oracle.logits(proposal), oracle.y)
+                better = value > s.best
+                s.best = torch.where(better, value, s.best)
+                s.x_adv = torch.where(per_row(better, s.x_adv), proposal, s.x_adv)
+        return s.x_adv
+
+    def _area(self, query: int) -> float:
+        """Share of the image a square covers, by the paper's schedule stretched to the budget."""
+        position = query * 10_000 // self.queries
+        return self.p_init / 2.0 ** sum(position > at for at in _HALVINGS)
+
+
+def _as_images(x: Tensor) -> Tensor:
+    """(N, C, H, W); flat inputs are one row of pixels."""
+    return x if x.dim() == 4 else x.flatten(1)[:, None, None]
+
+
+def _window(height: int, width: int, size: tuple[int, int], draw: Streams) -> tuple[Tensor, Tensor, Tensor]:
+    """A random window per sample: (N, H) and (N, W) offsets from its corner, and its mask (N, 1, H, W)."""
+    corner = draw.uniform((2,))
+    device = corner.device
+    top = (corner[:, :1] * (height - size[0] + 1)).long()
+    left = (corner[:, 1:] * (width - size[1] + 1)).long()
+    rows = torch.arange(height, device=device) - top
+    columns = torch.arange(width, device=device) - left
+    inside = ((rows >= 0) & (rows < size[0]))[:, :, None] & ((columns >= 0) & (columns < size[1]))[:, None, :]
+    return rows, columns, inside[:, None]
+
+
+def _stripes(x: Tensor, eps: float, bounds: tuple[float, float], streams: Streams) -> Tensor:
+    """linf start: vertical stripes of +-eps."""
+    images = _as_images(x)
+    _, channels, _, width = images.shape
+    signs = streams.child("stripes").integers((channels, 1, width), 0, 2) * 2 - 1
+    return (images + eps * signs).clamp(*bounds).view_as(x)
+
+
+def _flip_square(
+    x_adv: Tensor, x: Tensor, eps: float, bounds: tuple[float, float], area: float, draw: Streams
+) -> Tensor:
+    """linf proposal: one square set to +-eps, a sign per channel."""
+    images, current = _as_images(x), _as_images(x_adv)
+    _, channels, height, width = images.shape
+    side = max(1, round(math.sqrt(area * height * width)))
+    _, _, inside = _window(height, width, (min(side, height), min(side, width)), draw)
+    signs = draw.child("signs").integers((channels, 1, 1), 0, 2) * 2 - 1
+    return torch.where(inside, (images + eps * signs).clamp(*bounds), current).view_as(x)
+
+
+def _bump(height: int, width: int, device: torch.device) -> Tensor:
+    """The paper's two-part pattern: a positive and a negative half, each a pile of nested rectangles."""
+
+    def pile(rows: int, columns: int) -> Tensor:
+        out = torch.zeros(rows, columns, device=device)
+        for layer in range(max(1, (min(rows, columns) + 1) // 2)):
+            out[layer : rows - layer, layer : columns - layer] += 1.0 / (layer + 1) ** 2
+        return out / out.norm().clamp_min(1e-12)
+
+    out = torch.zeros(height, width, device=device)
+    half = max(1, height // 2)
+    out[:half] = pile(half, width)
+    if height > half:
+        out[half:] = -pile(height - half, width)
+    return out / out.norm()
+
+
+def _tiles(x: Tensor, eps: float, bounds: tuple[float, float], streams: Streams) -> Tensor:
+    """l2 start: a grid of bumps with random signs, scaled to the sphere."""
+    images = _as_images(x)
+    _, channels, height, width = images.shape
+    tile = (max(1, height // 5), max(1, width // 5))
+    counts = (height // tile[0], width // tile[1])
+    signs = (streams.child("tiles").integers((channels, *counts), 0, 2) * 2 - 1).to(x.dtype)
+    signs = signs.repeat_interleave(tile[0], 2).repeat_interleave(tile[1], 3)
+    delta = torch.zeros_like(images)
+    delta[:, :, : signs.shape[2], : signs.shape[3]] = signs * _bump(*tile, x.device).repeat(*counts)
+    return _on_sphere(delta.view_as(x), x, eps, bounds)
+
+
+def _on_sphere(delta: Tensor, x: Tensor, eps: float, bounds: tuple[float, float]) -> Tensor:
+    size = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
+    return (x + eps * delta / per_row(size, x)).clamp(*bounds)
+
+
+def _move_mass(
+    x_adv: Tensor, x: Tensor, eps: float, bounds: tuple[float, float], area: float, draw: Streams
+) -> Tensor:
+    """l2 proposal: the norm of one window goes, with what is unspent, into a bump in another."""
+    delta = _as_images(x_adv - x)
+    _, channels, height, width = delta.shape
+    side = max(3, round(math.sqrt(area * height * width))) | 1
+    size = (min(side, height), min(side, width))
+    rows, columns, into = _window(height, width, size, draw.child("into"))
+    _, _, out_of = _window(height, width, size, draw.child("out"))
+    bump = _bump(*size, x.device)
+    bump = bump[rows.clamp(0, size[0] - 1)[:, :, None], columns.clamp(0, size[1] - 1)[:, None, :]][:, None]
+    flipped = bump.new_tensor(1.0) * (draw.child("signs").integers((channels, 1, 1), 0, 2) * 2 - 1)
+    kept = delta * into
+    fresh = (bump * flipped + kept / _channel_norm(kept).clamp_min(1e-12)) * into
+    moved = _channel_norm(delta * (into | out_of)).square()
+    unspent = (eps**2 - delta.flatten(1).square().sum(1)).clamp_min(0) / channels
+    length = (per_row(unspent, delta) + moved).sqrt()
+    rest = delta * ~(into | out_of)
+    proposal = rest + fresh / _channel_norm(fresh).clamp_min(1e-12) * length
+    return _on_sphere(proposal.view_as(x), x, eps, bounds)
+
+
+def _channel_norm(images: Tensor) -> Tensor:
+    return images.square().sum((2, 3), keepdim=True).sqrt()

@@ -1,0 +1,60 @@
+"""Every exception of the package, on one page.
+
+RobustError
+ +- InputError            an argument or file is wrong (command line: exit status 2)
+ |   +- ThreatError       a threat model that cannot be read or makes no sense
+ |   +- DataError         samples or labels
+ |   +- ModelError        the model under test, its weights or its outputs
+ |   +- UnknownNameError  a name that no registry knows
+ |   +- UnsupportedError  a combination that the attack or defense does not offer
+ +- MissingDependencyError  an optional package is not installed
+ +- StoreError            a record or report cannot be written or read
+ +- TrainingError         training diverged or collapsed
+
+A message names the argument, what was expected, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class RobustError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class InputError(RobustError, ValueError):
+    """An argument or an input file is wrong."""
+
+
+class ThreatError(InputError):
+    """A threat model cannot be parsed or makes no sense."""
+
+
+class DataError(InputError):
+    """Samples or labels are malformed."""
+
+
+class ModelError(InputError):
+    """The model, its weights or its outputs are not what an attack needs."""
+
+
+class UnknownNameError(InputError, KeyError):
+    """A name that the registry does not have."""
+
+    def __str__(self) -> str:  # KeyError would show the repr
+        return str(self.args[0])
+
+
+class UnsupportedError(InputError):
+    """A combination that the attack or defense does not offer."""
+
+
+class MissingDependencyError(RobustError, ImportError):
+    """An optional package is missing or cannot be imported."""
+
+
+class StoreError(RobustError, OSError):
+    """A record or report cannot be written or read."""
+
+
+class TrainingError(RobustError, RuntimeError):
+    """Training diverged or collapsed."""

@@ -1,0 +1,212 @@
+"""What an evaluation found: the per-sample verdict table and what is derived from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from robust.errors import StoreError
+from robust.stats import interval
+from robust.threat import Threat
+
+SCHEMA_VERSION = 1
+STATUSES = ("misclassified", "broken", "survived", "error")
+Trust = Literal["trusted", "suspect", "unreliable"]
+
+
+@dataclass
+class Report:
+    """Result of `robust.evaluate`. Everything that is a rate is counted from `verdicts`.
+
+    Attributes:
+        verdicts: a row per sample: sample_id, label, prediction, status (misclassified | broken |
+            survived | error), attack (label of the one that broke it, or empty), distance (of the
+            audited adversarial example; NaN where none), margin (the highest seen: best other logit
+            minus the label's), prediction_adv, forwards, backwards.
+        attacks: a dict per attack: name, label, parameters, attacked, broke, survived, rejected (claims
+            that the audit refused), errors, forwards, backwards, seconds.
+        cascade: each attack saw only what the ones before it left standing; otherwise each saw every
+            correctly classified sample, and `survived` is its robust count alone.
+        trust: "trusted", "suspect" or "unreliable", from `findings` [{check, severity, message}].
+        checks: passes and seconds spent on diagnostics.
+        examples: sample_id and x_adv of every broken sample, where kept.
+    """
+
+    threat: Threat
+    suite: str
+    seed: int
+    verdicts: pd.DataFrame
+    attacks: list[dict[str, Any]]
+    trust: Trust
+    findings: list[dict[str, str]]
+    checks: dict[str, float]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    device: str
+    versions: dict[str, str]
+    seconds: float
+    cascade: bool = True
+    failures: list[str] = field(default_factory=list)
+    examples: dict[str, torch.Tensor] | None = None
+
+    @property
+    def n(self) -> int:
+        """Samples evaluated."""
+        return len(self.verdicts)
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """Samples per status; they add up to n."""
+        counts = self.verdicts["status"].value_counts()
+        return {status: int(counts.get(status, 0)) for status in STATUSES}
+
+    @property
+    def clean_correct(self) -> int:
+        """Samples classified correctly before any attack."""
+        return int((self.verdicts["prediction"] == self.verdicts["label"]).sum())
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of the samples classified correctly."""
+        return self.clean_correct / self.n
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of the samples classified correctly under every attack."""
+        return self.statuses["survived"] / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the robust accuracy."""
+        return interval(self.statuses["survived"], self.n)
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of one sample, all together: clean, attacks, audit, diagnostics."""
+        return int(self.verdicts["forwards"].sum() + self.checks["forwards"])
+
+    @property
+    def backwards(self) -> int:
+        """Backward passes, all together."""
+        return int(self.verdicts["backwards"].sum() + self.checks["backwards"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `--json` writes."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+            "interval": list(self.interval),
+            "n": self.n,
+            "statuses": self.statuses,
+            "forwards": self.forwards,
+            "backwards": self.backwards,
+            "seconds": self.seconds,
+            "attacks": self.attacks,
+            "cascade": self.cascade,
+            "trust": self.trust,
+            "findings": self.findings,
+            "checks": self.checks,
+            "failures": self.failures,
+            "threat": {
+                "norm": self.threat.norm,
+                "eps": self.threat.eps,
+                "radius": self.threat.radius,
+                "bounds": list(self.threat.bounds),
+            },
+            "suite": self.suite,
+            "seed": self.seed,
+            "model": self.model,
+            "data": self.data,
+            "device": self.device,
+            "versions": self.versions,
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write report.json, verdicts.parquet and, where kept, examples.safetensors; each atomically.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / "verdicts.parquet", lambda path: self.verdicts.to_parquet(path, index=False))
+            if self.examples is not None:
+                examples = self.examples
+                _write(folder / "examples.safetensors", lambda path: save_file(examples, path))
+            text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+            _write(folder / "report.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
+        except OSError as error:
+            raise StoreError(f"report: cannot write to {folder}: {error}") from error
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a report that `save` wrote.
+
+        Raises:
+            StoreError: missing, damaged, or of a newer schema.
+        """
+        folder = Path(folder)
+        try:
+            raw = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            verdicts = pd.read_parquet(folder / "verdicts.parquet")
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"report: cannot read {folder}: {error}; expected a folder that Report.save wrote"
+            ) from error
+        if raw.get("schema_version") != SCHEMA_VERSION:
+            raise StoreError(
+                f"report: {folder} has schema version {raw.get('schema_version')!r}, this program reads "
+                f"{SCHEMA_VERSION}; upgrade robust-harness"
+            )
+        threat = raw["threat"]
+        examples = folder / "examples.safetensors"
+        kept = (
+            "suite",
+            "seed",
+            "attacks",
+            "trust",
+            "findings",
+            "checks",
+            "model",
+            "data",
+            "device",
+            "versions",
+        )
+        return cls(
+            threat=Threat(threat["norm"], threat["eps"], (threat["bounds"][0], threat["bounds"][1])),
+            verdicts=verdicts,
+            examples=load_file(examples) if examples.exists() else None,
+            **{key: raw[key] for key in (*kept, "seconds", "cascade", "failures")},
+        )
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        lines = [
+            f"robust accuracy {self.robust_accuracy:.1%} [{low:.1%}, {high:.1%}] under {self.threat} "
+            f"(suite {self.suite}, {self.n} samples, seed {self.seed}); clean {self.clean_accuracy:.1%}",
+            f"trust: {self.trust}" + "".join(f"\n  {f['check']}: {f['message']}" for f in self.findings),
+        ]
+        return "\n".join(lines)
+
+
+def _write(path: Path, write: Any) -> None:
+    """Write through a temporary name in the same folder, so that a reader never sees half a file."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(name)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,80 @@
+"""Random numbers that depend on what they are for, never on when they are drawn.
+
+A draw is a hash of (seed, purpose, sample id, position), computed on the sample's device: the same
+number whatever the batch, the order, the shard or the number of devices, and the global generators
+stay untouched. The mixer is splitmix64 (Steele, Lea & Flood 2014), the idea of counter-based streams
+Salmon et al. 2011 ("Parallel random numbers: as easy as 1, 2, 3").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's >> keeps the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift_right(z, 30)) * _MIX1
+    z = (z ^ _shift_right(z, 27)) * _MIX2
+    return z ^ _shift_right(z, 31)
+
+
+def _key(seed: int, purpose: Sequence[str | int]) -> int:
+    text = "\x1f".join([str(seed), *map(str, purpose)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+class Streams:
+    """One private stream per sample.
+
+    Args:
+        seed: the run's seed.
+        ids: sample ids, (N,) int64; a sample keeps its stream wherever it stands in the batch.
+        purpose: what the numbers are for, such as ("pgd", "start", 0). Another purpose, other numbers;
+            the same purpose again, the same numbers again.
+    """
+
+    def __init__(self, seed: int, ids: Tensor, purpose: Sequence[str | int] = ()) -> None:
+        self._seed, self._ids, self._purpose = seed, ids, tuple(purpose)
+
+    def child(self, *purpose: str | int) -> Streams:
+        """Streams for a narrower purpose."""
+        return Streams(self._seed, self._ids, (*self._purpose, *purpose))
+
+    def _bits(self, shape: Sequence[int]) -> Tensor:
+        rows = _mix(self._ids.to(torch.int64) * _GOLDEN + _key(self._seed, self._purpose))
+        counter = torch.arange(1, math.prod(shape) + 1, device=rows.device, dtype=torch.int64) * _GOLDEN
+        return _mix(rows[:, None] + counter[None, :]).view(len(rows), *shape)
+
+    def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Float32 in [low, high): -> (N, *shape)."""
+        unit = _shift_right(self._bits(shape), 40).to(torch.float32) * 2.0**-24
+        return unit * (high - low) + low
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal, float32 (Box & Muller 1958): -> (N, *shape)."""
+        bits = self._bits(shape)
+        radius = (-2 * torch.log((_shift_right(bits, 40).to(torch.float32) + 1) * 2.0**-24)).sqrt_()
+        angle = ((bits & 0xFFFFFF).to(torch.float32)) * (2 * math.pi * 2.0**-24)
+        return radius * angle.cos_()
+
+    def integers(self, shape: Sequence[int], low: int, high: int) -> Tensor:
+        """int64 in [low, high): -> (N, *shape)."""
+        span = high - low
+        return low + ((_shift_right(self._bits(shape), 32) * span) >> 32)
+
+    def permutation(self, size: int) -> Tensor:
+        """A permutation of range(size) per sample: -> (N, size) int64."""
+        return self._bits((size,)).argsort(1)

@@ -1,0 +1,36 @@
+"""Models and data by name: files, built-ins and other libraries' model collections."""
+
+from robust.sources.architectures import (
+    MODELS,
+    Architecture,
+    PreActResNet18,
+    ResNet18,
+    SmallCNN,
+    TinyMLP,
+    WideResNet,
+)
+from robust.sources.builtin_data import DATASETS
+from robust.sources.data import as_samples, load_data
+from robust.sources.models import load, load_model
+from robust.sources.samples import Samples, check_samples
+from robust.sources.weights import load_weights, model_sha256, save_weights
+
+__all__ = [
+    "DATASETS",
+    "MODELS",
+    "Architecture",
+    "PreActResNet18",
+    "ResNet18",
+    "Samples",
+    "SmallCNN",
+    "TinyMLP",
+    "WideResNet",
+    "as_samples",
+    "check_samples",
+    "load",
+    "load_data",
+    "load_model",
+    "load_weights",
+    "model_sha256",
+    "save_weights",
+]

@@ -1,0 +1,171 @@
+"""Labelled samples in memory, and the checks that every source must pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from robust.errors import DataError
+from robust.rng import Streams
+from robust.sources.digest import add_tensor
+from robust.threat import TOLERANCE
+
+Bounds = tuple[float, float]
+Index = Tensor | slice | Sequence[int]
+UNIT: Bounds = (0.0, 1.0)
+_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+_UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Labelled samples. `as_samples` makes and checks them; the tensors are not to be modified.
+
+    Args:
+        x: (N, ...) uint8 or float32, as stored; a uint8 value v stands for v / 255.
+        y: (N,) int64 labels.
+        ids: (N,) int64 stable sample ids: the position in the full source unless the source has others.
+        spec: where they came from: a data SPEC, or "memory".
+        class_names: name of label 0, 1, ... where the source names them.
+    """
+
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    spec: str = "memory"
+    class_names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def rows(self, index: Index) -> Tensor:
+        """Inputs at these positions as a fresh float32 tensor, uint8 scaled by 1/255: -> (n, ...)."""
+        part = self.x[index]
+        if part.dtype == torch.uint8:
+            return part.to(torch.float32).div_(255)
+        return part.to(torch.float32, copy=True)
+
+    def take(self, index: Index) -> Samples:
+        """The samples at these positions (a slice, positions or an (N,) bool mask), ids kept."""
+        return replace(self, x=self.x[index], y=self.y[index], ids=self.ids[index])
+
+    def limit(self, n: int | None, seed: int = 0) -> Samples:
+        """A fair sample of n: the first n of a seeded random order of the ids, put back in id order.
+
+        A larger n keeps what a smaller one chose. None is all, as they stand.
+
+        Raises:
+            DataError: n < 1 or n > len(self).
+        """
+        if n is None:
+            return self
+        if not 1 <= n <= len(self):
+            raise DataError(f"limit: expected 1 to {len(self)} (the number of samples), got {n}")
+        order = Streams(seed, self.ids, ("limit",)).integers((1,), 0, 1 << 31).squeeze(1)
+        chosen = order.argsort(stable=True)[:n]
+        return self.take(chosen[self.ids[chosen].argsort(stable=True)])
+
+    @property
+    def sha256(self) -> str:
+        """Hash over dtype, shape and bytes of x, y and ids."""
+        digest = hashlib.sha256()
+        for name, tensor in (("x", self.x), ("y", self.y), ("ids", self.ids)):
+            add_tensor(digest, name, tensor)
+        return digest.hexdigest()
+
+
+def check_samples(samples: Samples, bounds: Bounds = UNIT, num_classes: int | None = None) -> Samples:
+    """The same samples, x as uint8 or float32 and y as int64, after every check; inputs stay as they are.
+
+    Args:
+        samples: what to check.
+        bounds: lowest and highest valid value of a float x.
+        num_classes: labels must lie below it; by default the number of class names, if there are any.
+
+    Raises:
+        DataError: lengths that differ, no samples, labels that are not integers in [0, num_classes),
+            x of another type, not finite, or outside the bounds.
+    """
+    if samples.x.ndim < 2:
+        raise DataError(f"x: expected shape (N, ...) with at least two axes, got {tuple(samples.x.shape)}")
+    if len(samples.x) != (samples.y.shape[0] if samples.y.ndim else 0):
+        raise DataError(
+            f"x and y: expected as many inputs as labels, got x {tuple(samples.x.shape)} "
+            f"and y {tuple(samples.y.shape)}"
+        )
+    if samples.ids.shape != (len(samples.x),) or samples.ids.dtype != torch.int64:
+        raise DataError(
+            f"ids: expected int64 of shape ({len(samples.x)},), got {samples.ids.dtype} "
+            f"{tuple(samples.ids.shape)}"
+        )
+    if samples.x.numel() == 0:
+        raise DataError(f"x: expected at least one sample, got shape {tuple(samples.x.shape)}")
+    if num_classes is None and samples.class_names:
+        num_classes = len(samples.class_names)
+    return replace(samples, x=_inputs(samples.x, bounds), y=_labels(samples.y, num_classes))
+
+
+def _labels(y: Tensor, num_classes: int | None) -> Tensor:
+    if y.dtype not in _SIGNED + _UNSIGNED:
+        raise DataError(f"y: expected integer labels, got {y.dtype}; convert them with y.long()")
+    if y.ndim != 1:
+        raise DataError(
+            f"y: expected one label per sample, shape (N,), got {tuple(y.shape)}; "
+            "for one-hot labels pass y.argmax(1), for a column y.squeeze(1)"
+        )
+    y = y.to(torch.int64)
+    top = torch.iinfo(torch.int64).max if num_classes is None else num_classes - 1
+    wrong = (y < 0) | (y > top)
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        wanted = ">= 0" if num_classes is None else f"in 0..{top} ({num_classes} classes)"
+        raise DataError(
+            f"y: expected labels {wanted}, got {int(y[first])} at sample {first} "
+            f"({int(wrong.sum())} such labels); number the classes from 0"
+        )
+    return y
+
+
+def _inputs(x: Tensor, bounds: Bounds) -> Tensor:
+    if x.dtype == torch.uint8:
+        if tuple(bounds) != UNIT:
+            raise DataError(
+                f"x: uint8 stands for value / 255 and needs bounds (0.0, 1.0), got bounds {bounds}; "
+                "pass floats, or leave bounds out"
+            )
+        return x
+    if not x.is_floating_point():
+        raise DataError(
+            f"x: expected uint8 (0..255) or floats, got {x.dtype}; convert with x.to(torch.uint8)"
+        )
+    x = x.to(torch.float32)
+    low, high = (float(v) for v in x.aminmax())
+    if not (torch.isfinite(torch.tensor([low, high])).all()):  # aminmax hands NaN on
+        raise DataError(_not_finite(x))
+    if low < bounds[0] - TOLERANCE or high > bounds[1] + TOLERANCE:
+        raise DataError(
+            f"x: expected values in {tuple(bounds)}, found {low:g} to {high:g}; {_range_advice(low, high)}"
+        )
+    return x
+
+
+def _not_finite(x: Tensor) -> str:
+    bad = ~torch.isfinite(x.flatten(1))
+    first = int(bad.any(1).nonzero()[0])
+    return (
+        f"x: expected finite values, found {int(bad.sum())} NaN or infinite in {int(bad.any(1).sum())} "
+        f"samples, first in sample {first}; repair or drop them"
+    )
+
+
+def _range_advice(low: float, high: float) -> str:
+    if low >= 0 and 2 < high <= 255:
+        return "this looks like 0..255: convert x to uint8, or divide it by 255"
+    return (
+        "pass the range as bounds=(low, high), or undo a normalisation and give the "
+        "(mean, std) as normalize= instead"
+    )

@@ -1,0 +1,170 @@
+"""Reading, writing and hashing the weights of a model; no pickle is ever executed."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from robust.errors import InputError, ModelError, StoreError
+from robust.sources.digest import add_tensor
+
+_WRAPPERS = ("state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
+_SHOWN = 5
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a state dict into `model`: safetensors, or a file that loads with weights_only.
+
+    {"state_dict": ...} and {"model": ...} are unwrapped one level, and a prefix "module." common to all
+    names goes. The model is left alone unless every name and shape fits.
+
+    Raises:
+        ModelError: no such file, a pickle that would run code, a damaged file, something other than a
+            state dict, or names or shapes that do not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"weights {path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
+    own = _tensors(model)
+    state = _unprefixed(_unwrapped(read(path), path), own)
+    _check_fit(own, state, path)
+    model.load_state_dict(dict(state), strict=False)  # _check_fit was stricter, but for tied names
+
+
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    """Write the state dict as safetensors, at once or not at all; missing folders are made.
+
+    Tied tensors are written under each of their names, so that any reader finds all names.
+
+    Raises:
+        InputError: a name that does not end in .safetensors.
+        StoreError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"weights {path}: expected a file name ending in .safetensors")
+    # safetensors refuses tensors that share memory.
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _tensors(model).items()}
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not save_file: it makes files that only their owner can read.
+        part.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
+        part.replace(path)
+    except OSError as e:
+        raise StoreError(f"weights {path}: cannot be written ({e})") from e
+    finally:
+        if path.parent.is_dir():
+            part.unlink(missing_ok=True)
+
+
+def model_sha256(model: nn.Module) -> str:
+    """Hash of the state dict: sorted names, dtypes, shapes and bytes; the same on every device.
+
+    It tells weights and buffers apart, not the code around them.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_tensors(model).items()):
+        add_tensor(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without extra state that is no tensor."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        return safetensors.torch.load_file(path, device="cpu")
+    except (SafetensorError, OSError) as e:
+        raise ModelError(f"weights {path}: truncated, damaged or no safetensors file ({e})") from e
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on pickle protocols, before it refuses
+            return torch.load(path, weights_only=True, map_location="cpu")
+    except pickle.UnpicklingError as e:
+        raise ModelError(
+            f"weights {path}: expected a state dict; this is a pickle that would run code when loaded, "
+            "or no weights file at all, and it was not run; where you trust it, load it in its own project "
+            "and re-save the state dict as safetensors: safetensors.torch.save_file(model.state_dict(), FILE)"
+        ) from e
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as e:
+        reason = str(e).split(". ")[0].splitlines()[0] if str(e) else type(e).__name__
+        raise ModelError(
+            f"weights {path}: truncated, damaged or no state dict ({reason}); save it again as safetensors"
+        ) from e
+
+
+def _unwrapped(loaded: object, path: Path) -> Mapping[str, Tensor]:
+    for key in _WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise ModelError(f"weights {path}: expected a state dict (names to tensors), got {_kind(loaded)}")
+    odd = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise ModelError(
+            f"weights {path}: expected a state dict (names to tensors); not tensors: {_few(odd)}; "
+            'save the state dict alone, or under the key "state_dict"'
+        )
+    return loaded
+
+
+def _kind(loaded: object) -> str:
+    return "an empty one" if isinstance(loaded, Mapping) else type(loaded).__name__
+
+
+def _unprefixed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in state) and not any(n.startswith(prefix) for n in own):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
+    loaded = {_place(own[name]) for name in state if name in own}
+    missing = [
+        name
+        for name, tensor in own.items()
+        # A tied tensor may be stored under one of its names; files of before torch 0.4.1 lack the counter.
+        if name not in state and _place(tensor) not in loaded and not name.endswith("num_batches_tracked")
+    ]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name} {tuple(state[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    faults = [f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds.items() if names]
+    if faults:
+        raise ModelError(
+            f"weights {path}: do not fit the model; {'; '.join(faults)}; "
+            "give the architecture that the weights were saved from"
+        )
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Tensors of equal place share memory; an empty one shares it with nobody."""
+    return (tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride())
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

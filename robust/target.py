@@ -1,0 +1,184 @@
+"""The model under test: frozen while in use, handed back as it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from robust.errors import InputError, ModelError
+
+Normalization = tuple[float | Sequence[float], float | Sequence[float]]
+_CANDIDATE_BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048)
+_TINY = 1e-38  # smallest normal float32, under which log-probabilities are cut off
+
+
+class Target:
+    """A classifier with everything that stands between valid inputs and its logits.
+
+    Use it as a context manager: inside, the model is in eval mode with frozen parameters on the
+    target's device; afterwards every submodule's mode, every requires_grad and the device are back.
+
+    Args:
+        model: module giving logits (N, C) for inputs (N, ...) in `bounds`.
+        normalize: (mean, std), numbers or a value per channel, applied to the input first.
+        bounds: lowest and highest valid input value.
+        device: "auto" (CUDA where there is one), or any torch device.
+        probabilities: the model returns probabilities; the target gives their logarithm. Set by
+            `evaluate` when it finds that out by itself.
+
+    Raises:
+        InputError: unusable device or normalisation.
+        ModelError: not an nn.Module.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        normalize: Normalization | None = None,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        device: str | torch.device = "auto",
+        probabilities: bool = False,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ModelError(
+                f"model: expected a torch.nn.Module, got {type(model).__name__}; wrap it in a module "
+                "whose forward returns logits"
+            )
+        self.model = model
+        self.bounds = bounds
+        self.device = _resolve_device(device)
+        self.normalize = normalize
+        self.probabilities = probabilities
+        self._mean, self._std = _moments(normalize, self.device)
+        self._restore: list[Callable[[], object]] = []
+        self._depth = 0
+
+    def __enter__(self) -> Self:
+        self._depth += 1
+        if self._depth > 1:
+            return self
+        first = next(self.model.parameters(), next(self.model.buffers(), None))
+        if first is not None and first.device != self.device:
+            self._restore.append(lambda home=first.device: self.model.to(home))  # type: ignore[misc]
+            self.model.to(self.device)
+        for module in self.model.modules():
+            if module.training:
+                self._restore.append(lambda m=module: setattr(m, "training", True))  # type: ignore[misc]
+                module.training = False
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                self._restore.append(lambda p=parameter: p.requires_grad_(True))  # type: ignore[misc]
+                parameter.requires_grad_(False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            while self._restore:
+                self._restore.pop()()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of inputs in bounds: (N, ...) -> (N, C), float32.
+
+        Raises:
+            ModelError: the model fails on the input or returns anything but a float tensor (N, C >= 2).
+        """
+        if self._mean is not None and self._std is not None:
+            shape = (-1, *([1] * (x.dim() - 2))) if self._mean.numel() > 1 else ()
+            x = (x - self._mean.view(shape)) / self._std.view(shape)
+        out = self.model(x)
+        if not (isinstance(out, Tensor) and out.dim() == 2 and out.is_floating_point()):
+            raise ModelError(_describe_output(out))
+        if out.shape[0] != x.shape[0] or out.shape[1] < 2:
+            raise ModelError(
+                f"model output: expected logits (N, C) with N = {x.shape[0]} and C >= 2, got {tuple(out.shape)}"
+            )
+        out = out.float()
+        return out.clamp_min(_TINY).log() if self.probabilities else out
+
+    def pick_micro_batch(self, rows: Callable[[int], Tensor], limit: int) -> int:
+        """The batch size with the least measured time a sample, forward and input gradient.
+
+        Args:
+            rows: gives that many samples on the device.
+            limit: never more than this.
+
+        Sizes grow while they pay (by 5 % at least) and memory lasts.
+        """
+        best, best_cost = 1, float("inf")
+        for size in (s for s in _CANDIDATE_BATCHES if s <= max(limit, _CANDIDATE_BATCHES[0])):
+            try:
+                cost = self._cost(rows(min(size, limit))) / min(size, limit)
+            except torch.OutOfMemoryError:
+                break
+            if cost > 0.95 * best_cost:
+                break
+            best, best_cost = min(size, limit), cost
+        return best
+
+    def _cost(self, x: Tensor) -> float:
+        """Seconds for a forward and input-gradient pass, the better of two."""
+        seconds = []
+        for _ in range(2):
+            self._synchronize()
+            start = time.perf_counter()
+            x = x.detach().requires_grad_()
+            logits = self.logits(x)
+            if logits.requires_grad:
+                torch.autograd.grad(logits.sum(), x, allow_unused=True)
+            self._synchronize()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _resolve_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device: expected 'auto', 'cpu' or 'cuda[:N]', got {device!r}") from error
+    if resolved.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(
+                f"device: {device!r} asked for, but this torch sees no CUDA device; use 'cpu' or 'auto'"
+            )
+        if str(resolved) == "cuda":
+            resolved = torch.device("cuda", torch.cuda.current_device())
+    return resolved
+
+
+def _moments(normalize: Normalization | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    if normalize is None:
+        return None, None
+    try:
+        mean, std = (torch.as_tensor(part, dtype=torch.float32, device=device) for part in normalize)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"normalize: expected (mean, std), numbers or one per channel, got {normalize!r}"
+        ) from error
+    if mean.numel() != std.numel() or not bool((std > 0).all()) or not bool(mean.isfinite().all()):
+        raise InputError(f"normalize: expected mean and std of equal length with std > 0, got {normalize!r}")
+    return mean, std
+
+
+def _describe_output(out: object) -> str:
+    got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+    advice = "return only the logits from forward, or wrap the model in a module that does"
+    return f"model output: expected one float tensor of logits (N, C), got {got}; {advice}"

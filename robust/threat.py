@@ -1,0 +1,189 @@
+"""Threat models: a norm, a radius and the box that valid inputs live in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from robust.errors import ThreatError
+
+NORMS: Final = ("linf", "l2", "l1", "l0")
+TOLERANCE: Final = 1e-6  # float32 rounding of x + (x_adv - x); some 4e-8 was seen
+
+
+@dataclass(frozen=True)
+class Threat:
+    """All x_adv with ||x_adv - x||_norm <= eps inside the box `bounds`.
+
+    Args:
+        norm: "linf", "l2", "l1" or "l0" (l0 counts changed values, not pixels).
+        eps: radius in input units, as written ("8/255", "0.5"): ranks are never mixed over different
+            spellings of nearly equal radii, so the spelling is kept.
+        bounds: lowest and highest valid input value.
+
+    Raises:
+        ThreatError: unknown norm, eps that is not a positive finite number, empty bounds.
+    """
+
+    norm: str
+    eps: str
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ThreatError(f"threat norm: expected one of {', '.join(NORMS)}, got {self.norm!r}")
+        low, high = self.bounds
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ThreatError(f"bounds: expected (low, high) with low < high, got {self.bounds}")
+        _ = self.radius
+
+    @staticmethod
+    def parse(spec: str | Threat, bounds: tuple[float, float] | None = None) -> Threat:
+        """Read "norm:eps", as in "linf:8/255"; a Threat passes through (with new bounds if given)."""
+        if isinstance(spec, Threat):
+            return spec if bounds is None else replace(spec, bounds=bounds)
+        norm, colon, eps = str(spec).partition(":")
+        if not colon:
+            raise ThreatError(f"threat: expected 'norm:eps' such as 'linf:8/255', got {spec!r}")
+        return Threat(norm.strip().lower(), eps.strip(), bounds or (0.0, 1.0))
+
+    @property
+    def radius(self) -> float:
+        """eps as a number."""
+        try:
+            value = float(Fraction(str(self.eps).replace(" ", "")))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            value = math.nan
+        if not (math.isfinite(value) and value > 0):
+            raise ThreatError(
+                f"threat eps: expected a positive number or fraction such as 0.5 or 8/255, got {self.eps!r}"
+            )
+        return value
+
+    def __str__(self) -> str:
+        return f"{self.norm}:{self.eps}"
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """||x_adv - x||_norm per sample: (N, ...), (N, ...) -> (N,)."""
+        return norm_of((x_adv - x).flatten(1), self.norm)
+
+    def contains(self, x_adv: Tensor, x: Tensor, *, tolerance: float = TOLERANCE) -> Tensor:
+        """Whether x_adv is finite, in the box and in the ball, up to `tolerance`: -> (N,) bool.
+
+        The tolerance is absolute per value; for l2 and l1, which add values up, relative to eps too.
+        """
+        slack = tolerance * max(1.0, self.radius)
+        low, high = self.bounds
+        flat = x_adv.flatten(1)
+        inside = ((flat >= low - tolerance) & (flat <= high + tolerance)).all(1)  # False for NaN
+        return inside & (self.distance(x_adv, x) <= self.radius + slack)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The nearest point (Euclidean) to x_adv in ball and box together: (N, ...) -> (N, ...).
+
+        x itself must lie in the box. For l1 see Croce & Hein 2021 (arXiv 2103.01208).
+        """
+        low, high = self.bounds
+        if self.norm == "linf":
+            return torch.minimum(torch.maximum(x_adv, x - self.radius), x + self.radius).clamp_(low, high)
+        delta, base = (x_adv - x).flatten(1), x.flatten(1)
+        room = torch.where(delta > 0, high - base, base - low)
+        project = {"l2": _shrink_l2, "l1": _shrink_l1, "l0": _shrink_l0}[self.norm]
+        size = project(delta.abs(), room, self.radius)
+        return (x + (delta.sign() * size).view_as(x)).clamp_(low, high)
+
+
+def norm_of(flat: Tensor, norm: str) -> Tensor:
+    """Norm of each row: (N, D) -> (N,)."""
+    if norm == "linf":
+        return flat.abs().amax(1)
+    if norm == "l2":
+        return flat.norm(dim=1)
+    if norm == "l1":
+        return flat.abs().sum(1)
+    return (flat != 0).sum(1).to(flat.dtype)
+
+
+def _shrink_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
+    """argmin ||s - size|| over 0 <= s <= room, ||s||_2 <= eps.
+
+    The optimum is s = min(t * size, room) with one factor t <= 1 a row: start from the factor that
+    fits the ball without the box, then let the free values take up what the capped ones leave.
+    Capped sets only grow, so the loop ends; few rounds suffice.
+    """
+    factor = eps / size.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    for _ in range(20):
+        capped = factor * size >= room
+        left = eps**2 - torch.where(capped, room, 0.0).square().sum(1, keepdim=True)
+        free = torch.where(capped, 0.0, size).norm(dim=1, keepdim=True)
+        update = torch.where(free > 0, left.clamp_min(0).sqrt() / free.clamp_min(1e-30), factor)
+        update = torch.maximum(factor, update).clamp_max(1e30)
+        if torch.equal(update, factor):
+            break
+        factor = update
+    return torch.minimum(factor.clamp_max(1.0) * size, room)
+
+
+def _shrink_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
+    """argmin ||s - size|| over 0 <= s <= room, ||s||_1 <= eps.
+
+    The optimum is s = clamp(size - t, 0, room); the sum is piecewise linear and falling in t, with
+    breakpoints at size and at size - room. Sorting them finds the piece, and the piece gives t.
+    In float64: the running sums over thousands of values would else leave the ball by more than 1e-6.
+    """
+    kind, size, room = size.dtype, size.double(), room.double()
+    points = torch.cat([size, size - room], 1).clamp_min(0)
+    points, order = points.sort(1)
+    slope = torch.cat([size.new_ones(size.shape), -size.new_ones(size.shape)], 1).gather(1, order)
+    total = torch.minimum(size, room).sum(1, keepdim=True)
+    # Above breakpoint k the sum falls by `active` per unit: values with size - room <= t < size.
+    at_zero = ((size - room) <= 0).sum(1, keepdim=True).to(size.dtype)
+    is_start = slope < 0  # a value begins to fall at size - room
+    started = (is_start & (points > 0)).to(size.dtype).cumsum(1)
+    ended = (~is_start).to(size.dtype).cumsum(1)
+    active = at_zero + started - ended
+    gaps = torch.diff(points, dim=1)
+    fall = torch.cat([points[:, :1] * at_zero, active[:, :-1] * gaps], 1).cumsum(1)
+    value = total - fall  # the sum at t = points[k]
+    k = (value > eps).sum(1, keepdim=True).clamp_max(points.shape[1] - 1)  # first point at or under eps
+    before = (k - 1).clamp_min(0)
+    first = k == 0
+    t0 = torch.where(first, 0.0, points.gather(1, before))
+    v0 = torch.where(first, total, value.gather(1, before))
+    a0 = torch.where(first, at_zero, active.gather(1, before)).clamp_min(1)
+    t = t0 + (v0 - eps).clamp_min(0) / a0
+    return torch.minimum((size - t).clamp_min(0), room).to(kind)
+
+
+def _shrink_l0(size: Tensor, room: Tensor, eps: float) -> Tensor:
+    """Keep the floor(eps) values whose keeping saves most of the squared distance."""
+    k = min(int(eps), size.shape[1])
+    capped = torch.minimum(size, room)
+    gain = size.square() - (size - capped).square()
+    keep = torch.zeros_like(size).scatter_(1, gain.topk(k, dim=1).indices, 1.0)
+    return capped * keep
+
+
+def Linf(eps: str | float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  # noqa: N802
+    """Threat with the maximum norm, eps in input units: Linf("8/255")."""
+    return Threat("linf", str(eps), bounds)
+
+
+def L2(eps: str | float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  # noqa: N802
+    """Threat with the Euclidean norm: L2(0.5)."""
+    return Threat("l2", str(eps), bounds)
+
+
+def L1(eps: str | float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  # noqa: N802
+    """Threat with the sum norm: L1(12)."""
+    return Threat("l1", str(eps), bounds)
+
+
+def L0(eps: str | float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  # noqa: N802
+    """Threat with at most eps changed values: L0(24)."""
+    return Threat("l0", str(eps), bounds)

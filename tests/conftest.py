@@ -1,0 +1,79 @@
+"""Small real models and data, shared by the tests."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+if os.environ.get("CI"):
+    torch.set_num_threads(2)
+
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+DEVICES = ["cpu", GPU]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@functools.cache
+def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from robust.sources import load_data
+
+    train, test = load_data("builtin:digits:train"), load_data("builtin:digits:test")
+    return train.rows(slice(None)), train.y, test.rows(slice(None)), test.y
+
+
+@functools.cache
+def _trained_state() -> dict[str, Tensor]:
+    x, y, _, _ = _digits()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = _small_net()
+        optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+        for _ in range(60):
+            for rows in torch.randperm(len(x)).split(128):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+                optimizer.step()
+    return model.state_dict()
+
+
+def _small_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def digits() -> tuple[Tensor, Tensor]:
+    """The first 64 test digits: x (64, 1, 8, 8) in [0, 1], y (64,)."""
+    _, _, x, y = _digits()
+    return x[:64].clone(), y[:64].clone()
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    """A small convolutional net trained on digits (97 % right), in eval mode."""
+    model = _small_net()
+    model.load_state_dict(_trained_state())
+    return model.eval()
+
+
+class Linear(nn.Module):
+    """Logits W x + b of flattened inputs: every minimal perturbation is known in closed form."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T + self.bias

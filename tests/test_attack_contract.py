@@ -1,0 +1,180 @@
+"""What every registered attack must do, whoever wrote it. A new attack is under test by being registered."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import DEVICES
+from torch import Tensor, nn
+
+from robust.attacks import ATTACKS, Attack
+from robust.oracle import Ledger, Oracle
+from robust.target import Target
+from robust.threat import Threat
+
+RADII = {"linf": "0.15", "l2": "0.9", "l1": "4", "l0": "6"}
+CHEAP: dict[str, dict[str, int]] = {  # fewer passes than the defaults; attacks not named run as they are
+    "apgd": {"steps": 20},
+    "cw": {"steps": 40, "binary_search_steps": 4},
+    "fab": {"steps": 8, "targets": 3},
+    "square": {"queries": 300},
+}
+CASES = [(name, norm) for name in ATTACKS for norm in ATTACKS[name].norms]
+
+
+class Counted(nn.Module):
+    """A model that counts the rows it is given, by itself and per gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.rows = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows += len(x)
+        out: Tensor = self.model(x)
+        return out
+
+
+def attack_digits(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    norm: str,
+    *,
+    device: str = "cpu",
+    ids: Tensor | None = None,
+    micro_batch: int = 256,
+    budget: int | None = None,
+    seed: int = 0,
+) -> Ledger:
+    ids = torch.arange(len(x)) if ids is None else ids
+    with Target(model, device=device) as target:
+        oracle = Oracle(
+            target, x.to(device), y.to(device), ids.to(device), Threat(norm, RADII[norm]),
+            seed=seed, purpose=attack.label, access=attack.access, micro_batch=micro_batch, budget=budget,
+        )  # fmt: skip
+        attack(oracle)
+    return oracle.ledger
+
+
+@pytest.fixture
+def correct(net: nn.Module, digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """24 digits that the net classifies correctly."""
+    x, y = digits
+    right = net(x).argmax(1) == y
+    return x[right][:24], y[right][:24]
+
+
+def ties(a: Ledger, b: Ledger) -> int:
+    """Rows whose status differs between two runs of the same attack; more than one in 24 is no tie."""
+    return int((a.broken.cpu() != b.broken.cpu()).sum())
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+def case(request: pytest.FixtureRequest) -> tuple[Attack, str]:
+    name, norm = request.param
+    return ATTACKS[name](**CHEAP.get(name, {})), norm
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_breaks_something_and_every_break_is_real(
+    case: tuple[Attack, str], net: nn.Module, correct: tuple[Tensor, Tensor], device: str
+) -> None:
+    (attack, norm), (x, y) = case, correct
+    ledger = attack_digits(attack, net, x, y, norm, device=device)
+    found, x_adv = ledger.broken.cpu(), ledger.x_adv.cpu()
+    assert found.sum() >= 3, "an attack that finds nothing on an undefended net does not work"
+    threat = Threat(norm, RADII[norm])
+    assert threat.contains(x_adv[found], x[found]).all()
+    assert (net.cpu()(x_adv[found]).argmax(1) != y[found]).all()
+    assert torch.equal(ledger.distance.cpu()[found], threat.distance(x_adv, x)[found])
+
+
+def test_counts_are_those_of_the_model_and_the_same_alone(
+    case: tuple[Attack, str], net: nn.Module, correct: tuple[Tensor, Tensor]
+) -> None:
+    (attack, norm), (x, y) = case, correct
+    x, y = x[:6], y[:6]
+    model = Counted(net).eval()
+    together = attack_digits(attack, model, x, y, norm)
+    assert int(together.forwards.sum()) == model.rows
+    for i in range(len(x)):
+        alone = attack_digits(attack, net, x[i : i + 1], y[i : i + 1], norm, ids=torch.tensor([i]))
+        assert alone.forwards.item() == together.forwards[i].item()
+        assert alone.backwards.item() == together.backwards[i].item()
+        assert alone.broken.item() == together.broken[i].item()
+
+
+@pytest.mark.parametrize("budget", [1, 9])
+def test_the_budget_holds_for_every_sample(
+    case: tuple[Attack, str], net: nn.Module, correct: tuple[Tensor, Tensor], budget: int
+) -> None:
+    (attack, norm), (x, y) = case, correct
+    ledger = attack_digits(attack, net, x, y, norm, budget=budget)
+    assert (ledger.forwards + ledger.backwards).max() <= budget
+
+
+def test_same_seed_same_result_whatever_the_batch_and_order(
+    case: tuple[Attack, str], net: nn.Module, correct: tuple[Tensor, Tensor]
+) -> None:
+    (attack, norm), (x, y) = case, correct
+    first = attack_digits(attack, net, x, y, norm)
+    again = attack_digits(attack, net, x, y, norm)
+    assert torch.equal(first.x_adv, again.x_adv)
+    assert torch.equal(first.forwards, again.forwards)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    other = attack_digits(attack, net, x[order], y[order], norm, ids=order, micro_batch=5)
+    back = order.argsort()
+    assert torch.equal(other.broken[back], first.broken)
+
+
+def test_model_and_global_randomness_are_untouched(
+    case: tuple[Attack, str], net: nn.Module, correct: tuple[Tensor, Tensor]
+) -> None:
+    (attack, norm), (x, y) = case, correct
+    net.train()
+    net[1].eval()  # type: ignore[index]
+    net[0].weight.requires_grad_(False)  # type: ignore[index,union-attr]
+    modes = [m.training for m in net.modules()]
+    grads = [p.requires_grad for p in net.parameters()]
+    state = {k: v.clone() for k, v in net.state_dict().items()}
+    images, noise = x.clone(), torch.get_rng_state()
+    attack_digits(attack, net, x, y, norm)
+    assert [m.training for m in net.modules()] == modes
+    assert [p.requires_grad for p in net.parameters()] == grads
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+    assert torch.equal(images, x)
+    assert torch.equal(noise, torch.get_rng_state())
+
+
+def test_declares_itself(case: tuple[Attack, str]) -> None:
+    attack, _ = case
+    assert ATTACKS[attack.name] is type(attack)
+    assert attack.paper
+    assert attack.__doc__
+    assert all(f"{key}:" in attack.__doc__ or f"{key}," in attack.__doc__ for key in attack.parameters)
+    with pytest.raises(ValueError, match="not for"):
+        attack.check(Threat("l0", "5")) if "l0" not in attack.norms else attack.check(Threat("l3", "5"))
+
+
+def test_a_no_op_attack_fails_the_contract(net: nn.Module, correct: tuple[Tensor, Tensor]) -> None:
+    class NoOp(ATTACKS["fgsm"]):  # type: ignore[misc]
+        def run(self, oracle: Oracle) -> Tensor:
+            oracle.logits(oracle.x)
+            return oracle.x
+
+    with pytest.raises(AssertionError, match="finds nothing"):
+        test_breaks_something_and_every_break_is_real((NoOp(), "linf"), net, correct, "cpu")
+
+
+@pytest.mark.gpu
+def test_cpu_and_cuda_agree_but_for_ties(
+    case: tuple[Attack, str], net: nn.Module, correct: tuple[Tensor, Tensor]
+) -> None:
+    (attack, norm), (x, y) = case, correct
+    cpu = attack_digits(attack, net, x, y, norm)
+    cuda = attack_digits(attack, net, x, y, norm, device="cuda")
+    print(f"{attack.label} {norm}: {ties(cpu, cuda)} of {len(x)} differ")
+    assert ties(cpu, cuda) <= 1

@@ -1,0 +1,136 @@
+"""Attacks against models whose minimal perturbation is known in closed form, and hand-computed steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import Linear
+
+from robust.attacks import CW, FGSM, PGD, Attack
+from robust.oracle import Oracle
+from robust.target import Target
+from robust.threat import Threat
+
+DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
+FAR = (-10.0, 10.0)  # a box that no minimal perturbation meets: with one the closed form would be another
+
+
+def linear_problem(
+    classes: int, shape: tuple[int, ...], n: int = 3
+) -> tuple[Linear, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """A linear classifier, interior points, labels, and each norm's distance to the boundary.
+
+    The distance is min over other classes k of (z_y - z_k) / ||w_y - w_k||_dual.
+    """
+    generator = torch.Generator().manual_seed(classes)
+    d = math.prod(shape)
+    model = Linear(
+        torch.randn(classes, d, generator=generator), 0.05 * torch.randn(classes, generator=generator)
+    )
+    x = 0.5 + 0.1 * torch.randn(n, *shape, generator=generator)
+    with torch.no_grad():
+        logits = model(x)
+        y = logits.argmax(1)
+        distances = {}
+        for norm, dual in DUAL.items():
+            gap = logits.gather(1, y[:, None]) - logits
+            width = (model.weight[y][:, None] - model.weight[None]).norm(p=dual, dim=2)
+            ratio = torch.where(torch.nn.functional.one_hot(y, classes).bool(), torch.inf, gap / width)
+            distances[norm] = ratio.amin(1)
+    return model, x, y, distances
+
+
+def broken(attack: Attack, model: Linear, x: torch.Tensor, y: torch.Tensor, norm: str, eps: float) -> bool:
+    """Whether the attack breaks a single sample at this radius."""
+    with Target(model, device="cpu") as target:
+        threat = Threat(norm, repr(eps), FAR)
+        oracle = Oracle(target, x, y, torch.arange(len(x)), threat, access=attack.access)
+        attack(oracle)
+    return bool(oracle.ledger.broken.all())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 4), (20,)])
+@pytest.mark.parametrize(
+    ("attack", "norm"),
+    [
+        *[(PGD(steps=40, restarts=10, loss="margin"), norm) for norm in DUAL],
+        (PGD(steps=40, restarts=10), "linf"),
+        (FGSM(loss="margin"), "linf"),
+    ],
+    ids=lambda value: getattr(value, "label", value),
+)
+def test_bounded_attacks_reach_the_minimal_perturbation(
+    attack: Attack, norm: str, classes: int, shape: tuple[int, ...]
+) -> None:
+    model, x, y, distances = linear_problem(classes, shape)
+    slack = 1.25 if classes > 2 or norm == "l1" else 1.02
+    reached = 0
+    for i in range(len(x)):
+        exact = float(distances[norm][i])
+        once = replace(attack, restarts=1) if isinstance(attack, PGD) else attack
+        assert not broken(once, model, x[i : i + 1], y[i : i + 1], norm, 0.999 * exact)
+        reached += broken(attack, model, x[i : i + 1], y[i : i + 1], norm, slack * exact + 1e-6)
+    # The best of several classes has local maxima, and one FGSM step heads for the leading class.
+    assert reached >= (len(x) if classes == 2 else 2 if attack.name == "pgd" else 0)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 4, 4), (20,)])
+def test_cw_finds_the_minimal_perturbation(classes: int, shape: tuple[int, ...]) -> None:
+    model, x, y, distances = linear_problem(classes, shape)
+    with Target(model, device="cpu") as target:
+        oracle = Oracle(target, x, y, torch.arange(len(x)), Threat("l2", "5"), minimize=True)
+        CW(steps=200)(oracle)
+    ratio = oracle.ledger.distance / distances["l2"]
+    assert (ratio >= 1 - 1e-4).all()
+    # With many classes the margin heads for the one that leads at x, which need not be the nearest.
+    assert (ratio <= 1.05).float().mean() > (0.99 if classes < 10 else 0.3)
+    assert (ratio <= 1.35).all()
+
+
+def test_cw_moves_pixels_at_the_ends_of_the_box() -> None:
+    model = Linear(torch.tensor([[-1.0, 1.0, 0.0], [1.0, -1.0, 0.0]]), torch.tensor([0.0, 0.8]))
+    x, y = torch.tensor([[0.0, 1.0, 0.5]]), torch.tensor([0])
+    with Target(model, device="cpu") as target:
+        oracle = Oracle(target, x, y, torch.arange(1), Threat("l2", "2"), minimize=True)
+        CW()(oracle)
+    moved = oracle.ledger.x_adv[0] - x[0]
+    assert moved[0] > 0.25
+    assert moved[1] < -0.25
+    assert oracle.ledger.distance.item() == pytest.approx(0.3 * math.sqrt(2), rel=0.05)
+
+
+def test_cw_first_steps_by_hand() -> None:
+    """One value, two steps: Adam moves w by the learning rate, downhill, then by its bias-corrected mean."""
+    model = Linear(torch.tensor([[1.0], [-1.0]]), torch.tensor([0.0, 1.2]))
+    x, y, rate, slack = torch.tensor([[0.7]]), torch.tensor([0]), 0.05, 0.1
+    seen: list[float] = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0].item()))
+    with Target(model, device="cpu") as target:
+        oracle = Oracle(target, x, y, torch.arange(1), Threat("l2", "0.001"), minimize=True)
+        CW(steps=3, binary_search_steps=1, learning_rate=rate, initial_const=1.0, abort_early=False)(oracle)
+    half = 0.5 * (1 + slack)
+    w = math.atanh((0.7 - 0.5) / half)
+    first = second = 0.0
+    expected = []
+    for t in (1, 2, 3):
+        point = 0.5 + half * math.tanh(w)
+        expected.append(point)
+        right = 2 * point - 1.2 > 0
+        slope = (2 * (point - 0.7) + (2.0 if right else 0.0)) * half * (1 - math.tanh(w) ** 2)
+        first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
+        w -= rate * (first / (1 - 0.9**t)) / (math.sqrt(second / (1 - 0.999**t)) + 1e-8)
+    assert seen == pytest.approx(expected, abs=1e-6)
+
+
+def test_fgsm_step_by_hand() -> None:
+    model = Linear(torch.tensor([[1.0, -2.0, 0.0], [0.0, 0.0, 0.0]]), torch.zeros(2))
+    x, y = torch.tensor([[0.9, 0.05, 0.5]]), torch.tensor([0])
+    with Target(model, device="cpu") as target:
+        oracle = Oracle(target, x, y, torch.arange(1), Threat("linf", "0.2"))
+        x_adv = FGSM().run(oracle)
+    torch.testing.assert_close(x_adv, torch.tensor([[0.7, 0.25, 0.5]]))

@@ -1,0 +1,140 @@
+"""The oracle: passes, budgets, leaving, resting, and access."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust.attacks import PGD, Attack
+from robust.losses import ce, margin
+from robust.oracle import Finished, Oracle
+from robust.target import Target
+from robust.threat import Threat
+
+THREAT = Threat("linf", "0.2")
+
+
+@pytest.fixture
+def oracle(net: nn.Module, digits: tuple[Tensor, Tensor]) -> Callable[..., Oracle]:
+    x, y = digits
+    target = Target(net, device="cpu")
+
+    def make(**options: object) -> Oracle:
+        target.__enter__()
+        return Oracle(target, x, y, torch.arange(len(x)), THREAT, **options)  # type: ignore[arg-type]
+
+    return make
+
+
+def test_gradient_matches_autograd_and_counts_one_pass_each(
+    oracle: Callable[..., Oracle], net: nn.Module
+) -> None:
+    view = oracle(micro_batch=10)
+    out = view.gradient(view.x, ce)
+    x = view.x.clone().requires_grad_()
+    loss = nn.functional.cross_entropy(net(x), view.y, reduction="sum")
+    torch.testing.assert_close(out.gradient, torch.autograd.grad(loss, x)[0])
+    assert view.ledger.forwards.tolist() == view.ledger.backwards.tolist() == [1] * 64
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_broken_rows_leave_between_steps_and_states_shrink_with_them(oracle: Callable[..., Oracle]) -> None:
+    view = oracle()
+    state = view.state()
+    state.index = torch.arange(64)
+    sizes = []
+    for step in view.steps(4):
+        assert torch.equal(state.index, view.ids)
+        sizes.append(len(view))
+        x_adv = view.x.clone()
+        third = state.index % 3 == step
+        x_adv[third] = 1 - x_adv[third].round()  # outside the ball, may fool the net: must not count
+        view.logits(x_adv)
+        g = view.gradient(view.x, margin).gradient
+        view.logits(view.project(view.x + 0.2 * g.sign()))
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(view) == int((~view.ledger.broken).sum()) < 64
+    assert (view.ledger.forwards[view.ledger.broken] < 12).all()
+    assert (view.ledger.forwards[~view.ledger.broken] == 12).all()
+    inside = THREAT.contains(view.ledger.x_adv, view.ledger.x_adv.round(decimals=6))
+    assert inside.all()
+
+
+def test_resting_rows_sit_out_one_loop_and_come_back_in_order(oracle: Callable[..., Oracle]) -> None:
+    view = oracle()
+    state = view.state()
+    state.total = torch.zeros(64)
+    for _ in view.steps(2):
+        for _ in view.steps(3):
+            state.total = state.total + 1
+            view.rest(view.ids % 2 == 0)
+        assert torch.equal(view.ids, torch.arange(64))
+    assert torch.equal(state.total, torch.tensor([2.0, 6.0] * 32))
+
+
+def test_the_budget_ends_the_run(oracle: Callable[..., Oracle]) -> None:
+    view = oracle(budget=7)
+    PGD(steps=40, step_size=0.001, random_start=False)(view)
+    live = ~view.ledger.broken
+    assert (view.ledger.forwards + view.ledger.backwards)[live].tolist() == [6] * int(live.sum())
+
+
+def test_minimize_keeps_the_nearest_point_and_every_row(oracle: Callable[..., Oracle]) -> None:
+    view = oracle(minimize=True)
+    g = view.gradient(view.x, margin).gradient.sign()
+    for _ in view.steps(1):
+        view.logits(view.clip(view.x + 0.4 * g))
+        far = view.ledger.distance.clone()
+        view.logits(view.clip(view.x + 0.15 * g))
+        view.logits(view.clip(view.x + 0.3 * g))
+    assert len(view) == 64
+    assert (view.ledger.distance <= far).all()
+    assert (view.ledger.distance < far).any()
+    assert torch.equal(view.ledger.broken, view.ledger.distance <= 0.2 + 1e-6)
+
+
+def test_access_is_enforced(oracle: Callable[..., Oracle]) -> None:
+    blind = oracle(access="decision")
+    blind.decide(blind.x)
+    with pytest.raises(AssertionError, match="declared decision"):
+        blind.logits(blind.x)
+    with pytest.raises(AssertionError, match="declared score"):
+        oracle(access="score").gradient(blind.x, ce)
+
+
+def test_a_row_with_nan_fails_and_leaves(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    class Poisoned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = net(x)
+            return torch.where(x[:, :, 0, 0] > 0.5, torch.nan, logits)
+
+    x, _ = digits
+    x[:, :, 0, 0] = 0.0
+    y = net(x).argmax(1)
+    with Target(Poisoned(), device="cpu") as target:
+        view = Oracle(target, x, y, torch.arange(64), Threat("linf", "0.01"))
+        for _ in view.steps(1):
+            bad = x.clone()
+            bad[5, :, 0, 0] = 1.0
+            view.logits(bad)
+    assert view.ledger.failed.nonzero().flatten().tolist() == [5]
+    assert not view.ledger.broken[5]
+    assert len(view) == 63
+
+
+def test_without_rows_a_query_ends_the_attack(oracle: Callable[..., Oracle]) -> None:
+    view = oracle()
+    for _ in view.steps(1):
+        view.rest(torch.ones(64, dtype=torch.bool))
+    empty = Oracle(view._target, view.x[:0], view.y[:0], view.ids[:0], THREAT)
+    with pytest.raises(Finished):
+        empty.logits(empty.x)
+
+
+def test_an_attack_is_a_value() -> None:
+    assert PGD(steps=3) == PGD(steps=3)
+    assert isinstance(PGD(), Attack)
+    assert PGD(loss="margin").label == "pgd(loss=margin)"

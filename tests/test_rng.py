@@ -1,0 +1,58 @@
+"""Random streams: keyed, batch-free, uniform, and private."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from robust.rng import Streams
+
+
+@given(st.integers(0, 2**31), st.permutations(list(range(8))), st.integers(1, 8))
+def test_a_sample_keeps_its_numbers_in_any_company(seed: int, order: list[int], size: int) -> None:
+    ids = torch.arange(8) * 1000
+    whole = Streams(seed, ids, ("pgd", 0)).uniform((3, 4))
+    picked = torch.tensor(order)[:size]
+    assert torch.equal(Streams(seed, ids[picked], ("pgd", 0)).uniform((3, 4)), whole[picked])
+
+
+def test_seed_purpose_and_id_each_change_the_numbers() -> None:
+    ids = torch.arange(4)
+    base = Streams(0, ids, ("a",)).uniform((50,))
+    for other in (
+        Streams(1, ids, ("a",)),
+        Streams(0, ids, ("b",)),
+        Streams(0, ids + 4, ("a",)),
+        Streams(0, ids, ("a", 1)),
+    ):
+        assert (other.uniform((50,)) == base).float().mean() < 0.01
+    assert torch.equal(
+        Streams(0, ids, ("a", 1)).uniform((5,)), Streams(0, ids, ("a",)).child(1).uniform((5,))
+    )
+
+
+def test_distributions() -> None:
+    streams = Streams(3, torch.arange(200), ("test",))
+    uniform = streams.uniform((500,), -2, 3).flatten()
+    assert uniform.min() >= -2
+    assert uniform.max() <= 3
+    assert stats.kstest(uniform.double().numpy(), "uniform", args=(-2, 5)).pvalue > 1e-3
+    assert stats.kstest(streams.normal((500,)).flatten().double().numpy(), "norm").pvalue > 1e-3
+    counts = torch.bincount(streams.integers((500,), 0, 7).flatten(), minlength=7)
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+    across = torch.corrcoef(streams.uniform((500,)))
+    assert (across - torch.eye(200)).abs().max() < 0.25
+
+
+def test_permutations_are_permutations() -> None:
+    permutations = Streams(0, torch.arange(20), ("p",)).permutation(9)
+    assert torch.equal(permutations.sort(1).values, torch.arange(9).expand(20, 9))
+    assert len({tuple(row) for row in permutations.tolist()}) > 15
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    Streams(0, torch.arange(4), ("x",)).normal((10,))
+    assert torch.equal(torch.get_rng_state(), before)

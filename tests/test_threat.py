@@ -1,0 +1,128 @@
+"""Threats: reading them, and exact projections."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import robust
+from robust.errors import ThreatError
+from robust.threat import NORMS, Threat, norm_of
+
+settings.register_profile("robust", deadline=None, max_examples=60)
+settings.load_profile("robust")
+
+
+def _points(seed: int, n: int, d: int, spread: float) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, d, generator=generator, dtype=torch.float64)
+    x[:, ::3] = x[:, ::3].round()  # pixels at the ends of the box
+    return x, x + spread * torch.randn(n, d, generator=generator, dtype=torch.float64)
+
+
+def _reference(threat: Threat, v: Tensor, x: Tensor) -> Tensor:
+    """Projection by bisection over the multiplier, or by enumeration of the sorted gains (l0)."""
+    d, room = (v - x).abs(), torch.where(v > x, 1 - x, x)
+    if threat.norm == "linf":
+        size = d.clamp_max(threat.radius).minimum(room)
+    elif threat.norm == "l0":
+        capped = d.minimum(room)
+        gain = d**2 - (d - capped) ** 2
+        kept = gain >= gain.sort(1, descending=True).values[:, int(threat.radius) - 1 : int(threat.radius)]
+        size = torch.where(kept, capped, 0.0)
+    else:
+        shrink = (lambda t: d / (1 + t)) if threat.norm == "l2" else (lambda t: (d - t).clamp_min(0))
+        low, high = torch.zeros(len(d), 1, dtype=d.dtype), torch.full((len(d), 1), 1e6, dtype=d.dtype)
+        for _ in range(200):
+            middle = (low + high) / 2
+            over = norm_of(shrink(middle).minimum(room), threat.norm)[:, None] > threat.radius
+            low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+        inside = norm_of(d.minimum(room), threat.norm)[:, None] <= threat.radius
+        size = torch.where(inside, d, shrink(high)).minimum(room)
+    return x + (v - x).sign() * size
+
+
+@given(
+    st.sampled_from(NORMS), st.integers(0, 10**6), st.integers(1, 40), st.floats(0.01, 30), st.floats(0.01, 5)
+)
+def test_projection_is_the_nearest_point(norm: str, seed: int, d: int, eps: float, spread: float) -> None:
+    x, v = _points(seed, 5, d, spread)
+    threat = Threat(norm, str(max(1, int(eps)) if norm == "l0" else eps))
+    z = threat.project(v, x)
+    assert threat.contains(z, x).all()
+    expected = _reference(threat, v, x) if not (norm == "l0" and int(threat.radius) > d) else v.clamp(0, 1)
+    torch.testing.assert_close((z - v).norm(dim=1), (expected - v).norm(dim=1), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(threat.project(z, x), z, rtol=0, atol=1e-7)
+
+
+@given(st.sampled_from(["linf", "l2", "l1"]), st.integers(0, 10**6), st.floats(0.05, 4))
+def test_float32_projection_stays_inside(norm: str, seed: int, eps: float) -> None:
+    x, v = (t.float().view(5, 1, 8, 8) for t in _points(seed, 5, 64, 1.0))
+    threat = Threat(norm, str(eps))
+    assert threat.contains(threat.project(v, x), x).all()
+
+
+def test_a_point_inside_stays_where_it_is() -> None:
+    x = torch.full((1, 4), 0.5)
+    for norm in NORMS:
+        near = x + torch.tensor([[0.01, 0.0, 0.0, 0.0]])
+        assert torch.equal(Threat(norm, "1").project(near, x), near)
+
+
+@given(st.integers(1, 999), st.integers(1, 999))
+def test_eps_is_kept_as_written_and_as_a_number(a: int, b: int) -> None:
+    threat = Threat.parse(f"linf:{a}/{b}")
+    assert str(threat) == f"linf:{a}/{b}"
+    assert threat.radius == pytest.approx(a / b)
+    assert Threat.parse(str(threat)) == threat
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "linf",
+        "linf:",
+        "linf:0",
+        "linf:-1",
+        "linf:8/0",
+        "linf:nan",
+        "linf:inf",
+        "l3:1",
+        "l2:a",
+        ":1",
+        "l2:1e999",
+    ],
+)
+def test_bad_threats_are_refused(spec: str) -> None:
+    with pytest.raises(ThreatError, match=r"threat|eps"):
+        Threat.parse(spec)
+
+
+def test_bad_bounds_are_refused() -> None:
+    with pytest.raises(ThreatError, match="bounds"):
+        Threat("l2", "1", (1.0, 1.0))
+
+
+def test_shorthands_name_the_norm() -> None:
+    assert [str(t) for t in (robust.Linf("8/255"), robust.L2(0.5), robust.L1(12), robust.L0(24))] == [
+        "linf:8/255", "l2:0.5", "l1:12", "l0:24",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("norm", "distance"), [("linf", 0.5), ("l2", 0.625**0.5), ("l1", 1.0 + 0.25), ("l0", 4.0)]
+)
+def test_distances(norm: str, distance: float) -> None:
+    x, x_adv = torch.zeros(1, 1, 2, 3), torch.tensor([[[[0.5, -0.5, 0.25], [0.25, 0, 0]]]])
+    expected = {"l1": 1.5, "l2": 0.625**0.5, "linf": 0.5, "l0": 4.0}[norm]
+    assert Threat(norm, "1").distance(x_adv, x).item() == pytest.approx(expected)
+
+
+def test_contains_refuses_nan_box_and_ball() -> None:
+    x = torch.full((4, 2), 0.5)
+    x_adv = x + torch.tensor([[0.1, 0.1], [torch.nan, 0], [0.2, 0], [0.1 + 5e-7, 0]])
+    assert Threat("linf", "0.1").contains(x_adv, x).tolist() == [True, False, False, True]
+    assert Threat("linf", "1").contains(x + 0.6, x).tolist() == [False] * 4
