@@ -256,7 +256,7 @@ class _Run:
                 self._crash(attack, wave, entry)
             done += len(wave)
             self._tell(attack.label, done, len(rows))
-        entry["survived"] = len(rows) - entry["broke"] - entry["errors"]
+        entry["survived"] = max(0, len(rows) - entry["broke"] - entry["errors"])
         entry["seconds"] = time.perf_counter() - start
         self.entries.append(entry)
 
@@ -306,7 +306,7 @@ class _Run:
     def _crash(self, attack: Attack, rows: Tensor, entry: dict[str, Any]) -> None:
         hurt = rows[self.status[rows] == SURVIVED]
         self.status[hurt] = ERROR
-        entry["errors"] += len(rows)
+        entry["errors"] += len(hurt)
         self._note_failure(attack.label, f"crashed on {len(rows)} samples:\n{traceback.format_exc()}")
         self._add_finding(
             diagnose.CRASH, f"{attack.label} crashed; its samples count as errors; see failures"

@@ -150,6 +150,11 @@ class Oracle:
         self._require("score")
         return self._visit(x_adv)
 
+    def visit(self, x_adv: Tensor) -> None:
+        """Have a point recorded whose logits the attack does not need: one forward where points are watched."""
+        if self._observe:
+            self._visit(x_adv)
+
     def decide(self, x_adv: Tensor) -> Tensor:
         """Whether the visited point is misclassified, (N,) bool: one forward."""
         return self._visit(x_adv).argmax(1) != self.y

@@ -23,10 +23,8 @@ def quick(threat: Threat) -> list[Attack]:
 @SUITES.register("demo")
 def demo(threat: Threat) -> list[Attack]:
     """The demonstration's attacks: FGSM, PGD on cross-entropy and margin, CW where the norm is l2."""
-    attacks: list[Attack] = [FGSM(), PGD(steps=40), PGD(steps=40, loss="margin")]
-    return (
-        [*attacks, CW(steps=60, binary_search_steps=4, initial_const=1.0)] if threat.norm == "l2" else attacks
-    )
+    attacks: list[Attack] = [FGSM(), PGD(steps=20), PGD(steps=20, loss="margin")]
+    return [*attacks, CW(steps=40, binary_search_steps=5)] if threat.norm == "l2" else attacks
 
 
 def resolve(

@@ -41,10 +41,10 @@ class CW(Attack):
     paper: ClassVar[str] = "Carlini & Wagner 2017"
     minimum_norm: ClassVar[bool] = True
 
-    steps: int = 200
+    steps: int = 100
     binary_search_steps: int = 9
-    learning_rate: float = 0.01
-    initial_const: float = 0.01
+    learning_rate: float = 0.05
+    initial_const: float = 0.1
     confidence: float = 0.0
     abort_early: bool = True
     slack: float = 0.1

@@ -33,5 +33,5 @@ class FGSM(Attack):
         threat = oracle.threat
         gradient = oracle.gradient(oracle.x, LOSSES[self.loss]).gradient
         x_adv = oracle.project(oracle.x + threat.radius * steepest(gradient, threat.norm))
-        oracle.logits(x_adv)
+        oracle.visit(x_adv)
         return x_adv

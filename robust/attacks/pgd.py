@@ -56,5 +56,5 @@ class PGD(Attack):
             for _ in oracle.steps(self.steps):
                 gradient = oracle.gradient(s.x_adv, loss).gradient
                 s.x_adv = oracle.project(s.x_adv + step * steepest(gradient, threat.norm))
-            oracle.logits(s.x_adv)
+            oracle.visit(s.x_adv)
         return s.x_adv

@@ -28,7 +28,7 @@ FORMS = (
 )
 
 
-def load_model(spec: str, weights: str | Path | None = None) -> nn.Module:
+def load_model(spec: str, weights: str | Path | None = None, *, seed: int = 0) -> nn.Module:
     """The model that a SPEC names, on the CPU.
 
     `path/to/file.py:factory` runs that file. `torchscript:` and `export:` run the graph stored in the
@@ -39,6 +39,7 @@ def load_model(spec: str, weights: str | Path | None = None) -> nn.Module:
         spec: path/to/file.py:factory, builtin:NAME, torchvision:NAME, timm:NAME, torchscript:FILE or
             export:FILE.pt2.
         weights: a state dict to load into it (see load_weights).
+        seed: of the initial weights, where no others are loaded; the global random state stays as it is.
 
     Raises:
         InputError: a SPEC of unknown form.
@@ -57,12 +58,11 @@ def load_model(spec: str, weights: str | Path | None = None) -> nn.Module:
     }
     if scheme in ("hf", "onnx"):
         raise UnsupportedError(f"model {spec!r}: {scheme}: is not offered in this version; use {FORMS}")
-    if scheme in loaders:
-        if not name:
-            raise InputError(f"model: expected a name after {scheme}:, got {spec!r}; the forms are {FORMS}")
-        model = loaders[scheme](name)
-    else:
-        model = _from_python(spec)
+    if scheme in loaders and not name:
+        raise InputError(f"model: expected a name after {scheme}:, got {spec!r}; the forms are {FORMS}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = loaders[scheme](name) if scheme in loaders else _from_python(spec)
     if weights is not None:
         # An exported program's names are those of the model it was made from, without the wrapper's.
         load_weights(model.program if isinstance(model, ExportedModel) else model, weights)

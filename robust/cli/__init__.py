@@ -1,0 +1,55 @@
+"""The command line. Commands import what they need when they run, so that help answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from robust.cli import attack, doctor, harden, leaderboard, lists, sweep
+from robust.cli.common import fail
+from robust.errors import RobustError
+
+_INTERRUPTED = 130
+app = typer.Typer(
+    name="robust",
+    help="How robust is a PyTorch classifier really, what does hardening buy, and how does that compare?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("attack", epilog=attack.EPILOG)(attack.attack)
+app.command("harden", epilog=harden.EPILOG)(harden.harden)
+app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
+app.add_typer(leaderboard.app, name="leaderboard")
+app.command("list", epilog=lists.EPILOG)(lists.show)
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
+
+
+def main() -> None:
+    """Entry point: errors on purpose are one line and status 2, an interruption is status 130."""
+    try:
+        status = app(standalone_mode=False)
+        if status == _INTERRUPTED:  # the parser turns Ctrl-C into this status
+            raise KeyboardInterrupt
+    except RobustError as error:
+        fail(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        fail("interrupted; what was done is kept, run it again to go on", _INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        _usage_error(error)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _usage_error(error: Exception) -> None:
+    """Show a usage error of the argument parser in one line; pass anything else on."""
+    message = getattr(error, "format_message", None)
+    if message is None:
+        raise error
+    context = getattr(error, "ctx", None)
+    hint = f" (try '{context.command_path} --help')" if context is not None else ""
+    fail(str(message()).replace("\n", " ") + hint)

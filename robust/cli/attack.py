@@ -1,0 +1,153 @@
+"""`robust attack`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from robust.cli import common
+
+if TYPE_CHECKING:
+    from robust.report import Report
+
+EPILOG = (
+    "Example: robust attack --model builtin:mnist-cnn --weights weights.safetensors "
+    "--data builtin:mnist5k --threat linf:0.1 --attack pgd --set steps=100 --json -"
+)
+
+
+def attack(
+    model: common.ModelOption,
+    data: common.DataOption,
+    threat: common.ThreatOption,
+    weights: common.WeightsOption = None,
+    suite: Annotated[str | None, typer.Option("--suite", help="a suite's name [default: standard]")] = None,
+    attack_name: Annotated[
+        list[str] | None,
+        typer.Option("--attack", metavar="NAME", help="an attack instead of a suite; may be repeated"),
+    ] = None,
+    set_: common.SetOption = None,
+    limit: common.LimitOption = None,
+    seed: common.SeedOption = 0,
+    device: common.DeviceOption = "auto",
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", help="auto, or rows a pass takes at most")
+    ] = "auto",
+    normalize: common.NormalizeOption = None,
+    json_: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="write the result as JSON")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="write report and verdict table")
+    ] = None,
+    save_examples: Annotated[
+        bool, typer.Option("--save-examples", help="keep the adversarial examples in --out")
+    ] = False,
+) -> int:
+    """Attack a model and report its robust accuracy, sample by sample."""
+    from robust.attacks import make_attack
+    from robust.errors import InputError
+    from robust.evaluation import Progress, evaluate
+    from robust.sources import load_model
+    from robust.target import Target
+    from robust.threat import Threat
+
+    if suite and attack_name:
+        raise InputError("--suite, --attack: give one of them, not both")
+    options = common.settings(set_)
+    if options and len(attack_name or ()) != 1:
+        raise InputError("--set: needs exactly one --attack whose options it sets")
+    if save_examples and out is None:
+        raise InputError("--save-examples: needs --out, the folder to keep them in")
+    attacks = [make_attack(name, **options) for name in attack_name or ()]
+    parsed = Threat.parse(threat)
+    if out is not None:
+        common.writable_folder(out)
+    target = Target(load_model(model, weights), normalize=common.normalization(normalize), device=device)
+    chosen = common.samples(data, limit)
+    with common.bars() as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(step: Progress) -> None:
+            if step.stage not in tasks:
+                tasks[step.stage] = bars.add_task(step.stage, total=step.total)
+            left = "" if step.stage == "clean" else f"  standing {step.surviving}/{step.n}"
+            bars.update(tasks[step.stage], completed=step.done, description=step.stage + left)
+
+        report = evaluate(
+            target,
+            chosen,
+            threat=parsed,
+            suite=attacks or suite or "standard",
+            seed=seed,
+            batch_size=cast("int | Literal['auto']", common.batch(batch_size)),
+            keep_examples=save_examples,
+            model_spec=model,
+            progress=show,
+        )
+    _deliver(report, json_, out)
+    return 3 if report.statuses["error"] else 0
+
+
+def _deliver(report: Report, json_: str | None, out: Path | None) -> None:
+    from robust.errors import StoreError
+
+    if out is not None:
+        report.save(out)
+    text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
+    if json_ == "-":
+        print(text)
+        return
+    if json_ is not None:
+        try:
+            Path(json_).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"--json: cannot write {json_}: {error.strerror or error}") from error
+    print(summary(report))
+    for failure in report.failures:
+        print(f"robust: {failure.splitlines()[0]}", file=sys.stderr)
+
+
+def summary(report: Report) -> str:
+    """The report for a terminal of 80 columns."""
+    from textwrap import fill
+
+    from tabulate import tabulate
+
+    rows = [
+        (
+            e["label"],
+            e["attacked"],
+            e["broke"],
+            e["survived"],
+            e["forwards"],
+            e["backwards"],
+            f"{e['seconds']:.1f}",
+        )
+        for e in report.attacks
+    ]
+    heads = ("attack", "tried", "broke", "left", "forwards", "backwards", "seconds")
+    widths = [18, None, None, None, None, None, None]
+    table = tabulate(rows, heads, tablefmt="simple", maxcolwidths=widths)
+    low, high = report.interval
+    lines = [
+        table,
+        "",
+        f"clean accuracy   {report.clean_accuracy:7.2%}   {report.clean_correct} of {report.n}",
+        f"robust accuracy  {report.robust_accuracy:7.2%}   {report.statuses['survived']} of {report.n}, "
+        f"95 % interval [{low:.1%}, {high:.1%}]",
+        fill(
+            f"threat {report.threat}, suite {report.suite}, seed {report.seed}, {report.seconds:.1f} s on {report.device}",
+            80,
+        ),
+        f"trust: {report.trust}",
+        *(
+            fill(f"{f['check']}: {f['message']}", 78, initial_indent="  ", subsequent_indent="    ")
+            for f in report.findings
+        ),
+    ]
+    return "\n".join(lines)

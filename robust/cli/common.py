@@ -1,0 +1,137 @@
+"""What the commands share: option types, reading NAME=VALUE, progress on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+    from robust.sources import Samples
+    from robust.target import Normalization
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="SPEC", help="path/to/file.py:factory, builtin:NAME, torchvision:NAME, ..."
+    ),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="FILE", help="safetensors, or a state dict that loads weights-only"),
+]
+DataOption = Annotated[
+    str,
+    typer.Option("--data", metavar="SPEC", help="FILE.npz, FILE.parquet, folder:DIR or builtin:NAME[:SPLIT]"),
+]
+ThreatOption = Annotated[str, typer.Option("--threat", metavar="NORM:EPS", help="such as linf:8/255, l2:0.5")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="an option of it; may be repeated")
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", metavar="N", help="only N samples, a seeded fair subset")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="of all random draws")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N")]
+NormalizeOption = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        "--normalize",
+        metavar="MEAN STD",
+        help="what the model expects: 0.13 0.31, or 0.5,0.5,0.5 0.2,0.2,0.2",
+    ),
+]
+
+
+def fail(message: str, status: int = 2) -> NoReturn:
+    """One line on standard error, and the end."""
+    print(f"robust: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def settings(pairs: Iterable[str] | None) -> dict[str, str]:
+    """Read NAME=VALUE options."""
+    from robust.errors import InputError
+
+    found = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set: expected NAME=VALUE, got {pair!r}")
+        found[name.strip().replace("-", "_")] = value.strip()
+    return found
+
+
+def normalization(pair: tuple[str, str] | None) -> Normalization | None:
+    """Read --normalize: numbers, or comma-separated numbers per channel."""
+    from robust.errors import InputError
+
+    if pair is None:
+        return None
+    try:
+        mean, std = ([float(part) for part in text.split(",")] for text in pair)
+    except ValueError:
+        raise InputError(
+            f"--normalize: expected numbers such as '0.49,0.48,0.45', got {' '.join(pair)!r}"
+        ) from None
+    return mean, std
+
+
+def batch(text: str) -> int | str:
+    """Read --batch-size."""
+    from robust.errors import InputError
+
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise InputError(f"--batch-size: expected 'auto' or a positive integer, got {text!r}")
+    return int(text)
+
+
+def samples(spec: str, limit: int | None) -> Samples:
+    """Load data, cut to --limit."""
+    from robust.sources import load_data
+
+    return load_data(spec).limit(limit)
+
+
+def writable_folder(path: Path) -> Path:
+    """Make a folder, or say at once why not: before any passes are spent."""
+    from robust.errors import StoreError
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"--out: cannot make the folder {path}: {error.strerror or error}") from error
+    return path
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Progress bars on standard error; silent where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress

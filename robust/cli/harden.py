@@ -1,0 +1,108 @@
+"""`robust harden`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robust.cli import common
+
+if TYPE_CHECKING:
+    from robust.defenses import EpochResult
+    from robust.evaluation import Progress
+
+EPILOG = (
+    "Example: robust harden --model builtin:mnist-cnn --data builtin:mnist5k:train "
+    "--validation builtin:mnist5k:test --threat linf:0.2 --defense pgd-at --out hardened"
+)
+
+
+def harden(
+    model: common.ModelOption,
+    data: common.DataOption,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="weights, history, checkpoints, reports")],
+    threat: Annotated[
+        str | None, typer.Option("--threat", metavar="NORM:EPS", help="what to harden against")
+    ] = None,
+    defense: Annotated[
+        str, typer.Option("--defense", metavar="NAME", help="see `robust list defenses`")
+    ] = "pgd-at",
+    set_: common.SetOption = None,
+    weights: common.WeightsOption = None,
+    validation: Annotated[
+        str | None,
+        typer.Option("--validation", metavar="SPEC", help="held-out data; evaluated before and after"),
+    ] = None,
+    recipe: Annotated[str, typer.Option("--recipe", help="named training options")] = "mnist",
+    train: Annotated[
+        list[str] | None,
+        typer.Option("--train", metavar="NAME=VALUE", help="a training option; may be repeated"),
+    ] = None,
+    suite: Annotated[str, typer.Option("--suite", help="for the evaluations before and after")] = "standard",
+    limit: common.LimitOption = None,
+    seed: common.SeedOption = 0,
+    device: common.DeviceOption = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="go on from the checkpoint in --out")
+    ] = True,
+) -> int:
+    """Train a hardened copy of a model, with robust accuracy before and after."""
+    from robust.hardening import harden as run
+    from robust.sources import load_data, load_model
+
+    common.writable_folder(out)
+    with common.bars() as bars:
+        watch = Watch(bars)
+        result = run(
+            load_model(model, weights, seed=seed),
+            common.samples(data, limit),
+            defense={"name": defense, **common.settings(set_)},
+            threat=threat,
+            validation=None if validation is None else load_data(validation),
+            out=out,
+            recipe=recipe,
+            training=common.settings(train),
+            suite=suite,
+            seed=seed,
+            device=device,
+            resume=resume,
+            progress=watch.epoch,
+            ticks=watch.batch,
+            attack_progress=watch.attack,
+        )
+    for title, report in (("before", result.before), ("after", result.report)):
+        if report is not None:
+            print(f"{title}: {report}")
+    print(f"weights: {out / 'weights.safetensors'}")
+    return 0
+
+
+class Watch:
+    """Shows training and attacks as bars, and every epoch as a line."""
+
+    def __init__(self, bars: Any) -> None:
+        self._bars = bars
+        self._tasks: dict[str, Any] = {}
+
+    def epoch(self, result: EpochResult) -> None:
+        """Print an epoch's figures."""
+        robust = "" if result.robust_accuracy is None else f", robust {result.robust_accuracy:.1%}"
+        self._bars.console.print(
+            f"epoch {result.epoch}/{result.epochs}: loss {result.loss:.3f}, validation clean "
+            f"{result.clean_accuracy:.1%}{robust}, {result.seconds:.1f} s"
+        )
+
+    def batch(self, done: int, total: int) -> None:
+        """Move the bar of the epoch."""
+        self._update("training", done, total)
+
+    def attack(self, step: Progress) -> None:
+        """Move the bar of the attack."""
+        self._update(step.stage, step.done, step.total)
+
+    def _update(self, name: str, done: int, total: int) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name)
+        self._bars.update(self._tasks[name], completed=done, total=total)

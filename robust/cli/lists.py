@@ -1,0 +1,109 @@
+"""`robust list`."""
+
+from __future__ import annotations
+
+import inspect
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+EPILOG = "Example: robust list attacks"
+
+
+class What(StrEnum):
+    """What can be listed."""
+
+    attacks = "attacks"
+    defenses = "defenses"
+    suites = "suites"
+    models = "models"
+    data = "data"
+    checks = "checks"
+
+
+def show(what: Annotated[What, typer.Argument(help="what to list")]) -> int:
+    """List what there is by name."""
+    from tabulate import tabulate
+
+    heads, rows, widths = _TABLES[what]()
+    print(tabulate(rows, heads, tablefmt="simple", maxcolwidths=widths))
+    return 0
+
+
+Table = tuple[list[str], list[list[str]], list[int | None]]
+
+
+def _first_line(item: object) -> str:
+    return (inspect.getdoc(item) or "").partition("\n")[0]
+
+
+def _options(cls: type) -> str:
+    from dataclasses import fields
+
+    return ", ".join(f"{f.name}={f.default}" for f in fields(cls))
+
+
+def _attacks() -> Table:
+    from robust.attacks import ATTACKS
+
+    rows = [
+        [
+            name,
+            " ".join(ATTACKS[name].norms),
+            ATTACKS[name].access,
+            ATTACKS[name].paper,
+            _options(ATTACKS[name]),
+        ]
+        for name in ATTACKS
+    ]
+    return ["attack", "norms", "access", "paper", "options (--set)"], rows, [None, 9, None, 18, 30]
+
+
+def _defenses() -> Table:
+    from robust.defenses import DEFENSES
+
+    rows = [[name, DEFENSES[name].paper, _options(DEFENSES[name])] for name in DEFENSES]
+    return ["defense", "paper", "options (--set)"], rows, [None, 24, 38]
+
+
+def _suites() -> Table:
+    from robust.suites import SUITES
+
+    return ["suite", "what it is"], [[name, _first_line(SUITES[name])] for name in SUITES], [None, 62]
+
+
+def _models() -> Table:
+    from robust.sources import MODELS
+
+    return (
+        ["model", "what it is"],
+        [[f"builtin:{name}", _first_line(MODELS[name])] for name in MODELS],
+        [None, 50],
+    )
+
+
+def _data() -> Table:
+    from robust.sources import DATASETS
+
+    return (
+        ["data", "what it is"],
+        [[f"builtin:{name}", _first_line(DATASETS[name])] for name in DATASETS],
+        [None, 55],
+    )
+
+
+def _checks() -> Table:
+    from robust.diagnose import CHECKS
+
+    return ["check", "fires when"], [[name, CHECKS[name].rule] for name in CHECKS], [None, 58]
+
+
+_TABLES = {
+    What.attacks: _attacks,
+    What.defenses: _defenses,
+    What.suites: _suites,
+    What.models: _models,
+    What.data: _data,
+    What.checks: _checks,
+}

@@ -1,0 +1,70 @@
+"""The state of a training run after an epoch, in one file, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robust.defenses.options import EpochResult
+from robust.errors import InputError, StoreError
+
+
+class Checkpoint:
+    """A run's checkpoint in `folder`.
+
+    Args:
+        folder: also gets history.json.
+        stage: part of the training it belongs to; stages of one defense lie side by side.
+        identity: what the run is made of (data, model, options ...), by name, as text.
+    """
+
+    def __init__(self, folder: Path, stage: str, identity: Mapping[str, str]) -> None:
+        self._folder, self._identity = folder, dict(identity)
+        self._path = folder / "checkpoints" / f"{stage}.pt"
+
+    def keep(self, state: Mapping[str, Any], history: Sequence[EpochResult]) -> None:
+        """Write the state and the history.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        text = json.dumps([asdict(result) for result in history])
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._path.with_suffix(".partial")
+            torch.save({**state, "identity": self._identity, "history": text}, partial)
+            partial.replace(self._path)
+            partial = self._folder / "history.partial"
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self._folder / "history.json")
+        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+            raise StoreError(f"out: cannot write a checkpoint to {self._folder}: {error}") from error
+
+    def load(self, device: torch.device) -> tuple[dict[str, Any], list[EpochResult]] | None:
+        """State and history, or None where there is no checkpoint yet.
+
+        Raises:
+            InputError: the file is damaged, or another run's.
+        """
+        if not self._path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self._path, weights_only=True, map_location=device)
+            identity = state["identity"]
+            history = [EpochResult(**result) for result in json.loads(state["history"])]
+        except Exception as error:
+            raise InputError(
+                f"checkpoint {self._path} cannot be read ({error}); delete it, or train with resume=False"
+            ) from error
+        if identity != self._identity:
+            keys = [k for k in {**identity, **self._identity} if identity.get(k) != self._identity.get(k)]
+            raise InputError(
+                f"checkpoint {self._path} is of another run: it differs in {', '.join(keys)}; choose another "
+                "folder, or train with resume=False to replace it"
+            )
+        return state, history

@@ -1,0 +1,122 @@
+"""Training data: what must hold before the first epoch, the split, the device, the augmentation."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from robust.errors import DataError, InputError, ModelError, RobustError
+from robust.rng import Streams
+from robust.sources import Samples, check_samples
+from robust.target import Target
+from robust.threat import Threat
+
+_VALIDATION_SHARE: Final = 0.1
+_VALIDATION_MOST: Final = 1000
+
+
+def split_validation(data: Samples, seed: int) -> tuple[Samples, Samples]:
+    """A tenth, at most 1,000, held out by seed: (training, validation)."""
+    count = min(_VALIDATION_MOST, int(len(data) * _VALIDATION_SHARE))
+    if count < 1:
+        raise InputError(f"data: {len(data)} samples are too few to split validation off; give `validation`")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return data.take(order[count:].sort().values), data.take(order[:count].sort().values)
+
+
+def check_data(train: Samples, held_out: Samples, threat: Threat | None, *, augment: bool) -> None:
+    """Raise InputError where samples are malformed, differ in shape, or do not fit the threat."""
+    for part in (train, held_out):
+        anywhere = threat is None and part.x.dtype != torch.uint8
+        bounds = (-math.inf, math.inf) if anywhere else (0.0, 1.0) if threat is None else threat.bounds
+        check_samples(part, bounds)
+    if train.x.shape[1:] != held_out.x.shape[1:]:
+        raise DataError(
+            f"validation: expected samples of the training data's shape {tuple(train.x.shape[1:])}, "
+            f"got {tuple(held_out.x.shape[1:])}"
+        )
+    if augment and train.x.dim() != 4:
+        raise InputError(
+            f"training: augment crops images (N, C, H, W), got {tuple(train.x.shape)}; turn augment off"
+        )
+    if threat is not None:
+        _check_radius(threat, train.x[0].numel())
+
+
+def _check_radius(threat: Threat, values: int) -> None:
+    width = threat.bounds[1] - threat.bounds[0]
+    across = {"linf": width, "l2": width * math.sqrt(values), "l1": width * values, "l0": float(values)}
+    if threat.radius > across[threat.norm]:
+        raise InputError(
+            f"threat {threat}: eps is larger than the box {list(threat.bounds)}, {across[threat.norm]:g} across "
+            f"for {values} values, so every input is allowed; give a smaller eps"
+        )
+
+
+def count_classes(model: nn.Module, train: Samples, held_out: Samples, device: torch.device) -> int:
+    """How many classes the model has.
+
+    Raises:
+        ModelError: the model fails on these inputs or does not return logits (N, C).
+        DataError: a label that the model has no class for.
+    """
+    try:
+        with torch.no_grad(), Target(model, device=device) as target:
+            classes = target.logits(train.rows([0, 0]).to(device)).shape[1]
+    except RobustError:
+        raise
+    except Exception as error:
+        first = str(error).split("\n", 1)[0]
+        raise ModelError(
+            f"model: fails on samples of shape {tuple(train.x.shape[1:])} ({first}); give data of the size that "
+            "the model was made for"
+        ) from error
+    for part in (train, held_out):
+        highest = int(part.y.max())
+        if highest >= classes:
+            raise DataError(
+                f"data: labels go up to {highest}, but the model has {classes} classes (0 to {classes - 1}); "
+                "renumber the labels, or give a model with more outputs"
+            )
+    return classes
+
+
+class OnDevice:
+    """Samples held on the device as they are stored (8-bit images stay 8-bit), scaled per batch."""
+
+    def __init__(self, samples: Samples, device: torch.device) -> None:
+        self.samples = samples
+        self.y, self.ids = samples.y.to(device), samples.ids.to(device)
+        self._held = Samples(samples.x.to(device), self.y, self.ids)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def x(self, rows: Tensor) -> Tensor:
+        """Inputs at these positions, (n,) int64 on the device: float32 (n, ...)."""
+        return self._held.rows(rows)
+
+
+def batches(count: int, size: int, seed: int, device: torch.device) -> tuple[Tensor, ...]:
+    """All positions in a random order, in as few batches as will do, of equal size up to one.
+
+    A last batch of a single sample would otherwise stop batch norm.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device)
+    return order.tensor_split(-(-count // size))
+
+
+def crop_and_flip(x: Tensor, streams: Streams) -> Tensor:
+    """Random crops of the image padded by 4, and flips: (N, C, H, W)."""
+    n, channels, height, width = x.shape
+    padded = nn.functional.pad(x, (4, 4, 4, 4))
+    shift = streams.integers((2,), 0, 9)
+    columns = torch.arange(width, device=x.device).expand(n, -1)
+    flip = streams.child("flip").integers((1,), 0, 2).bool()
+    columns = torch.where(flip, width - 1 - columns, columns) + shift[:, 1:]
+    rows = torch.arange(height, device=x.device) + shift[:, :1]
+    picked = padded.gather(2, rows[:, None, :, None].expand(n, channels, height, width + 8))
+    return picked.gather(3, columns[:, None, None, :].expand(n, channels, height, width))

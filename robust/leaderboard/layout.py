@@ -1,0 +1,226 @@
+"""How a board is set: escaping, short headings, and a table that fits the terminal."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+import unicodedata
+from collections.abc import Hashable
+from itertools import zip_longest
+from typing import Any, Final
+
+import pandas as pd
+from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
+
+# trust: (flag in the table, what it means)
+FLAGS: Final = {"trusted": "", "suspect": "?", "unreliable": "!", "unknown": "*"}  # by trust
+_MEANING: Final = {
+    "suspect": "suspect, read the findings before believing the number",
+    "unreliable": "unreliable and not ranked, the number is not to be trusted",
+    "unknown": "not measured here",
+}
+_LAST_FIXED: Final = "id"  # columns of the frame after this one are attacks
+_LONGEST: Final = 60  # characters of a name on the terminal
+_Row = dict[Hashable, Any]
+
+
+def _format(gap: str) -> TableFormat:
+    rule, row = Line("", "-", gap, ""), DataRow("", gap, "")
+    return TableFormat(None, rule, None, None, row, row, padding=0, with_header_hide=None)
+
+
+_ROOMY: Final = _format("  ")
+_TIGHT: Final = _format(" ")
+
+
+def board_text(heading: str, rows: pd.DataFrame, fmt: str, width: int) -> str:
+    """One board of `leaderboard_frame` (rows with one value of `board`) under its heading."""
+    columns = list(rows.columns)
+    attacks = [name for name in columns[columns.index(_LAST_FIXED) + 1 :] if rows[name].notna().any()]
+    if fmt == "terminal":
+        return f"{_fill(plain(heading), width)}\n{_fit(rows, attacks, width)}"
+    escape = markdown_text if fmt == "markdown" else plain  # tabulate escapes for LaTeX itself
+    heads = ["#", "model", "defense", "clean %", "robust % [95 %]", *map(escape, attacks), "passes", "trust"]
+    table = [
+        [
+            row["rank"],
+            escape(row["model"]),
+            escape(_defense(row)),
+            percent(row["clean"]),
+            " ".join(_robust(row)),
+            *(percent(row[attack]) for attack in attacks),
+            f"{row['passes']:.0f}",
+            f"{row['trust']} {FLAGS[row['trust']]}".strip(),
+        ]
+        for row in rows.to_dict("records")
+    ]
+    if fmt == "markdown":
+        return f"**{escape(heading)}**\n\n{tabulate(table, heads, tablefmt='github', disable_numparse=True)}"
+    return f"% {plain(heading)}\n{tabulate(table, heads, tablefmt='latex_booktabs', disable_numparse=True)}"
+
+
+def notes_text(rows: pd.DataFrame, width: int) -> str:
+    """What the flags of a `leaderboard_frame` mean, and which checks raised them for whom; may be empty."""
+    notes = []
+    for trust, meaning in _MEANING.items():
+        flagged = rows[rows["trust"] == trust]
+        checks: dict[str, set[str]] = {}
+        for row in flagged.to_dict("records"):
+            checks.setdefault(f"{row['model']} + {_defense(row)}", set()).update(row["checks"].split())
+        whom = [f"{name} ({', '.join(sorted(found))})" if found else name for name, found in checks.items()]
+        if whom:
+            notes.append(_fill(plain(f"{FLAGS[trust]} {meaning}: {'; '.join(whom)}"), width))
+    return "\n".join(notes)
+
+
+def short_heads(labels: list[str]) -> list[str]:
+    """Attack labels on short lines, with the parameters that tell attacks of one name apart.
+
+    "pgd", "pgd(loss=margin)", "cw(steps=9)" -> "pgd", "pgd / loss= / margin", "cw".
+    """
+    parts = [label.rstrip(")").partition("(") for label in labels]
+    options = [set(inside.split(",")) - {""} for _, _, inside in parts]
+    heads = []
+    for (name, _, inside), own in zip(parts, options, strict=True):
+        same = [other for (peer, _, _), other in zip(parts, options, strict=True) if peer == name]
+        shared = set.intersection(*same)
+        lines = [_narrow(option) for option in inside.split(",") if option in own - shared]
+        heads.append("\n".join([_narrow(name), *lines]))
+    return heads if len(set(heads)) == len(heads) else [_narrow(label) for label in labels]
+
+
+def plain(text: object) -> str:
+    """Without control characters, line breaks or directional marks, which could forge a table."""
+    kept = ((" " if unicodedata.category(c) in _BREAKS else c) for c in str(text))
+    return " ".join("".join(kept).split(" ")).strip()
+
+
+_BREAKS: Final = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def markdown_text(text: object) -> str:
+    """`plain`, with what Markdown or HTML would read as markup escaped."""
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", plain(text).replace("&", "&amp;").replace("<", "&lt;"))
+
+
+def csv_text(text: object) -> str:
+    """`plain`, with a quote before what a spreadsheet would run as a formula."""
+    safe = plain(text)
+    return f"'{safe}" if safe[:1] in ("=", "+", "-", "@") else safe
+
+
+def percent(value: float) -> str:
+    """A fraction in per cent with one digit, "-" for NaN."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _fit(rows: pd.DataFrame, attacks: list[str], width: int) -> str:
+    """The table in the roomiest layout that fits; attacks that find no room go into a table below."""
+    layouts = [
+        (_wide, 24, _ROOMY), (_wide, 24, _TIGHT), (_wide, 14, _TIGHT),
+        (_stacked, 20, _ROOMY), (_stacked, 14, _ROOMY), (_stacked, 14, _TIGHT), (_stacked, 10, _TIGHT),
+    ]  # fmt: skip
+    for layout, room, style in layouts:
+        text = layout(rows, attacks, room, style)
+        if _columns(text) <= width:
+            return text
+    for fitting in range(len(attacks) - 1, 0, -1):
+        text = _stacked(rows, attacks[:fitting], 14, _TIGHT)
+        if _columns(text) <= width or fitting == 1:
+            return f"{text}\n\n{_fit(rows, attacks[fitting:], width)}"
+    return text
+
+
+def _wide(rows: pd.DataFrame, attacks: list[str], room: int, style: TableFormat) -> str:
+    """A line per record where names are no longer than `room`."""
+    table = [
+        [
+            row["rank"],
+            _cut(row["model"], room),
+            _cut(_defense(row), room),
+            percent(row["clean"]),
+            " ".join(_robust(row)),
+            *_rest(row, attacks),
+        ]
+        for row in rows.to_dict("records")
+    ]
+    return _table(table, ["#", "model", "defense", "clean\n%", "robust %\n[95 %]"], attacks, "rllrl", style)
+
+
+def _stacked(rows: pd.DataFrame, attacks: list[str], room: int, style: TableFormat) -> str:
+    """Two lines and more per record: the defense under the model, the interval under the number."""
+    table = [
+        [
+            row["rank"],
+            f"{_cut(row['model'], room)}\n{_cut('+ ' + _defense(row), room)}",
+            percent(row["clean"]),
+            "\n".join(_robust(row)),
+            *_rest(row, attacks),
+        ]
+        for row in rows.to_dict("records")
+    ]
+    return _table(table, ["#", "model\n+ defense", "clean\n%", "robust %\n[95 %]"], attacks, "rlrl", style)
+
+
+def _rest(row: _Row, attacks: list[str]) -> list[str]:
+    numbers = [percent(row[attack]) for attack in attacks]
+    return [*numbers, f"{row['passes']:.0f}", FLAGS[row["trust"]]]
+
+
+def _table(
+    table: list[list[str]], first: list[str], attacks: list[str], sides: str, style: TableFormat
+) -> str:
+    """The first columns have the heads `first` and are aligned to `sides` (l or r), the others right.
+
+    The heads go in as rows, because tabulate makes columns two wider than their heads; cells of several
+    lines as several rows, because it sets those in its own formats only.
+    """
+    heads = [*first, *short_heads(attacks), "fwd+\nbwd", ""]
+    if not any(cells[-1] for cells in table):
+        table, heads = [cells[:-1] for cells in table], heads[:-1]
+    align = [{"l": "left", "r": "right"}[side] for side in sides] + ["right"] * (len(heads) - len(sides))
+    body = [line for cells in table for line in _lines(cells)]
+    text = tabulate(
+        [*_lines(heads), SEPARATING_LINE, *body], tablefmt=style, disable_numparse=True, colalign=align
+    )
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _lines(cells: list[str]) -> list[tuple[str, ...]]:
+    """One row of cells of several lines as several rows."""
+    return list(zip_longest(*(cell.split("\n") for cell in cells), fillvalue=""))
+
+
+def _defense(row: _Row) -> str:
+    return f"{row['defense']} ({row['variant']})" if row["variant"] else str(row["defense"])
+
+
+def _robust(row: _Row) -> tuple[str, str]:
+    low, high = (percent(row[end]) for end in ("low", "high"))
+    return percent(row["robust"]), f"[{low}, {high}]"
+
+
+def _cut(name: object, room: int) -> str:
+    text = plain(name)
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    return "\n".join(textwrap.wrap(text, room)) or "-"
+
+
+def _narrow(option: str) -> str:
+    """A name or option broken after "=" and "_" into lines of about eight characters."""
+    lines: list[str] = []
+    for part in re.findall(r"[^=_]{1,8}[=_]?|[=_]", plain(option)):
+        if lines and len(lines[-1]) + len(part) <= 8 and not lines[-1].endswith("="):
+            lines[-1] += part
+        else:
+            lines.append(part)
+    return "\n".join(lines)
+
+
+def _columns(text: str) -> int:
+    return max(map(len, text.splitlines()))
+
+
+def _fill(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False))

@@ -1,0 +1,215 @@
+"""Where records live: files in a folder or behind any fsspec URL, safe under many writers."""
+
+from __future__ import annotations
+
+import difflib
+import uuid
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+import fsspec
+import pandas as pd
+from fsspec.implementations.local import LocalFileSystem
+from safetensors.torch import load
+from torch import Tensor
+
+from robust.errors import StoreError, UnknownNameError
+from robust.leaderboard.artefacts import sha256, verdicts_bytes
+from robust.leaderboard.record import Record
+
+_IO_ERRORS: Final = (OSError, NotImplementedError)  # the latter from read-only kinds of filesystem
+
+
+class Store:
+    """Records as `records/<id>.json` beside `verdicts/<sha256>.parquet` and `examples/<sha256>.safetensors`.
+
+    Files are named by their content, written under a temporary name and then renamed: writers never
+    collide, readers never see half a file, and any number of writers may work on one store at once.
+
+    Args:
+        url: a folder, such as a sweep's --out, or an fsspec URL. It is made on the first `add`.
+
+    Raises:
+        StoreError: no such kind of URL.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = str(url)
+        try:
+            self._fs, root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise StoreError(
+                f"store: cannot open {self.url}: {error}; give a folder or an fsspec URL"
+            ) from error
+        self._root = root.rstrip("/")
+
+    def add(self, record: Record, verdicts: pd.DataFrame, *, examples: bytes | None = None) -> str:
+        """File a record with its verdict table, which comes first; what is there already is left alone.
+
+        Args:
+            record: to file.
+            verdicts: the table that the record was made from.
+            examples: its adversarial examples, as `examples_bytes` gave them; wanted if the record has
+                their hash.
+
+        Returns:
+            The record's id.
+
+        Raises:
+            StoreError: the store cannot be written, or a file is not the one that the record names.
+        """
+        expected, table = record.artefacts, verdicts_bytes(verdicts)
+        if sha256(table) != expected.verdicts_sha256:
+            raise StoreError(
+                "verdicts: this table is not the one that the record was made from; give the report's own"
+            )
+        if (None if examples is None else sha256(examples)) != expected.examples_sha256:
+            raise StoreError(
+                "examples: not the bytes that the record was made with; give both the same, or neither any"
+            )
+        try:
+            self._keep(_verdicts_path(record), table)
+            if examples is not None:
+                self._keep(_examples_path(record), examples)
+            self._keep_record(record)
+        except _IO_ERRORS as error:
+            raise StoreError(
+                f"store: cannot write to {self.url}: {_reason(error)}; give a folder or URL that can be written"
+            ) from error
+        return record.id
+
+    def records(self) -> list[Record]:
+        """All records, sorted by id.
+
+        Raises:
+            StoreError: no store there, or a damaged record (named).
+        """
+        names = self._names()
+        if not names:
+            raise StoreError(
+                f"store: no records in {self.url}; `robust sweep --out DIR` makes a folder that has some"
+            )
+        return [self._read_record(name) for name in names]
+
+    def get(self, prefix: str) -> Record:
+        """The record whose id begins so.
+
+        Raises:
+            UnknownNameError: none, or several.
+            StoreError: damaged.
+        """
+        ids = [name.removesuffix(".json") for name in self._names()]
+        found = [id_ for id_ in ids if prefix and id_.startswith(prefix)]
+        if len(found) == 1:
+            return self._read_record(f"{found[0]}.json")
+        if found:
+            raise UnknownNameError(
+                f"record {prefix!r} in {self.url}: {len(found)} begin so, {_some(found)}; give more digits"
+            )
+        if near := difflib.get_close_matches(prefix, [id_[: max(len(prefix), 8)] for id_ in ids], n=1):
+            hint = f"did you mean {near[0]!r}?"
+        else:
+            hint = f"known: {_some(ids) or 'none'}"
+        raise UnknownNameError(f"unknown record {prefix!r} in {self.url}; {hint}")
+
+    def verdicts(self, record: Record) -> pd.DataFrame:
+        """The verdict table of a record.
+
+        Raises:
+            StoreError: missing, or altered.
+        """
+        table = self._read(_verdicts_path(record), record.artefacts.verdicts_sha256)
+        return pd.read_parquet(BytesIO(table))
+
+    def examples(self, record: Record) -> dict[str, Tensor] | None:
+        """The adversarial examples of a record (see `Report.examples`), None if it was filed without.
+
+        Raises:
+            StoreError: missing, or altered.
+        """
+        if record.artefacts.examples_sha256 is None:
+            return None
+        return load(self._read(_examples_path(record), record.artefacts.examples_sha256))
+
+    def _names(self) -> list[str]:
+        """File names of the records, sorted; those under a temporary name are no records yet."""
+        self._fs.invalidate_cache()
+        try:
+            paths = self._fs.ls(f"{self._root}/records", detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except _IO_ERRORS as error:
+            raise StoreError(f"store: cannot read {self.url}: {_reason(error)}") from error
+        names = (str(path).rpartition("/")[2] for path in paths)
+        return sorted(name for name in names if name.endswith(".json"))
+
+    def _read_record(self, name: str) -> Record:
+        where = f"{self.url}/records/{name}"
+        try:
+            text = self._fs.cat_file(f"{self._root}/records/{name}").decode()
+        except (*_IO_ERRORS, UnicodeDecodeError) as error:
+            raise StoreError(f"{where}: cannot be read: {_reason(error)}") from error
+        record = Record.loads(text, where)
+        if name != f"{record.id}.json":
+            raise StoreError(
+                f"{where}: holds the record {record.short_id}; it was renamed, name it by its id"
+            )
+        return record
+
+    def _read(self, path: str, digest: str) -> bytes:
+        where = f"{self.url}/{path}"
+        try:
+            content: bytes = self._fs.cat_file(f"{self._root}/{path}")
+        except _IO_ERRORS as error:
+            raise StoreError(f"{where}: cannot be read: {_reason(error)}; a record names it") from error
+        if sha256(content) != digest:
+            raise StoreError(f"{where}: does not match its name; it was altered or damaged")
+        return content
+
+    def _keep(self, path: str, content: bytes) -> None:
+        """Write a file that is named by its hash, unless it is there whole."""
+        with suppress(StoreError):
+            self._read(path, sha256(content))
+            return
+        self._write(path, content)
+
+    def _keep_record(self, record: Record) -> None:
+        """Write a record, unless it is there whole (perhaps with the times of an earlier run)."""
+        name = f"{record.id}.json"
+        with suppress(StoreError):
+            self._read_record(name)
+            return
+        self._write(f"records/{name}", record.dumps().encode())
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = f"{self._root}/{name}"
+        partial = f"{path}.{uuid.uuid4().hex}.partial"
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        try:
+            self._fs.pipe_file(partial, content)
+            if isinstance(self._fs, LocalFileSystem):
+                Path(partial).replace(path)  # atomic on every system, over an existing file too
+            else:
+                self._fs.mv(partial, path)
+        except BaseException:
+            with suppress(*_IO_ERRORS):
+                self._fs.rm_file(partial)
+            raise
+
+
+def _verdicts_path(record: Record) -> str:
+    return f"verdicts/{record.artefacts.verdicts_sha256}.parquet"
+
+
+def _examples_path(record: Record) -> str:
+    return f"examples/{record.artefacts.examples_sha256}.safetensors"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _some(ids: list[str]) -> str:
+    return ", ".join(id_[:16] for id_ in ids[:5]) + (", ..." if len(ids) > 5 else "")

@@ -1,0 +1,257 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from torch import nn
+
+from robust.cli import main
+from robust.report import Report
+from robust.sources import save_weights
+
+
+def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "robust", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=cwd,
+        check=False,
+    )
+
+
+class Outcome(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs the command line in this process: for the many cases that need no process of their own."""
+
+    def run_inside(*arguments: str, cwd: Path) -> Outcome:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["robust", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), out, err)
+
+    return run_inside
+
+
+@pytest.fixture
+def files(tmp_path: Path, net: nn.Module, digits: tuple[object, object]) -> Path:
+    """A folder with a user's model file, weights and data."""
+    (tmp_path / "my_model.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),\n"
+        "        nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10))\n"
+    )
+    save_weights(net, tmp_path / "w.safetensors")
+    x, y = digits
+    np.savez(tmp_path / "data.npz", x=x.numpy(), y=y.numpy())  # type: ignore[attr-defined]
+    return tmp_path
+
+
+COMMON = (
+    "--model",
+    "my_model.py:make",
+    "--weights",
+    "w.safetensors",
+    "--data",
+    "data.npz",
+    "--device",
+    "cpu",
+)
+
+
+def test_attack_writes_json_alone_to_standard_output_and_a_report(files: Path) -> None:
+    done = run(
+        "attack", *COMMON, "--threat", "linf:0.1", "--attack", "pgd", "--set", "steps=5", "--set", "loss=margin",
+        "--limit", "40", "--json", "-", "--out", "out", "--save-examples", cwd=files,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    keys = (
+        "clean_accuracy robust_accuracy interval n statuses forwards backwards seconds attacks trust findings "
+        "threat suite seed model data device versions"
+    )
+    assert set(keys.split()) <= set(found)
+    assert found["n"] == 40 == sum(found["statuses"].values())
+    assert found["attacks"][0]["parameters"]["steps"] == 5
+    assert found["model"]["spec"] == "my_model.py:make"
+    report = Report.load(files / "out")
+    assert report.robust_accuracy == found["robust_accuracy"]
+    assert report.examples is not None
+    assert len(report.examples["sample_id"]) == found["statuses"]["broken"] > 0
+
+
+def test_attack_prints_a_table_of_eighty_columns(files: Path, inside: Callable[..., Outcome]) -> None:
+    done = inside("attack", *COMMON, "--threat", "l2:0.5", "--suite", "quick", cwd=files)
+    assert done.returncode == 0, done.stderr
+    assert "robust accuracy" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--threat", "linf:8/0"), "eps"),
+        (("--threat", "l7:1"), "one of linf, l2, l1, l0"),
+        (("--attack", "pdg"), "did you mean 'pgd'"),
+        (("--suite", "quikc"), "did you mean 'quick'"),
+        (("--attack", "pgd", "--set", "stpes=3"), "no option 'stpes'"),
+        (("--attack", "pgd", "--set", "steps=many"), "steps"),
+        (("--attack", "pgd", "--set", "steps"), "NAME=VALUE"),
+        (("--attack", "cw"), "not for linf"),
+        (("--data", "nowhere.npz"), "nowhere.npz"),
+        (("--data", "builtin:digitz"), "did you mean 'digits'"),
+        (("--model", "my_model.py:mak"), "make"),
+        (("--weights", "nowhere.safetensors"), "nowhere.safetensors"),
+        (("--device", "tpu9"), "device"),
+        (("--normalize", "a", "b"), "--normalize"),
+        (("--batch-size", "-1"), "--batch-size"),
+        (("--limit", "100000"), "limit"),
+        (("--save-examples",), "--out"),
+        (("--out", "data.npz/below"), "--out"),
+        (("--json", "nowhere/x.json"), "--json"),
+        (("--nonsense",), "--nonsense"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_usage_is_one_line_and_status_two(
+    files: Path, inside: Callable[..., Outcome], change: tuple[str, ...], message: str
+) -> None:
+    done = inside("attack", *COMMON, "--threat", "linf:0.1", *_suite(change), *change, cwd=files)
+    assert done.returncode == 2, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert message in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def _suite(change: tuple[str, ...]) -> tuple[str, ...]:
+    return () if {"--attack", "--suite"} & set(change) else ("--suite", "quick")
+
+
+def test_a_pickle_as_weights_is_refused_and_does_not_run(files: Path, inside: Callable[..., Outcome]) -> None:
+    import pickle
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(files / "ran"),)
+
+    (files / "bomb.pt").write_bytes(pickle.dumps({"weight": Bomb()}))
+    done = run(
+        "attack", *COMMON, "--weights", "bomb.pt", "--threat", "linf:0.1", "--suite", "quick", cwd=files
+    )
+    assert done.returncode == 2
+    assert not (files / "ran").exists()
+
+
+def test_harden_trains_evaluates_and_keeps_everything(files: Path) -> None:
+    done = run(
+        "harden", "--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--validation", "builtin:digits:test",
+        "--threat", "linf:0.05", "--defense", "pgd-at", "--set", "steps=2", "--train", "epochs=2", "--suite", "quick",
+        "--out", "hardened", "--device", "cpu", cwd=files,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "before" in done.stdout
+    for name in (
+        "weights.safetensors",
+        "history.json",
+        "config.json",
+        "before/report.json",
+        "after/report.json",
+    ):
+        assert (files / "hardened" / name).exists()
+
+
+@pytest.mark.parametrize("what", ["attacks", "defenses", "suites", "models", "data", "checks"])
+def test_list_fits_eighty_columns(tmp_path: Path, inside: Callable[..., Outcome], what: str) -> None:
+    done = inside("list", what, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 80
+
+
+def test_doctor_names_versions_and_what_is_missing(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
+    done = inside("doctor", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "torch" in done.stdout
+    assert "python" in done.stdout
+
+
+def test_help_does_not_import_torch() -> None:
+    for arguments in ([], ["attack"], ["sweep"]):
+        code = f"import sys; sys.argv = ['robust', *{arguments!r}, '--help']\nimport robust.cli\n" + (
+            "try: robust.cli.main()\nexcept SystemExit: pass\n"
+            "assert not {'torch', 'numpy', 'pandas', 'scipy'} & set(sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_command_shows_an_example(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
+    for command in (["attack"], ["harden"], ["sweep"], ["list"], ["doctor"], ["leaderboard", "show"]):
+        done = inside(*command, "--help", cwd=tmp_path)
+        assert done.returncode == 0
+        assert "Example: robust" in " ".join(done.stdout.split())
+
+
+def test_sweep_shows_its_plan_runs_and_shows_the_board(
+    tmp_path: Path, inside: Callable[..., Outcome]
+) -> None:
+    from test_sweep import PLAN
+
+    (tmp_path / "plan.toml").write_text(PLAN)
+    planned = inside("sweep", "plan.toml", "--dry-run", cwd=tmp_path)
+    assert "4 evaluations, 2 models to train" in planned.stdout
+    done = run("sweep", "plan.toml", "--out", "out", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 evaluations computed, 0 found" in done.stdout
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
+    for fmt in ("terminal", "markdown", "csv", "latex", "json"):
+        shown = inside("leaderboard", "show", "out", "--format", fmt, cwd=tmp_path)
+        assert shown.returncode == 0, shown.stderr
+        assert "pgd-at" in shown.stdout
+    assert len(json.loads(shown.stdout)) == 4
+    missing = inside("leaderboard", "show", "nowhere", cwd=tmp_path)
+    assert missing.returncode == 2
+    assert "no records" in missing.stderr
+
+
+def test_ctrl_c_keeps_what_was_done(tmp_path: Path) -> None:
+    from test_sweep import PLAN
+
+    (tmp_path / "plan.toml").write_text(PLAN.replace("epochs = 2", "epochs = 500", 1))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "robust", "sweep", "plan.toml", "--out", "out", "--device", "cpu"],
+        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for _ in range(600):
+        if list(tmp_path.glob("out/models/*/history.json")):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.glob("out/models/*/checkpoints/*.pt"))

@@ -1,0 +1,284 @@
+"""Every defense by name: what it does, what it leaves alone, and what it must refuse."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robust.attacks import PGD
+from robust.defenses import DEFENSES, Batch, Defense, Distillation, Trainer, TrainingOptions, make_defense
+from robust.defenses.inner import perturb
+from robust.errors import InputError, UnknownNameError, UnsupportedError
+from robust.oracle import Oracle
+from robust.sources import Samples, load_data
+from robust.target import Target
+from robust.threat import Linf, Threat
+
+OPTIONS = TrainingOptions(epochs=3, batch_size=64, learning_rate=5e-3, device="cpu")
+THREAT = Linf("0.1")
+ALL = sorted(DEFENSES)
+
+
+def build_net() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(128, 10),
+        )  # fmt: skip
+
+
+def some_digits(count: int = 400) -> Samples:
+    return load_data("builtin:digits:train").take(slice(0, count))
+
+
+def first_batch(count: int = 32, epoch: int = 1) -> Batch:
+    data = some_digits(count)
+    return Batch(data.rows(slice(None)), data.y, data.ids, seed=0, epoch=epoch, progress=0.0)
+
+
+def survivors(model: nn.Module, attack: PGD, threat: Threat, data: Samples) -> float:
+    """Share of samples that are right before and after the attack."""
+    x, y = data.rows(slice(None)), data.y
+    with Target(model, device="cpu") as target:
+        oracle = Oracle(target, x, y, data.ids, threat)
+        oracle.visit(x)
+        attack(oracle)
+    return float((~oracle.ledger.broken).float().mean())
+
+
+# -- by name ----------------------------------------------------------------------------------------
+
+
+def test_the_registered_names() -> None:
+    assert {"none", "pgd-at", "distillation"} <= set(DEFENSES)
+    for name in ALL:
+        assert DEFENSES[name].name == name
+        assert DEFENSES[name].paper
+
+
+def test_make_defense_reads_text_mappings_and_objects() -> None:
+    made = make_defense("pgd-at", steps="10", step_size="0.2")
+    assert made.parameters == {"steps": 10, "step_size": 0.2, "warmup": 0.3}
+    assert make_defense({"name": "pgd-at", "steps": 10, "step_size": 0.2}) == made
+    assert make_defense(made) is made
+
+
+def test_unknown_names_and_options() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'distillation'"):
+        make_defense("destillation")
+    with pytest.raises(InputError, match="no option 'beta'; it has steps, step_size, warmup"):
+        make_defense("pgd-at", beta=6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pgd-at", {"steps": 0}),
+        ("pgd-at", {"step_size": 0.0}),
+        ("pgd-at", {"warmup": 1.5}),
+        ("pgd-at", {"steps": "many"}),
+        ("distillation", {"temperature": 0}),
+        ("distillation", {"temperature": float("nan")}),
+        ("distillation", {"temperature": float("inf")}),
+    ],
+)
+def test_parameters_out_of_range(name: str, options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        make_defense(name, **options)
+
+
+# -- the contract of every defense ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_learns_repeats_and_leaves_model_and_random_state_alone(name: str) -> None:
+    model, data = build_net().eval(), some_digits()
+    model[0].bias.requires_grad_(False)  # type: ignore[index,union-attr]
+    model[1].train()  # type: ignore[index]
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    wanted = [p.requires_grad for p in model.parameters()]
+    state = torch.get_rng_state()
+    nets = []
+    for _ in range(2):
+        trainer = Trainer(replace(OPTIONS, epochs=8))
+        nets.append(make_defense(name).fit(model, data, threat=THREAT, trainer=trainer))
+        torch.rand(3)
+        torch.set_rng_state(state)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == wanted
+    assert all(p.grad is None for p in model.parameters())
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True)
+    )
+    assert not any(module.training for module in nets[0].modules())
+    with torch.no_grad():
+        right = (nets[0](data.rows(slice(None))).argmax(1) == data.y).float().mean()
+    assert right > 0.75
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_resumes_to_the_same_weights(name: str, tmp_path: Path) -> None:
+    """Stopped once in every stage of the training (distillation has two)."""
+    defense, data = make_defense(name), some_digits()
+    whole = defense.fit(build_net(), data, threat=THREAT, trainer=Trainer(OPTIONS))
+    stops = 0
+
+    def stop(result: object) -> None:
+        nonlocal stops
+        if getattr(result, "epoch", 0) == 2:
+            stops += 1
+            raise KeyboardInterrupt
+
+    for _ in range(4):
+        try:
+            resumed = defense.fit(
+                build_net(), data, threat=THREAT, trainer=Trainer(OPTIONS, out=tmp_path, progress=stop)
+            )
+            break
+        except KeyboardInterrupt:
+            continue
+    assert stops == (2 if name == "distillation" else 1)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_trains_in_mixed_precision(name: str) -> None:
+    options = replace(OPTIONS, epochs=8, precision="bf16-mixed")
+    trainer = Trainer(options)
+    model = make_defense(name).fit(build_net(), some_digits(), threat=THREAT, trainer=trainer)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert trainer.history[-1].clean_accuracy > 0.6
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_another_defenses_checkpoint_is_refused(name: str, tmp_path: Path) -> None:
+    other: Defense = make_defense("none" if name != "none" else "pgd-at")
+    options = replace(OPTIONS, epochs=1)
+    other.fit(build_net(), some_digits(), threat=THREAT, trainer=Trainer(options, out=tmp_path))
+    with pytest.raises(InputError, match="differs in defense"):
+        make_defense(name).fit(
+            build_net(), some_digits(), threat=THREAT, trainer=Trainer(options, out=tmp_path)
+        )
+
+
+# -- PGD adversarial training -----------------------------------------------------------------------
+
+
+def test_adversarial_training_holds_where_standard_training_falls() -> None:
+    data, test = some_digits(700), load_data("builtin:digits:test").take(slice(0, 200))
+    options = replace(OPTIONS, epochs=8, validation_steps=3)
+    standing = {}
+    for name in ("none", "pgd-at"):
+        model = make_defense(name, **({} if name == "none" else {"steps": 4})).fit(
+            build_net(), data, threat=Linf("0.15"), trainer=Trainer(options)
+        )
+        standing[name] = survivors(model, PGD(steps=20, loss="margin"), Linf("0.15"), test)
+    assert standing["pgd-at"] > standing["none"] + 0.15
+
+
+def test_adversarial_training_needs_a_threat_it_can_attack() -> None:
+    trainer = Trainer(OPTIONS)
+    with pytest.raises(InputError, match="defense 'pgd-at' trains against one"):
+        make_defense("pgd-at").fit(build_net(), some_digits(), threat=None, trainer=trainer)
+    with pytest.raises(UnsupportedError, match="not for l0"):
+        make_defense("pgd-at").fit(build_net(), some_digits(), threat=Threat("l0", "4"), trainer=trainer)
+    assert trainer.history == []
+
+
+# -- the inner attack -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threat", [Linf("0.1"), Threat("l2", "0.5"), Threat("l1", "3")])
+def test_the_inner_attack_stays_inside_and_raises_the_loss(threat: Threat) -> None:
+    model, batch = build_net().eval(), first_batch()
+    x_adv = perturb(model, batch, PGD(steps=7), threat)
+    assert bool(threat.contains(x_adv, batch.x).all())
+    assert not x_adv.requires_grad
+    clean, adversarial = (functional.cross_entropy(model(x), batch.y) for x in (batch.x, x_adv))
+    assert adversarial > clean
+    half = perturb(model, batch, PGD(steps=7), threat, share=0.5)
+    assert bool((threat.distance(half, batch.x) <= threat.radius / 2 + 1e-5).all())
+
+
+def test_the_inner_attack_trains_nothing() -> None:
+    model = build_net().train()
+    model[0].bias.requires_grad_(False)  # type: ignore[index,union-attr]
+    before = copy.deepcopy(model.state_dict())
+    seen: list[bool] = []
+    model[1].register_forward_pre_hook(lambda module, _: seen.append(module.training))  # type: ignore[index]
+    perturb(model, first_batch(), PGD(steps=3), THREAT)
+    assert seen == [False] * 3  # no pass beyond the three steps
+    assert all(p.grad is None for p in model.parameters())
+    assert [p.requires_grad for p in model.parameters()][:3] == [True, False, True]
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_random_starts_are_the_samples_own_and_new_every_epoch() -> None:
+    model, attack = build_net().eval(), PGD(steps=1, step_size=1e-6)
+    one, again, two = (perturb(model, first_batch(epoch=e), attack, THREAT) for e in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, two)
+    batch = first_batch()
+    order = torch.arange(31, -1, -1)
+    turned = replace(batch, x=batch.x[order], y=batch.y[order], ids=batch.ids[order])
+    assert torch.allclose(perturb(model, turned, attack, THREAT), one[order], atol=1e-6)
+
+
+# -- distillation -----------------------------------------------------------------------------------
+
+
+def logit_gap(model: nn.Module, x: Tensor) -> float:
+    with torch.no_grad():
+        top = model(x).sort(1).values
+    return float((top[:, -1] - top[:, -2]).median())
+
+
+def test_distillation_inflates_logits_and_hides_its_gradients() -> None:
+    """Deployed at T = 1 the cross-entropy gradient is exactly zero for many samples; the margin's is not."""
+    data, test = some_digits(700), load_data("builtin:digits:test").take(slice(0, 200))
+    options = replace(OPTIONS, epochs=12)
+    nets = {
+        name: make_defense(name).fit(build_net(), data, threat=None, trainer=Trainer(options))
+        for name in ("none", "distillation")
+    }
+    x = test.rows(slice(None))
+    assert logit_gap(nets["distillation"], x) > 5 * logit_gap(nets["none"], x)
+    net, threat = nets["distillation"], Linf("0.2")
+    masked, honest = (survivors(net, PGD(steps=20, loss=loss), threat, test) for loss in ("ce", "margin"))
+    assert masked > honest + 0.2
+
+
+def test_the_student_learns_the_teachers_soft_labels_from_the_given_weights(tmp_path: Path) -> None:
+    model, data = build_net(), some_digits()
+    student = Distillation(temperature=5).fit(
+        model, data, threat=None, trainer=Trainer(replace(OPTIONS, epochs=12), out=tmp_path)
+    )
+    stages = {path.stem: torch.load(path, weights_only=True) for path in tmp_path.glob("checkpoints/*.pt")}
+    assert set(stages) == {"teacher", "model"}
+    assert stages["teacher"]["identity"]["model"] == stages["model"]["identity"]["model"]
+    teacher = build_net().eval()
+    teacher.load_state_dict(stages["teacher"]["best"])
+    x = data.rows(slice(None))
+
+    def divergence(net: nn.Module) -> float:
+        with torch.no_grad():
+            soft = (teacher(x) / 5).softmax(1)
+            return float(functional.kl_div((net.eval()(x) / 5).log_softmax(1), soft, reduction="batchmean"))
+
+    assert divergence(student) < divergence(build_net()) / 2
+    assert not torch.equal(student[5].weight, teacher[5].weight)  # type: ignore[index]
