@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from robust.attacks.base import build
 from robust.defenses import RECIPES, Defense, EpochResult, Trainer, TrainingOptions, make_defense
-from robust.errors import InputError, StoreError
+from robust.errors import StoreError
 from robust.evaluation import Progress, Suite, evaluate
 from robust.report import Report
 from robust.sources import as_samples, save_weights
@@ -26,7 +27,8 @@ class Hardened:
     Attributes:
         model: the hardened copy, in eval mode.
         history: an entry per epoch: loss, clean and robust validation accuracy, learning rate, seconds.
-        before, report: evaluations on the validation data before and after; None without such data.
+        before, report: evaluations on the validation data before and after; None without such data or
+            without a threat.
     """
 
     model: nn.Module
@@ -60,8 +62,8 @@ def harden(
         data: training samples, as for `robust.evaluate`.
         defense: name, object, or {"name": ..., option: ...}.
         threat: what to harden against; some defenses need none.
-        validation: held-out samples: every epoch is validated on them (else on a tenth split off from
-            `data`), and the model is evaluated on them before and after.
+        validation: held-out samples on which the model is evaluated before and after. The best epoch is
+            chosen on a tenth split off from `data` instead, or the figure after would flatter.
         out: folder for weights.safetensors, history.json, config.json, checkpoints and reports.
         recipe: named training options; `training` overrides single ones.
         suite: for the evaluations before and after.
@@ -75,12 +77,11 @@ def harden(
     threat = None if threat is None else Threat.parse(threat)
     options = training_options(recipe, {**(training or {}), "seed": seed, "device": device})
     folder = None if out is None else Path(out)
-    if folder is not None:
-        _prepare(folder, chosen, threat, options)
     held_out = None if validation is None else as_samples(validation)
-    trainer = Trainer(options, validation=held_out, out=folder, resume=resume, progress=progress, ticks=ticks)
+    trainer = Trainer(options, out=folder, resume=resume, progress=progress, ticks=ticks)
     hardened = chosen.fit(model, as_samples(data), threat=threat, trainer=trainer)
     if folder is not None:
+        _write_config(folder, chosen, threat, options)
         save_weights(hardened, folder / "weights.safetensors")
     before = after = None
     if threat is not None and held_out is not None:
@@ -103,14 +104,12 @@ def training_options(recipe: str, overrides: Mapping[str, Any]) -> TrainingOptio
         UnknownNameError: no such recipe.
         InputError: no such option, or a value that does not fit.
     """
-    from robust.attacks.base import build
-
     base: TrainingOptions = RECIPES[recipe]
     options: TrainingOptions = build(TrainingOptions, "training", {**asdict(base), **overrides})
-    return replace(options)
+    return options
 
 
-def _prepare(folder: Path, defense: Defense, threat: Threat | None, options: TrainingOptions) -> None:
+def _write_config(folder: Path, defense: Defense, threat: Threat | None, options: TrainingOptions) -> None:
     config = {
         "defense": defense.name,
         "parameters": defense.parameters,
@@ -118,10 +117,6 @@ def _prepare(folder: Path, defense: Defense, threat: Threat | None, options: Tra
         "training": asdict(options),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config, indent=2, default=str), encoding="utf-8")
     except OSError as error:
         raise StoreError(f"out: cannot write to {folder}: {error.strerror or error}") from error
-
-
-__all__ = ["Hardened", "InputError", "harden", "training_options"]

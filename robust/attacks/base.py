@@ -97,5 +97,8 @@ def build(cls: type[Any], what: str, options: Mapping[str, object]) -> Any:
         return TypeAdapter(cls).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{what}: {where}: {first['msg']}, got {first['input']!r}") from None
+        if not first["loc"]:  # the class itself refused: its message says all
+            raise InputError(first["msg"].removeprefix("Value error, ")) from None
+        raise InputError(
+            f"{what}: {'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}"
+        ) from None

@@ -1,0 +1,117 @@
+"""The zoo: every planted flaw trips its named check, honest models trip none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robust
+from robust.report import Report
+
+
+class Wrap(nn.Module):
+    """A model with something in front of it and behind it."""
+
+    def __init__(
+        self, net: nn.Module, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.net(self.before(x)))
+
+
+def same(t: Tensor) -> Tensor:
+    return t
+
+
+def batch_statistics(x: Tensor) -> Tensor:
+    return (x - x.mean(0, keepdim=True)) / (x.std(0, keepdim=True, correction=0) + 0.1)
+
+
+def descend(x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        point = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(point.square().sum(), point)
+    return x - 0.01 * gradient
+
+
+FLAWS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "noise at inference": ("randomized", lambda x: x + 0.05 * torch.randn_like(x), same),
+    "dropout at inference": ("randomized", lambda x: nn.functional.dropout(x, 0.2, training=True), same),
+    "batch statistics": ("batch-dependent", batch_statistics, same),
+    "softmax": ("probabilities", same, lambda z: z.softmax(1)),
+    "detached": ("detached-graph", same, lambda z: z.detach()),
+    "bit depth": ("zero-gradient", lambda x: (x * 7).round() / 7, same),
+    "logits x 1e3": ("logit-scale", same, lambda z: z * 1e3),
+    "logits x 1e6": ("logit-scale", same, lambda z: z * 1e6),
+    "optimises at inference": ("dynamic-defense", descend, same),
+}
+
+
+def look(model: nn.Module, digits: tuple[Tensor, Tensor]) -> Report:
+    return robust.evaluate(model, digits, threat="linf:0.05", suite="quick", device="cpu")
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_a_planted_flaw_trips_its_check(flaw: str, net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    check, before, after = FLAWS[flaw]
+    with torch.random.fork_rng():
+        report = look(Wrap(net, before, after).eval(), digits)
+    assert check in {finding["check"] for finding in report.findings}
+    assert report.trust != "trusted"
+
+
+HONEST: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "trained": lambda net: net,
+    "untrained": lambda _: nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.GELU(), nn.Linear(20, 10)),
+    "linear": lambda _: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+    "small logits": lambda net: Wrap(net, same, lambda z: z / 50),
+    "log-softmax": lambda net: Wrap(net, same, lambda z: z.log_softmax(1)),
+    "smooth input": lambda net: Wrap(net, lambda x: nn.functional.avg_pool2d(x, 3, 1, 1), same),
+}
+
+
+@pytest.mark.parametrize("kind", HONEST)
+def test_an_honest_model_trips_none(kind: str, net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        report = look(HONEST[kind](net).eval(), digits)
+    assert report.findings == []
+    assert report.trust == "trusted"
+
+
+def test_without_gradients_nothing_is_claimed(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    report = look(Wrap(net, same, lambda z: z.detach()).eval(), digits)
+    assert report.trust == "unreliable"
+    assert all(entry["attacked"] == 0 for entry in report.attacks)
+    blind = robust.evaluate(
+        Wrap(net, same, lambda z: z.detach()).eval(), digits, threat="linf:0.15",
+        suite=[{"name": "square", "queries": 200}], device="cpu",
+    )  # fmt: skip
+    assert blind.statuses["broken"] > 3
+
+
+def test_probabilities_are_attacked_on_their_logarithm(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    plain = look(net, digits)
+    soft = look(Wrap(net, same, lambda z: z.softmax(1)).eval(), digits)
+    assert abs(plain.statuses["survived"] - soft.statuses["survived"]) <= 1
+
+
+def test_the_same_attack_with_another_loss_exposes_masking(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    suite = [{"name": "pgd", "steps": 10}, {"name": "pgd", "steps": 10, "loss": "margin"}]
+    report = robust.evaluate(
+        Wrap(net, same, lambda z: z * 1e6).eval(),
+        digits,
+        threat="linf:0.15",
+        suite=suite,
+        cascade=False,
+        device="cpu",
+    )
+    assert {"loss-gap", "logit-scale"} <= {finding["check"] for finding in report.findings}

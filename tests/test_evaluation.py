@@ -1,0 +1,242 @@
+"""Evaluations: verdicts, invariants, independence of the batch, bad input, broken models."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robust
+from robust.attacks import FGSM, PGD, Attack
+from robust.errors import (
+    DataError,
+    InputError,
+    ModelError,
+    StoreError,
+    ThreatError,
+    UnknownNameError,
+    UnsupportedError,
+)
+from robust.oracle import Access, Oracle
+from robust.report import Report
+from robust.sources import Samples
+
+Digits = tuple[Tensor, Tensor]
+
+
+def evaluate(model: object, data: object, **options: object) -> Report:
+    options = {"threat": "linf:0.1", "suite": "quick", "device": "cpu", **options}
+    return robust.evaluate(model, data, **options)  # type: ignore[arg-type]
+
+
+def test_the_table_and_the_numbers_agree(net: nn.Module, digits: Digits) -> None:
+    report = evaluate(net, digits, keep_examples=True)
+    table = report.verdicts
+    assert sum(report.statuses.values()) == report.n == len(table) == 64
+    assert report.statuses["survived"] <= report.clean_correct
+    assert report.robust_accuracy == (table.status == "survived").mean()
+    assert report.clean_accuracy == (table.prediction == table.label).mean()
+    assert (table.status == "broken").sum() == sum(entry["broke"] for entry in report.attacks) > 5
+    assert ((table.attack != "") == (table.status == "broken")).all()
+    assert (table.distance.notna() == (table.status == "broken")).all()
+    spent = sum(entry["forwards"] for entry in report.attacks) + 64
+    assert int(table.forwards.sum()) == spent
+    assert report.trust == "trusted", report.findings
+
+
+def test_kept_examples_are_what_was_audited(net: nn.Module, digits: Digits) -> None:
+    report = evaluate(net, digits, keep_examples=True)
+    assert report.examples is not None
+    ids, x_adv = report.examples["sample_id"], report.examples["x_adv"]
+    assert ids.tolist() == report.verdicts.sample_id[report.verdicts.status == "broken"].tolist()
+    assert report.threat.contains(x_adv, digits[0][ids]).all()
+    assert (net(x_adv).argmax(1) != digits[1][ids]).all()
+
+
+def test_verdicts_do_not_depend_on_batch_order_or_shard(net: nn.Module, digits: Digits) -> None:
+    x, y = digits
+    whole = Samples(x, y, torch.arange(64))
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    reference = evaluate(net, whole).verdicts.set_index("sample_id")["status"]
+    runs = [evaluate(net, whole, batch_size=size) for size in (1, 17)] + [evaluate(net, whole.take(order))]
+    for report in runs:
+        assert (report.verdicts.set_index("sample_id")["status"].loc[reference.index] == reference).all()
+    for shard in order.split(20):
+        part = evaluate(net, whole.take(shard)).verdicts.set_index("sample_id")["status"]
+        assert (part == reference.loc[part.index]).all()
+
+
+def test_more_attacks_and_larger_eps_never_raise_it(net: nn.Module, digits: Digits) -> None:
+    standing = None
+    for eps in ("0.02", "0.05", "0.1", "0.2"):
+        found = (
+            evaluate(net, digits, threat=f"linf:{eps}", suite=["fgsm", PGD(steps=20)]).verdicts.status
+            == "survived"
+        )
+        one = evaluate(net, digits, threat=f"linf:{eps}", suite="fgsm").verdicts.status == "survived"
+        assert not (found & ~one).any()
+        if standing is not None:
+            assert not (found & ~standing).any()
+        standing = found
+
+
+def test_attacks_alone_and_their_union(net: nn.Module, digits: Digits) -> None:
+    attacks = [FGSM(), PGD(steps=5, loss="margin")]
+    together = evaluate(net, digits, suite=attacks, cascade=False)
+    for attack, entry in zip(attacks, together.attacks, strict=True):
+        alone = evaluate(net, digits, suite=attack)
+        assert entry["survived"] == alone.statuses["survived"]
+        assert entry["attacked"] == together.clean_correct
+    assert together.statuses["survived"] <= min(entry["survived"] for entry in together.attacks)
+    cascade = evaluate(net, digits, suite=attacks)
+    assert (cascade.verdicts.status == together.verdicts.status).all()
+
+
+def test_the_callers_model_and_randomness_are_as_they_were(net: nn.Module, digits: Digits) -> None:
+    reference = evaluate(net, digits)
+    net.train()
+    state, noise = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    report = evaluate(net, digits)
+    assert all(module.training for module in net.modules())
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+    assert torch.equal(noise, torch.get_rng_state())
+    assert (report.verdicts == reference.verdicts).all(axis=None) or report.verdicts.equals(
+        reference.verdicts
+    )
+
+
+def test_normalisation_lives_inside_and_8_bit_images_are_fractions(net: nn.Module, digits: Digits) -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x * 0.5 + 0.25)
+            return out
+
+    x, y = digits
+    images = (x * 255).round().to(torch.uint8)
+    inside = evaluate(Shifted(), (images, y), normalize=(0.25, 0.5))
+    plain = evaluate(net, (images.float() / 255, y))
+    assert (inside.verdicts.status == plain.verdicts.status).mean() > 0.98
+
+
+@dataclass(frozen=True)
+class Crashing(Attack):
+    """Fails on its first step."""
+
+    name: ClassVar[str] = "crashing"
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+    access: ClassVar[Access] = "gradient"
+    paper: ClassVar[str] = "-"
+
+    def run(self, oracle: Oracle) -> Tensor:
+        raise RuntimeError("out of ideas")
+
+
+def test_a_crash_is_an_error_of_its_samples_and_loses_nothing(net: nn.Module, digits: Digits) -> None:
+    report = evaluate(net, digits, suite=[FGSM(), Crashing()])
+    fgsm = evaluate(net, digits, suite="fgsm")
+    assert report.statuses["broken"] == fgsm.statuses["broken"] > 0
+    assert report.statuses["survived"] == 0
+    assert report.statuses["error"] == fgsm.statuses["survived"]
+    assert report.trust == "unreliable"
+    assert "out of ideas" in report.failures[0]
+    with pytest.raises(AssertionError, match="undecided"):
+        robust.assert_robust(net, digits, threat="linf:0.1", suite=[FGSM(), Crashing()], at_least=0.0)
+
+
+def test_nan_is_an_error_of_its_sample(net: nn.Module, digits: Digits) -> None:
+    class Poisoned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            bad = x.flatten(1)[:, :1] > 0.95
+            return torch.where(bad, torch.nan, net(x))
+
+    x, y = digits
+    x[:, :, 0, 0] = 0
+    x[3, :, 0, 0] = 1
+    report = evaluate(Poisoned(), (x, y))
+    assert report.verdicts.status.tolist().count("error") == 1
+    assert report.verdicts.status[3] == "error"
+    assert {f["check"] for f in report.findings} >= {"non-finite"}
+
+
+def test_assert_robust_gives_the_evidence(net: nn.Module, digits: Digits) -> None:
+    report = robust.assert_robust(net, digits, threat="linf:0.001", suite="quick", at_least=0.5)
+    assert report.robust_accuracy >= 0.5
+    with pytest.raises(AssertionError, match=r"robust accuracy .* under linf:0.3[\s\S]*broke most"):
+        robust.assert_robust(net, digits, threat="linf:0.3", suite="quick", at_least=0.9)
+    with pytest.raises(InputError, match="at_least"):
+        robust.assert_robust(net, digits, threat="linf:0.3", suite="quick", at_least=45)
+
+
+class Returns(nn.Module):
+    """Gives what it is told to give."""
+
+    def __init__(self, give: object) -> None:
+        super().__init__()
+        self.give = give
+
+    def forward(self, x: Tensor) -> object:
+        return self.give(x)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": lambda x: x * 2}, DataError, "bounds|0, 1"),
+        ({"x": lambda x: x.index_fill(0, torch.tensor([5]), torch.nan)}, DataError, "NaN|finite"),
+        ({"x": lambda x: x[:10]}, DataError, "length|10"),
+        ({"x": lambda x: x[:0], "y": lambda y: y[:0]}, DataError, "sample"),
+        ({"y": lambda y: y.float()}, DataError, "integer|long"),
+        ({"y": lambda y: y + 9}, InputError, "classes|label"),
+        ({"y": lambda y: y - 1}, DataError, "label"),
+        ({"threat": "linf:0"}, ThreatError, "eps"),
+        ({"threat": "lp:1"}, ThreatError, "linf, l2, l1, l0"),
+        ({"model": Returns(lambda x: (x, x))}, ModelError, "tuple"),
+        ({"model": Returns(lambda x: x.flatten())}, ModelError, "logits"),
+        ({"model": Returns(lambda x: x.flatten(1)[:, :3])}, ModelError, "3 classes"),
+        ({"model": "resnet"}, ModelError, "torch.nn.Module"),
+        ({"suite": "quik"}, UnknownNameError, "did you mean 'quick'"),
+        ({"suite": []}, InputError, "empty"),
+        ({"suite": ["pdg"]}, UnknownNameError, "did you mean 'pgd'"),
+        ({"suite": "cw"}, UnsupportedError, "not for linf"),
+        ({"device": "abacus"}, InputError, "device"),
+        ({"normalize": (0.5, 0.0)}, InputError, "std > 0"),
+        ({"batch_size": 0}, InputError, "batch_size"),
+        ({"precision": "int4"}, InputError, "precision"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_named(
+    net: nn.Module, digits: Digits, change: dict[str, object], error: type[Exception], message: str
+) -> None:
+    x, y = digits
+    options = dict(change)
+    x = options.pop("x", lambda v: v)(x)  # type: ignore[operator]
+    y = options.pop("y", lambda v: v)(y)  # type: ignore[operator]
+    with pytest.raises(error, match=message):
+        evaluate(options.pop("model", net), (x, y), **options)
+
+
+def test_reports_survive_the_disk(net: nn.Module, digits: Digits, tmp_path: Path) -> None:
+    report = evaluate(net, digits, keep_examples=True)
+    again = Report.load(report.save(tmp_path / "r"))
+    assert again.to_dict() == report.to_dict()
+    assert again.verdicts.equals(report.verdicts)
+    assert again.examples is not None
+    (tmp_path / "r" / "report.json").write_text('{"schema_version": 99}')
+    with pytest.raises(StoreError, match="schema version 99"):
+        Report.load(tmp_path / "r")
+    (tmp_path / "r" / "report.json").write_text("{")
+    with pytest.raises(StoreError, match="cannot read"):
+        Report.load(tmp_path / "r")
+    with pytest.raises(StoreError, match="cannot write"):
+        report.save(tmp_path / "r" / "report.json" / "below")
