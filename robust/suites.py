@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from robust.attacks import ATTACKS, CW, FGSM, PGD, Attack, make_attack
+from robust.attacks import APGD, ATTACKS, CW, FAB, FGSM, PGD, Attack, Square, make_attack
 from robust.errors import InputError
 from robust.registry import Registry
 from robust.threat import Threat
@@ -18,6 +18,24 @@ SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 def quick(threat: Threat) -> list[Attack]:
     """Smoke test: FGSM, then 10 steps on the margin. Finds broken models, proves nothing."""
     return [FGSM(), PGD(steps=10, loss="margin")]
+
+
+@SUITES.register("standard")
+def standard(threat: Threat) -> list[Attack]:
+    """The default: margin, cross-entropy, then every likely class in turn.
+
+    linf and l2: at most 214 forwards and 211 backwards for a sample that survives, against some 7,850
+    and 1,910 of AutoAttack. l1: PGD on two losses. l0 has no attack yet.
+    """
+    if threat.norm not in ("linf", "l2"):
+        return [PGD(steps=50, loss="margin", restarts=2), PGD(steps=50, restarts=2)]
+    return [PGD(steps=10, loss="margin"), PGD(steps=20), APGD(steps=19, targets=9)]
+
+
+@SUITES.register("autoattack")
+def autoattack(threat: Threat) -> list[Attack]:
+    """AutoAttack's four components in its order and with its budgets (linf and l2)."""
+    return [APGD(), APGD(targets=9), FAB(), Square()]
 
 
 @SUITES.register("demo")
