@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +115,7 @@ def main() -> None:
             *rows,
             "",
             f"{cpu or platform.processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-            f"torchattacks {torchattacks.__version__}. Untrained weights. Command: python benchmarks/pgd.py",
+            f"torchattacks {torchattacks.__version__}. Untrained weights. Command: python {' '.join(sys.argv)}",
         ]
     )
     print(text)
