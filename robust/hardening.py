@@ -14,8 +14,9 @@ from torch import nn
 from robust.attacks.base import build
 from robust.defenses import RECIPES, Defense, EpochResult, Trainer, TrainingOptions, make_defense
 from robust.errors import StoreError
-from robust.evaluation import Progress, Suite, evaluate
+from robust.evaluation import Suite, evaluate
 from robust.report import Report
+from robust.run import Progress
 from robust.sources import as_samples, save_weights
 from robust.threat import Threat
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from robust.errors import ModelError
-from robust.losses import margin
 from robust.rng import Streams
 from robust.target import Target
 from robust.threat import Threat
@@ -45,6 +44,14 @@ class Evaluation(NamedTuple):
     logits: Tensor  # (N, C)
 
 
+@dataclass(frozen=True)
+class Prior:
+    """What earlier attacks have found out about N samples."""
+
+    gaps: Tensor  # (N, C): each class's logit minus the label's at its highest inside the threat; -inf for the label
+    clean_margin: Tensor  # (N,): the highest of them at x
+
+
 class Finished(Exception):  # noqa: N818 - control flow, caught by `Oracle.drive`
     """No row is left to work on, or the budget is spent."""
 
@@ -56,13 +63,22 @@ class Ledger:
     broken: Tensor  # an adversarial point inside the threat was seen
     failed: Tensor  # the model gave a non-finite logit
     distance: Tensor  # of x_adv, in the threat's norm; inf where none was seen
-    margin: Tensor  # the highest margin seen (best other - label); negative while right
+    gaps: (
+        Tensor | None
+    )  # (N, C): each class's logit minus the label's, at its highest; None before the first pass
     forwards: Tensor
     backwards: Tensor
     x_adv: Tensor  # the adversarial point with the least distance; x where none was seen
 
+    @property
+    def margin(self) -> Tensor:
+        """The highest margin seen inside the threat (best other logit - label's): (N,)."""
+        if self.gaps is None:
+            return torch.full_like(self.distance, -torch.inf)
+        return self.gaps.amax(1)
+
     @staticmethod
-    def empty(x: Tensor) -> Ledger:
+    def empty(x: Tensor, gaps: Tensor | None) -> Ledger:
         n, device = len(x), x.device
         no = torch.zeros(n, dtype=torch.bool, device=device)
         count = torch.zeros(n, dtype=torch.int64, device=device)
@@ -70,7 +86,7 @@ class Ledger:
             broken=no,
             failed=no.clone(),
             distance=torch.full((n,), torch.inf, device=device),
-            margin=torch.full((n,), -torch.inf, device=device),
+            gaps=None if gaps is None else gaps.clone(),
             forwards=count,
             backwards=count.clone(),
             x_adv=x.clone(),
@@ -92,6 +108,10 @@ class Oracle:
         budget: forwards plus backwards a sample may cost; None for no limit.
         minimize: go on after the first success to find a nearer one (minimum-norm curves);
             otherwise a row leaves once it is broken inside the threat.
+        judge: the plain model, where `target` is a faster copy of it: a row leaves only when the judge
+            agrees that its point is adversarial. None: the target judges itself.
+        prior: what earlier attacks have found out; without, the attack pays for what it asks of it.
+        stays_inside: every visited point lies in the threat; else only those that do count for the gaps.
         observe: watch the points; without, no row ever leaves and the ledger stays empty: for
             training, which wants the attack's last point of every row.
     """
@@ -110,16 +130,23 @@ class Oracle:
         micro_batch: int = 256,
         budget: int | None = None,
         minimize: bool = False,
+        judge: Target | None = None,
+        prior: Prior | None = None,
+        stays_inside: bool = True,
         observe: bool = True,
     ) -> None:
         self.x, self.y, self.ids, self.threat = x, y, ids, threat
-        self.ledger = Ledger.empty(x)
-        self._target = target
+        self._ledger = Ledger.empty(x, prior.gaps if prior else None)
+        self._clean_margin = prior.clean_margin if prior else None
+        self._stays_inside = stays_inside
+        self._target, self._judge = target, judge
         self._seed, self._purpose = seed, purpose
         self._access, self._micro_batch = access, micro_batch
         self._budget, self._spent = budget, 0
         self._minimize, self._observe = minimize, observe
+        self._unbooked = [0, 0]  # passes of the live rows that the ledger does not show yet
         self._rows = torch.arange(len(x), device=x.device)
+        self._ball: tuple[Tensor, Tensor] | None = None  # ends of the live rows' linf ball within the box
         self._states: list[State] = []
         self._leaving: Tensor | None = None  # live rows that go at the next step
         self._pausing: Tensor | None = None  # live rows that sit out the current loop
@@ -127,6 +154,31 @@ class Oracle:
     def __len__(self) -> int:
         """Live rows."""
         return len(self._rows)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What is known of every row, live or not."""
+        self._book()
+        return self._ledger
+
+    @property
+    def gaps(self) -> Tensor:
+        """Each class's logit minus the label's at its highest so far inside the threat: live (N, C)."""
+        if self._ledger.gaps is None:
+            self.logits(self.x)
+        assert self._ledger.gaps is not None
+        return self._ledger.gaps[self._rows]
+
+    @property
+    def clean_margin(self) -> Tensor:
+        """The margin at x, (N,); ask for it before any other point is visited."""
+        if self._clean_margin is None:
+            self._clean_margin = self._known_margin()
+        return self._clean_margin[self._rows]
+
+    def _known_margin(self) -> Tensor:
+        _ = self.gaps
+        return self._ledger.margin
 
     # -- what an attack asks --------------------------------------------------------------------
 
@@ -161,7 +213,13 @@ class Oracle:
 
     def project(self, x_adv: Tensor) -> Tensor:
         """Nearest point inside the threat."""
-        return self.threat.project(x_adv, self.x)
+        if self.threat.norm != "linf":
+            return self.threat.project(x_adv, self.x)
+        if self._ball is None:  # the same for every step until rows leave
+            low, high = self.threat.bounds
+            eps = self.threat.radius
+            self._ball = (self.x - eps).clamp_(min=low), (self.x + eps).clamp_(max=high)
+        return torch.clamp(x_adv, *self._ball)
 
     def clip(self, x_adv: Tensor) -> Tensor:
         """Nearest point inside the box."""
@@ -239,37 +297,73 @@ class Oracle:
         if len(self) == 0 or (self._budget is not None and self._spent + forwards + backwards > self._budget):
             raise Finished
         self._spent += forwards + backwards
-        self.ledger.forwards[self._rows] += forwards
-        self.ledger.backwards[self._rows] += backwards
+        self._unbooked[0] += forwards
+        self._unbooked[1] += backwards
+
+    def _book(self) -> None:
+        """Write the live rows' passes into the ledger: before rows change, and before it is read."""
+        if any(self._unbooked):
+            self._ledger.forwards[self._rows] += self._unbooked[0]
+            self._ledger.backwards[self._rows] += self._unbooked[1]
+            self._unbooked = [0, 0]
 
     def _record(self, x_adv: Tensor, logits: Tensor) -> None:
         """Note margins, failures and new adversarial points of the live rows."""
         if not self._observe:
             return
-        gap = margin(logits, self.y)
+        gaps = logits - logits.gather(1, self.y[:, None])
+        gaps = gaps.scatter_(1, self.y[:, None], -torch.inf)
+        gap = gaps.amax(1)
         finite = gap.isfinite()
         notable = (gap > 0) | ~finite
-        self.ledger.margin[self._rows] = self.ledger.margin[self._rows].fmax(gap)
+        self._note_gaps(x_adv, gaps)
+        ledger = self._ledger
         if not bool(notable.any()):
             return
         failed = ~finite & ~logits.isfinite().all(1)
-        self.ledger.failed[self._rows[failed]] = True
+        ledger.failed[self._rows[failed]] = True
         wrong = ((gap > 0) & ~failed).nonzero().squeeze(1)
         done = failed
         if len(wrong):
             done = done.index_fill(0, wrong[self._keep(x_adv[wrong], wrong)], True)
         self._leaving = done if self._leaving is None else self._leaving | done
 
+    def _note_gaps(self, x_adv: Tensor, gaps: Tensor) -> None:
+        ledger = self._ledger
+        if not self._stays_inside:
+            gaps = gaps.masked_fill(~self.threat.contains(x_adv, self.x)[:, None], -torch.inf)
+        if ledger.gaps is None:
+            ledger.gaps = gaps.new_full((len(ledger.broken), gaps.shape[1]), -torch.inf)
+        if len(self) == len(ledger.broken):
+            ledger.gaps = ledger.gaps.fmax(gaps)
+        else:
+            ledger.gaps[self._rows] = ledger.gaps[self._rows].fmax(gaps)
+
     def _keep(self, x_adv: Tensor, live: Tensor) -> Tensor:
         """Keep adversarial points that are nearer than before; tell which rows are done by it."""
-        rows, x, ledger = self._rows[live], self.x[live], self.ledger
+        rows, x, ledger = self._rows[live], self.x[live], self._ledger
         distance = self.threat.distance(x_adv, x)
         inside = self.threat.contains(x_adv, x)
+        if self._judge is not None:
+            inside, distance = self._confirm(self._judge, x_adv, x, live, inside, distance)
         better = distance < ledger.distance[rows]
         ledger.distance[rows[better]] = distance[better]
         ledger.x_adv[rows[better]] = x_adv[better].detach()
         ledger.broken[rows] |= inside
         return inside & (not self._minimize)
+
+    def _confirm(
+        self, judge: Target, x_adv: Tensor, x: Tensor, live: Tensor, inside: Tensor, distance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the plain model says of the claims; those it denies are as if they had not been seen."""
+        asked = inside if not self._minimize else torch.ones_like(inside)
+        if not bool(asked.any()):
+            return inside, distance
+        with torch.no_grad():
+            wrong = judge.logits(x_adv[asked]).argmax(1) != self.y[live[asked]]
+        self._ledger.forwards[self._rows[live[asked]]] += 1
+        real = torch.ones_like(inside).masked_scatter(asked, wrong)
+        return inside & real, distance.masked_fill(~real, torch.inf)
 
     # -- closing ranks --------------------------------------------------------------------------
 
@@ -293,6 +387,8 @@ class Oracle:
 
     def _restore(self, groups: list[_Absent]) -> None:
         """Make the live rows those of the groups together, in their original order."""
+        self._book()
+        self._ball = None
         rows = torch.cat([g.rows for g in groups])
         order = rows.argsort() if len(groups) > 1 else slice(None)
 

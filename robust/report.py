@@ -36,6 +36,7 @@ class Report:
         cascade: each attack saw only what the ones before it left standing; otherwise each saw every
             correctly classified sample, and `survived` is its robust count alone.
         trust: "trusted", "suspect" or "unreliable", from `findings` [{check, severity, message}].
+        engine: the copy of the model that was searched with: "plain", "folded", "channels_last", "bfloat16".
         checks: passes and seconds spent on diagnostics.
         examples: sample_id and x_adv of every broken sample, where kept.
     """
@@ -53,6 +54,7 @@ class Report:
     device: str
     versions: dict[str, str]
     seconds: float
+    engine: str = "plain"
     cascade: bool = True
     failures: list[str] = field(default_factory=list)
     examples: dict[str, torch.Tensor] | None = None
@@ -127,6 +129,7 @@ class Report:
             "model": self.model,
             "data": self.data,
             "device": self.device,
+            "engine": self.engine,
             "versions": self.versions,
         }
 
@@ -187,7 +190,7 @@ class Report:
             threat=Threat(threat["norm"], threat["eps"], (threat["bounds"][0], threat["bounds"][1])),
             verdicts=verdicts,
             examples=load_file(examples) if examples.exists() else None,
-            **{key: raw[key] for key in (*kept, "seconds", "cascade", "failures")},
+            **{key: raw[key] for key in (*kept, "seconds", "engine", "cascade", "failures")},
         )
 
     def __str__(self) -> str:

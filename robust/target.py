@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -14,6 +15,7 @@ from robust.errors import InputError, ModelError
 
 Normalization = tuple[float | Sequence[float], float | Sequence[float]]
 _CANDIDATE_BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048)
+_SLOW_ROW, _SLOW_ROW_BATCH = 5e-3, 32  # seconds a row costs, and the batch that is enough for it
 _TINY = 1e-38  # smallest normal float32, under which log-probabilities are cut off
 
 
@@ -104,6 +106,13 @@ class Target:
         out = out.float()
         return out.clamp_min(_TINY).log() if self.probabilities else out
 
+    def twin(self, model: nn.Module) -> Self:
+        """A target like this one around another module, which is put in eval mode and frozen for good."""
+        twin = copy.copy(self)
+        twin.model = model.eval().requires_grad_(False)
+        twin._restore, twin._depth = [], 0
+        return twin
+
     def pick_micro_batch(self, rows: Callable[[int], Tensor], limit: int) -> int:
         """The batch size with the least measured time a sample, forward and input gradient.
 
@@ -111,7 +120,8 @@ class Target:
             rows: gives that many samples on the device.
             limit: never more than this.
 
-        Sizes grow while they pay (by 5 % at least) and memory lasts.
+        Sizes grow while they pay (by 5 % at least) and memory lasts. Where a row costs milliseconds,
+        larger batches gain little and measuring them costs seconds: the search ends early.
         """
         best, best_cost = 1, float("inf")
         for size in (s for s in _CANDIDATE_BATCHES if s <= max(limit, _CANDIDATE_BATCHES[0])):
@@ -122,23 +132,26 @@ class Target:
             if cost > 0.95 * best_cost:
                 break
             best, best_cost = min(size, limit), cost
+            if cost > _SLOW_ROW and size >= _SLOW_ROW_BATCH:
+                break
         return best
 
     def _cost(self, x: Tensor) -> float:
         """Seconds for a forward and input-gradient pass, the better of two."""
         seconds = []
         for _ in range(2):
-            self._synchronize()
+            self.synchronize()
             start = time.perf_counter()
             x = x.detach().requires_grad_()
             logits = self.logits(x)
             if logits.requires_grad:
                 torch.autograd.grad(logits.sum(), x, allow_unused=True)
-            self._synchronize()
+            self.synchronize()
             seconds.append(time.perf_counter() - start)
         return min(seconds)
 
-    def _synchronize(self) -> None:
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock tells the truth."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

@@ -17,6 +17,7 @@ CHEAP: dict[str, dict[str, int]] = {  # fewer passes than the defaults; attacks 
     "apgd": {"steps": 20},
     "cw": {"steps": 40, "binary_search_steps": 4},
     "fab": {"steps": 8, "targets": 3},
+    "multitargeted": {"steps": 6, "targets": 3, "odi_steps": 2},
     "square": {"queries": 300},
 }
 CASES = [(name, norm) for name in ATTACKS for norm in ATTACKS[name].norms]

@@ -22,19 +22,33 @@ def test_the_default_suite_works_for_every_norm_it_claims(
     assert 0 < report.statuses["survived"] < report.clean_correct
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_standard_keeps_the_budget_it_states(
-    norm: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+@pytest.mark.parametrize(("norm", "passes"), [("linf", 11 + 11 + 28), ("l2", 11 + 11 + 2 * 23)])
+def test_what_is_far_from_its_boundary_costs_little(
+    norm: str, passes: int, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     report = robust.evaluate(net, digits, threat=f"{norm}:0.001", suite="standard", device="cpu")
     survivors = report.verdicts[report.verdicts.status == "survived"]
     assert len(survivors) > 50
-    assert survivors.forwards.max() == 1 + 213  # the clean pass and the attacks
-    assert survivors.backwards.max() == 210
+    assert survivors.forwards.median() == 1 + passes
+    assert survivors.forwards.max() <= 1 + passes + 100  # random search sees one in twenty
+    assert survivors.backwards.max() < passes
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_no_sample_costs_more_than_is_stated(
+    norm: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    eps = {"linf": "0.05", "l2": "0.25"}[norm]
+    verdicts = robust.evaluate(net, digits, threat=f"{norm}:{eps}", suite="standard", device="cpu").verdicts
+    spent = verdicts.forwards + verdicts.backwards
+    assert spent.max() <= 5000
+    standing = spent[verdicts.status == "survived"]
+    assert standing.median() < 200
+    assert standing.median() < standing.max()
 
 
 def test_autoattack_has_the_original_budgets() -> None:
-    _, attacks = resolve("autoattack", Threat("linf", "8/255"))
+    attacks = [stage.attack for stage in resolve("autoattack", Threat("linf", "8/255"))[1]]
     assert [attack.label for attack in attacks] == ["apgd", "apgd(targets=9)", "fab", "square"]
     found = [attack.parameters for attack in attacks]
     assert [found[0]["steps"], found[1]["steps"], found[2]["steps"], found[2]["targets"], found[3]["queries"]] == [
@@ -44,13 +58,14 @@ def test_autoattack_has_the_original_budgets() -> None:
 
 def test_standard_breaks_no_less_than_its_parts(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     whole = robust.evaluate(net, digits, threat="linf:0.06", suite="standard", device="cpu")
-    for attack in resolve("standard", whole.threat)[1]:
+    for stage in resolve("standard", whole.threat)[1][:2]:
+        attack = stage.attack
         part = robust.evaluate(net, digits, threat="linf:0.06", suite=attack, device="cpu")
         assert whole.statuses["survived"] <= part.statuses["survived"]
 
 
 def test_l0_is_refused_with_what_there_is() -> None:
-    with pytest.raises(UnsupportedError, match="not for l0"):
+    with pytest.raises(UnsupportedError, match="l0"):
         resolve("standard", Threat("l0", "5"))
 
 
@@ -65,4 +80,4 @@ def test_small_numbers_of_classes_have_fewer_targets() -> None:
     y = model(x).argmax(1)
     report = robust.evaluate(model, (x, y), threat="linf:0.2", device="cpu")
     assert report.statuses["error"] == 0
-    assert report.verdicts.forwards.max() <= 1 + 12 + 22 + 2 * 22 + 1
+    assert report.verdicts.forwards.max() <= 1 + 11 + 11 + 2 * (14 + 26 + 4 * 28) + 100 + 2000 + 1

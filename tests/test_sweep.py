@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from robust.errors import InputError, StoreError, UnknownNameError
-from robust.evaluation import Progress
 from robust.leaderboard import Store
+from robust.run import Progress
 from robust.sweep import SweepConfig, demonstration, load_config, run_sweep
 from robust.sweep.run import Listener, plan
 

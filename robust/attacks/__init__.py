@@ -3,9 +3,23 @@
 from robust.attacks.apgd import APGD
 from robust.attacks.base import ATTACKS, Attack, make_attack
 from robust.attacks.cw import CW
+from robust.attacks.ddn import DDN
 from robust.attacks.fab import FAB
 from robust.attacks.fgsm import FGSM
+from robust.attacks.multitargeted import MultiTargeted
 from robust.attacks.pgd import PGD
 from robust.attacks.square import Square
 
-__all__ = ["APGD", "ATTACKS", "CW", "FAB", "FGSM", "PGD", "Attack", "Square", "make_attack"]
+__all__ = [
+    "APGD",
+    "ATTACKS",
+    "CW",
+    "DDN",
+    "FAB",
+    "FGSM",
+    "PGD",
+    "Attack",
+    "MultiTargeted",
+    "Square",
+    "make_attack",
+]

@@ -46,6 +46,11 @@ class Attack(ABC):
             self.run(oracle)
 
     @property
+    def stays_inside(self) -> bool:
+        """Whether every point it visits lies in the threat set."""
+        return not self.minimum_norm
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """All parameters with their effective values."""
         return asdict(self)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
@@ -23,7 +25,8 @@ class PGD(Attack):
 
     Args:
         steps: gradient steps a restart, >= 1.
-        step_size: in units of eps; None for 2.5 / steps (Madry's rule).
+        step_size: in units of eps; None for 2.5 / steps (Madry's rule), or 1 with the cosine schedule.
+        schedule: "constant", or "cosine": from step_size down to a tenth of it (A3, Liu et al. 2022).
         restarts: independent random starts, >= 1.
         random_start: start at a random point of the threat set, else at x.
         loss: "ce", "margin", "dlr", "mifpe" or "probability".
@@ -36,6 +39,7 @@ class PGD(Attack):
 
     steps: int = 40
     step_size: float | None = None
+    schedule: Literal["constant", "cosine"] = "constant"
     restarts: int = 1
     random_start: bool = True
     loss: str = "ce"
@@ -48,13 +52,23 @@ class PGD(Attack):
 
     def run(self, oracle: Oracle) -> Tensor:
         threat, loss = oracle.threat, LOSSES[self.loss]
-        step = threat.radius * (2.5 / self.steps if self.step_size is None else self.step_size)
         s = oracle.state()
         for restart in oracle.steps(self.restarts):
             streams = oracle.random("start", restart)
             s.x_adv = random_start(oracle.x, threat, streams) if self.random_start else oracle.x
-            for _ in oracle.steps(self.steps):
+            for step in oracle.steps(self.steps):
                 gradient = oracle.gradient(s.x_adv, loss).gradient
-                s.x_adv = oracle.project(s.x_adv + step * steepest(gradient, threat.norm))
+                s.x_adv = oracle.project(
+                    torch.add(
+                        s.x_adv, steepest(gradient, threat.norm), alpha=self._size(step) * threat.radius
+                    )
+                )
             oracle.visit(s.x_adv)
         return s.x_adv
+
+    def _size(self, step: int) -> float:
+        """The step's size in units of eps."""
+        if self.schedule == "constant":
+            return 2.5 / self.steps if self.step_size is None else self.step_size
+        share = 0.1 + 0.9 * (1 + math.cos(math.pi * step / (self.steps + 1))) / 2
+        return share * (1.0 if self.step_size is None else self.step_size)

@@ -51,7 +51,8 @@ def attack(
     """Attack a model and report its robust accuracy, sample by sample."""
     from robust.attacks import make_attack
     from robust.errors import InputError
-    from robust.evaluation import Progress, evaluate
+    from robust.evaluation import evaluate
+    from robust.run import Progress
     from robust.sources import load_model
     from robust.target import Target
     from robust.threat import Threat

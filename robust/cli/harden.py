@@ -11,7 +11,7 @@ from robust.cli import common
 
 if TYPE_CHECKING:
     from robust.defenses import EpochResult
-    from robust.evaluation import Progress
+    from robust.run import Progress
 
 EPILOG = (
     "Example: robust harden --model builtin:mnist-cnn --data builtin:mnist5k:train "

@@ -13,7 +13,7 @@ from robust.cli import common
 
 if TYPE_CHECKING:
     from robust.defenses import EpochResult
-    from robust.evaluation import Progress
+    from robust.run import Progress
     from robust.sweep import SweepConfig
 
 EPILOG = "Example: robust sweep (the demonstration on real digits), or robust sweep plan.toml --out results"

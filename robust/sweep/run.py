@@ -15,9 +15,10 @@ from torch import nn
 
 from robust.defenses import EpochResult, Trainer, make_defense
 from robust.errors import InputError, RobustError, StoreError
-from robust.evaluation import Progress, evaluate
+from robust.evaluation import evaluate
 from robust.hardening import training_options
 from robust.leaderboard import Record, Store
+from robust.run import Progress
 from robust.sources import Samples, load_data, load_model, load_weights, model_sha256, save_weights
 from robust.suites import resolve
 from robust.sweep.config import DefenseEntry, ModelEntry, SweepConfig
@@ -196,14 +197,17 @@ class _Sweep:
     def _evaluate(self, cell: Cell, net: nn.Module) -> None:
         samples = _data(self.config.data).limit(self.config.limit)
         threat = Threat.parse(cell.threat)
-        name, attacks = resolve(cell.suite, threat)
+        name, stages = resolve(cell.suite, threat)
         key = _key(
             {
                 "weights": model_sha256(net),
                 "normalize": cell.model.normalize,
                 "data": samples.sha256,
                 "threat": [threat.norm, threat.eps, threat.bounds],
-                "suite": [name, [[a.name, a.parameters] for a in attacks]],
+                "suite": [
+                    name,
+                    [[s.attack.name, s.attack.parameters, s.near, s.share, s.follows] for s in stages],
+                ],
                 "seed": cell.seed,
                 "cascade": self.config.cascade,
                 "pair": [cell.model.title, cell.defense.model_dump(mode="json")],

@@ -1,0 +1,99 @@
+"""Trains the models that the benchmarks attack: `python benchmarks/train.py --out DIR [NAME ...]`.
+
+Weights go to DIR/NAME/weights.safetensors; what is there is kept. The CIFAR-10 nets need its Parquet
+files (--cifar FOLDER with train.parquet) and are skipped without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import robust
+from robust.sources import load_data, load_model
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Net:
+    """A model, how it is hardened and what it is attacked with."""
+
+    spec: str
+    data: str  # "mnist" or "cifar"
+    threat: str | None  # hardened against
+    attacked: tuple[str, ...]  # threats of the verdict benchmark
+    held_out: bool  # nothing was ever chosen on it
+    epochs: int = 12
+    images: int = 5_000  # to train on, at most
+
+
+_NETS = f"{HERE / 'nets.py'}:"
+NETS = {
+    "mnist-linf.2": Net("builtin:mnist-cnn", "mnist", "linf:0.2", ("linf:0.2", "linf:0.3", "l2:2"), False),
+    "mnist-linf.3": Net("builtin:mnist-cnn", "mnist", "linf:0.3", ("linf:0.3", "l2:2"), False, 20),
+    "mnist-plain": Net("builtin:mnist-cnn", "mnist", None, ("linf:0.03", "l2:0.5"), False, 8, 10_000),
+    "cifar-cnn-4": Net(f"{_NETS}cifar_cnn", "cifar", "linf:4/255", ("linf:4/255", "linf:8/255", "l2:0.5"), False, 8, 10_000),
+    "mnist-mlp-.1": Net(f"{_NETS}mnist_mlp", "mnist", "linf:0.1", ("linf:0.1", "linf:0.15", "l2:1", "l2:1.5"), True),
+    "mnist-deep-.3": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.3", ("linf:0.25", "linf:0.3", "l2:1.5", "l2:2.5"), True, 16),
+    "mnist-l2": Net("builtin:mnist-cnn", "mnist", "l2:2", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), True),
+    "cifar-wrn10-8": Net(f"{_NETS}cifar_wrn10", "cifar", "linf:8/255", ("linf:4/255", "linf:8/255", "l2:0.25", "l2:0.5"), True, 8),
+    "cifar-silu-l2": Net(f"{_NETS}cifar_silu", "cifar", "l2:0.5", ("linf:2/255", "linf:4/255", "l2:0.25", "l2:0.5"), True, 8),
+    "cifar-cnn-8": Net("builtin:mnist-cnn", "cifar", "linf:8/255", ("linf:4/255", "linf:8/255", "l2:0.5", "l2:1"), True, 12),
+}  # fmt: skip
+
+
+def train(name: str, out: Path, cifar: Path) -> bool:
+    net, folder = NETS[name], out / name
+    if (folder / "weights.safetensors").exists():
+        return True
+    source = "builtin:mnist5k:train" if net.data == "mnist" else str(cifar / "train.parquet")
+    if net.data == "cifar" and not Path(source).exists():
+        print(f"{name}: no {source}, skipped")
+        return False
+    start = time.perf_counter()
+    torch.manual_seed(0)
+    samples = load_data(source)
+    small = (
+        {"in_channels": 3, "image_size": 32} if net.spec.startswith("builtin") and net.data == "cifar" else {}
+    )
+    hardened = robust.harden(
+        build(net.spec, small),
+        samples.limit(min(net.images, len(samples))),
+        defense={"name": "pgd-at", "steps": 5} if net.threat else "none",
+        threat=net.threat,
+        out=folder,
+        training={"epochs": net.epochs, "augment": net.data == "cifar", "validation_steps": 5},
+    )
+    last = hardened.history[-1]
+    print(
+        f"{name}: clean {last.clean_accuracy:.3f} robust {last.robust_accuracy} {time.perf_counter() - start:.0f} s",
+        flush=True,
+    )
+    return True
+
+
+def build(spec: str, small: dict[str, int]) -> torch.nn.Module:
+    if small:
+        from robust.sources.architectures import mnist_cnn
+
+        return mnist_cnn(**small)
+    return load_model(spec)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(NETS), metavar="NAME")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cifar", type=Path, default=HERE.parent.parent / "shared" / "data" / "cifar10")
+    options = parser.parse_args()
+    for name in options.names or list(NETS):
+        train(name, options.out, options.cifar)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""DDN, decoupled direction and norm."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robust.attacks.base import ATTACKS, Attack
+from robust.attacks.geometry import per_row, steepest
+from robust.errors import InputError
+from robust.losses import LOSSES
+from robust.oracle import Access, Oracle
+
+
+@ATTACKS.register("ddn")
+@dataclass(frozen=True)
+class DDN(Attack):
+    """Decoupled direction and norm (Rony et al. 2019, arXiv 1811.09600): minimum l2 norm.
+
+    The direction follows the gradient, the norm a rule of its own: a little shorter where the point is
+    adversarial, a little longer where it is not.
+
+    Args:
+        steps: gradient steps, >= 1.
+        gamma: share by which the norm changes a step, in (0, 1).
+        init_norm: the norm to begin with, > 0; None for the threat's radius.
+        loss: "ce" as in the paper, or another.
+    """
+
+    name: ClassVar[str] = "ddn"
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    access: ClassVar[Access] = "gradient"
+    paper: ClassVar[str] = "Rony et al. 2019"
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = 100
+    gamma: float = 0.05
+    init_norm: float | None = None
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.gamma < 1 or (self.init_norm is not None and self.init_norm <= 0):
+            raise InputError(
+                "ddn: expected steps >= 1, 0 < gamma < 1 and init_norm > 0, got "
+                f"{self.steps}, {self.gamma} and {self.init_norm}"
+            )
+
+    def run(self, oracle: Oracle) -> Tensor:
+        loss, start = LOSSES[self.loss], self.init_norm or oracle.threat.radius
+        s = oracle.state()
+        s.delta = torch.zeros_like(oracle.x)
+        s.norm = torch.full_like(oracle.y, start, dtype=oracle.x.dtype)
+        for step in oracle.steps(self.steps):
+            gradient, _, logits = oracle.gradient(oracle.x + s.delta, loss)
+            wrong = logits.argmax(1) != oracle.y
+            s.norm = s.norm * torch.where(wrong, 1 - self.gamma, 1 + self.gamma)
+            rate = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
+            moved = s.delta + rate * steepest(gradient, "l2")
+            length = moved.flatten(1).norm(dim=1).clamp_min(1e-12)
+            s.delta = oracle.clip(oracle.x + moved * per_row(s.norm / length, moved)) - oracle.x
+        oracle.visit(oracle.x + s.delta)
+        return oracle.x + s.delta

@@ -1,0 +1,196 @@
+"""What can be learnt of the model on a few samples, before the passes of the attacks are spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from robust.diagnose import checks
+from robust.diagnose.checks import Finding
+from robust.errors import ModelError
+from robust.losses import ce, margin
+from robust.rng import Streams
+from robust.target import Target
+
+PREFLIGHT_SAMPLES: Final = 32
+_SHARE: Final = 0.05  # of the few samples that must show a flaw
+_NOISE: Final = 1e-3  # of the box
+
+
+@dataclass
+class Preflight:
+    """What was learnt of the model, and at what cost in rows passed."""
+
+    findings: list[Finding] = field(default_factory=list)
+    probabilities: bool = False
+    differentiable: bool = True
+    forwards: int = 0
+    backwards: int = 0
+
+    @property
+    def randomized(self) -> bool:
+        """Whether the same input gave two answers."""
+        return any(finding.check == checks.RANDOMIZED.name for finding in self.findings)
+
+
+def preflight(target: Target, x: Tensor, y: Tensor) -> Preflight:
+    """Look at the model on a few samples ((N, ...), (N,), on the target's device, target entered).
+
+    Raises:
+        ModelError: the output is not logits (N, C), or a label is not among the C classes.
+    """
+    seen = Preflight()
+    with torch.no_grad(), _autograd_calls() as calls:
+        logits = _ask(target, x, seen)
+    if int(y.max()) >= logits.shape[1]:
+        raise ModelError(
+            f"model output: {logits.shape[1]} classes, but the labels go up to {int(y.max())}; expected labels in "
+            f"[0, {logits.shape[1]}): give the model that was trained for this data"
+        )
+    if calls:
+        seen.findings.append(checks.DYNAMIC.finding("the model optimises at inference"))
+    if _gives_probabilities(logits):
+        seen.probabilities = True
+        seen.findings.append(checks.PROBABILITIES.finding("the model returns probabilities"))
+    _repeatability(target, x, logits, seen)
+    if not seen.randomized:
+        _company(target, x, logits, seen)
+        _stability(target, x, y, logits, seen)
+    _gradients(target, x, y, logits, seen)
+    return seen
+
+
+def _ask(target: Target, x: Tensor, seen: Preflight) -> Tensor:
+    seen.forwards += len(x)
+    return target.logits(x)
+
+
+def _gives_probabilities(logits: Tensor) -> bool:
+    in_unit = bool(((logits >= 0) & (logits <= 1)).all())
+    return in_unit and bool(((logits.sum(1) - 1).abs() <= 1e-5).all())
+
+
+def _drift(logits: Tensor, reference: Tensor) -> Tensor:
+    """Largest change of a logit in units of the reference's spread: -> (N,)."""
+    spread = (reference.amax(1) - reference.amin(1)).clamp_min(1e-12)
+    return (logits - reference).abs().amax(1) / spread
+
+
+@torch.no_grad()
+def _repeatability(target: Target, x: Tensor, logits: Tensor, seen: Preflight) -> None:
+    """Does the same input give the same logits again?"""
+    repeats = [_ask(target, x, seen) for _ in range(4)]
+    moved = torch.stack([_drift(again, logits) for again in repeats]).amax(0)
+    flips = torch.stack([again.argmax(1) != logits.argmax(1) for again in repeats]).any(0)
+    if bool((flips | (moved > 1e-4)).any()):
+        seen.findings.append(
+            checks.RANDOMIZED.finding(
+                f"logits of the same input move by up to {float(moved.max()):.2g} of their spread"
+            )
+        )
+
+
+@torch.no_grad()
+def _company(target: Target, x: Tensor, logits: Tensor, seen: Preflight) -> None:
+    """Does a sample get the same logits alone as in a batch?"""
+    few = min(4, len(x))
+    alone = torch.cat([_ask(target, x[i : i + 1], seen) for i in range(few)])
+    flipped = _ask(target, x.flip(0), seen).flip(0)
+    drift = max(float(_drift(alone, logits[:few]).max()), float(_drift(flipped, logits).max()))
+    if drift > 1e-3:
+        seen.findings.append(
+            checks.BATCH_DEPENDENT.finding(
+                f"a sample's logits move by {drift:.2g} of their spread with its batch"
+            )
+        )
+
+
+@torch.no_grad()
+def _stability(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Preflight) -> None:
+    """Does the margin move smoothly?"""
+    low, high = target.bounds
+    before = margin(logits, y)
+    moves = []
+    for draw in range(2):
+        streams = Streams(0, torch.arange(len(x), device=x.device), ("stability", draw))
+        noise = streams.uniform(x.shape[1:], -_NOISE, _NOISE) * (high - low)
+        after = margin(_ask(target, (x + noise).clamp(low, high), seen), y)
+        moves.append(((after - before).abs() / before.abs().clamp_min(1e-12)).clamp_max(1.0))
+    mean = float(torch.stack(moves).median(1).values.mean()) if len(x) > 1 else 0.0
+    if mean > 0.1:
+        seen.findings.append(
+            checks.UNSTABLE_LOSS.finding(
+                f"noise of {_NOISE:g} of the box moves half of the margins by > {mean:.0%}"
+            )
+        )
+
+
+def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Preflight) -> None:
+    """Do gradients reach the input, are they the deployed model's, and does cross-entropy keep them?"""
+    sizes = []
+    for loss in (ce, margin):
+        point = x.detach().clone().requires_grad_()
+        tracked, gradient, reason = logits, None, "the output does not depend on the input in autograd's eyes"
+        try:
+            with torch.enable_grad():
+                tracked = _ask(target, point, seen)
+                value = loss(tracked, y).sum()
+            gradient = torch.autograd.grad(value, point, allow_unused=True)[0]
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+        seen.backwards += len(x)
+        if gradient is None:
+            seen.differentiable = False
+            seen.findings.append(checks.DETACHED.finding(f"no gradient reaches the input ({reason})"))
+            return
+        sizes.append(gradient.flatten(1).abs().amax(1))
+    _deployed(tracked.detach(), logits, seen)
+    of_ce, of_margin = sizes
+    dead = float((of_margin == 0).float().mean())
+    vanished = float(((of_ce <= 1e-18 * of_margin) & (of_margin > 0)).float().mean())
+    if dead > _SHARE:
+        seen.findings.append(
+            checks.ZERO_GRADIENT.finding(f"the gradient is zero for {dead:.0%} of the samples")
+        )
+    if vanished > _SHARE:
+        seen.findings.append(
+            checks.LOGIT_SCALE.finding(
+                f"cross-entropy has no gradient for {vanished:.0%} of the samples where the margin has one"
+            )
+        )
+
+
+def _deployed(tracked: Tensor, logits: Tensor, seen: Preflight) -> None:
+    drift = float(_drift(tracked, logits).max())
+    flips = int((tracked.argmax(1) != logits.argmax(1)).sum())
+    if (drift > 1e-3 or flips) and not seen.randomized:
+        seen.findings.append(
+            checks.GRADIENT_MODEL.finding(
+                f"with gradients enabled logits move by {drift:.2g} of their spread and {flips} predictions change"
+            )
+        )
+
+
+@contextmanager
+def _autograd_calls() -> Iterator[list[str]]:
+    """Collect calls into autograd made while the context is open."""
+    calls: list[str] = []
+    grad, backward = torch.autograd.grad, torch.autograd.backward
+
+    def noting(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    torch.autograd.grad, torch.autograd.backward = noting("grad", grad), noting("backward", backward)
+    try:
+        yield calls
+    finally:
+        torch.autograd.grad, torch.autograd.backward = grad, backward

@@ -1,0 +1,69 @@
+"""What the finished attacks say about themselves and each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from robust.diagnose import checks
+from robust.diagnose.checks import Finding
+
+
+def review(attacks: list[dict[str, Any]], correct: int, *, cascade: bool) -> list[Finding]:
+    """Findings from the report's attack entries.
+
+    Args:
+        attacks: the report's attack entries, in order.
+        correct: samples that were classified correctly before any attack.
+        cascade: each attack saw only the survivors of those before it.
+    """
+    found = [
+        checks.AUDIT.finding(
+            f"{entry['rejected']} adversarial examples claimed by {entry['label']} did not hold outside the attack"
+        )
+        for entry in attacks
+        if entry["rejected"]
+    ]
+    if cascade:
+        found += _black_box(attacks)
+    else:
+        found += _compare(attacks, correct)
+    return found
+
+
+def _black_box(attacks: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Does an attack without gradients break what those with gradients left?"""
+    after_gradients = False
+    for entry in attacks:
+        if entry["access"] == "gradient":
+            after_gradients = True
+        elif after_gradients and entry["broke"] >= max(2, 0.05 * entry["attacked"]):
+            yield checks.BLACK_BOX_WINS.finding(
+                f"{entry['label']} breaks {entry['broke']} of {entry['attacked']} samples that gradient attacks left"
+            )
+            return
+
+
+def _compare(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
+    """Attacks that saw the same samples: does the weaker kind win?"""
+    single = [a for a in attacks if a["name"] == "fgsm"]
+    iterated = [a for a in attacks if a["name"] == "pgd"]
+    for weak in single:
+        for strong in iterated:
+            same_loss = weak["parameters"]["loss"] == strong["parameters"]["loss"]
+            if same_loss and weak["broke"] > strong["broke"] + max(2, 0.05 * correct):
+                yield checks.SINGLE_STEP.finding(
+                    f"{weak['label']} breaks {weak['broke']} samples, {strong['label']} only {strong['broke']}"
+                )
+    for plain in iterated:
+        for other in iterated:
+            same = {**plain["parameters"], "loss": None} == {**other["parameters"], "loss": None}
+            if (
+                same
+                and plain["parameters"]["loss"] == "ce"
+                and other["broke"] > plain["broke"] + 0.05 * correct
+            ):
+                yield checks.LOSS_GAP.finding(
+                    f"{other['label']} breaks {other['broke']} of {correct} samples, "
+                    f"{plain['label']} {plain['broke']}"
+                )

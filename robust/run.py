@@ -1,0 +1,307 @@
+"""The verdicts of one evaluation while they are found."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from robust import diagnose, engine
+from robust.attacks import Attack
+from robust.audit import audit
+from robust.diagnose import Check, Finding
+from robust.errors import RobustError
+from robust.oracle import Ledger, Oracle, Prior
+from robust.report import STATUSES
+from robust.rng import Streams
+from robust.sources import Samples
+from robust.suites import Stage
+from robust.target import Target
+from robust.threat import Threat
+
+Precision = Literal["auto", "float32", "bfloat16"]
+WAVE: Final = (
+    4  # micro-batches of rows an attack works on at once, so that its passes stay full as rows leave
+)
+_ENGINE_WORTH: Final = 0.25  # seconds a pass over all samples must take before faster copies are looked for
+_BOX_ROWS: Final = 8  # fewer say nothing about the box
+MISCLASSIFIED, BROKEN, SURVIVED, ERROR = range(4)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an evaluation stands."""
+
+    stage: str  # label of the attack, or "clean"
+    done: int  # samples of this stage
+    total: int
+    surviving: int  # samples that nothing has broken yet
+    n: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run, as `evaluate` was told."""
+
+    seed: int = 0
+    micro_batch: int | None = None  # None: by measurement
+    precision: Precision = "auto"
+    keep_examples: bool = False
+    progress: Callable[[Progress], None] | None = None
+
+
+class Run:
+    """The verdicts of one evaluation while they are found. Per-sample tensors live on the CPU."""
+
+    def __init__(self, target: Target, samples: Samples, threat: Threat, settings: Settings) -> None:
+        n = len(samples)
+        self.target, self.samples, self.threat, self.settings = target, samples, threat, settings
+        self.search, self.engine = target, engine.PLAIN
+        self.entries: list[dict[str, Any]] = []
+        self.findings: list[Finding] = []
+        self.failures: list[str] = []
+        self.checks: dict[str, float] = {"forwards": 0, "backwards": 0, "seconds": 0.0}
+        self.status = torch.full((n,), SURVIVED)
+        self.prediction = torch.zeros(n, dtype=torch.int64)
+        self.prediction_adv = torch.zeros(n, dtype=torch.int64)
+        self.broken_by = torch.full((n,), -1)
+        self.distance = torch.full((n,), torch.nan, dtype=torch.float64)
+        self.clean_margin = torch.full((n,), -torch.inf)
+        self.gaps = torch.empty(n, 0)  # (n, C) once the clean samples are classified
+        self.rose = torch.zeros(n, dtype=torch.bool)  # the latest attack came nearer than those before it
+        self.forwards = torch.zeros(n, dtype=torch.int64)
+        self.backwards = torch.zeros(n, dtype=torch.int64)
+        self.correct = 0
+        self._examples: dict[int, Tensor] = {}
+        self._micro_batch = settings.micro_batch or 0
+        self._differentiable = True
+
+    # -- before the attacks ---------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Check the model, choose the micro-batch, classify the clean samples."""
+        start = time.perf_counter()
+        few = torch.arange(min(diagnose.PREFLIGHT_SAMPLES, len(self.samples)))
+        seen = diagnose.preflight(self.target, *self._load(few)[:2])
+        self.findings += seen.findings
+        self.target.probabilities |= seen.probabilities
+        self._differentiable = seen.differentiable
+        self.checks = {
+            "forwards": seen.forwards,
+            "backwards": seen.backwards,
+            "seconds": time.perf_counter() - start,
+        }
+        self._choose_engine(*self._load(few)[:2])
+        if not self._micro_batch:
+            self._micro_batch = self.search.pick_micro_batch(
+                lambda size: self._load(torch.arange(size) % len(self.samples))[0], len(self.samples)
+            )
+        self._classify()
+
+    def _choose_engine(self, x: Tensor, y: Tensor) -> None:
+        """The copy of the model to search with, where one is asked for or wins."""
+        if self.target.device.type == "cpu":
+            engine.keep_freed_memory()
+        if self.settings.precision == "bfloat16":
+            self.search, self.engine = engine.half(self.target), "bfloat16"
+        elif self.settings.precision == "auto" and self._differentiable and not self.findings:
+            pass_seconds = len(self.samples) * engine.row_seconds(self.target, x, y)
+            if pass_seconds > _ENGINE_WORTH:
+                self.search, self.engine = engine.fastest(self.target, x, y)
+
+    @torch.no_grad()
+    def _classify(self) -> None:
+        for rows in torch.arange(len(self.samples)).split(self._micro_batch):
+            x, y, _ = self._load(rows)
+            logits = self.target.logits(x)
+            finite = logits.isfinite().all(1).cpu()
+            self.prediction[rows] = logits.argmax(1).cpu()
+            gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf).cpu()
+            if not self.gaps.shape[1]:
+                self.gaps = gaps.new_full((len(self.samples), gaps.shape[1]), -torch.inf)
+            self.gaps[rows] = gaps
+            wrong = self.prediction[rows] != self.samples.y[rows]
+            self.status[rows[wrong]] = MISCLASSIFIED
+            self.status[rows[~finite]] = ERROR
+            self._tell("clean", int(rows[-1]) + 1, len(self.samples))
+        self.forwards += 1
+        self.clean_margin = self.gaps.amax(1)
+        self._clean_gaps = self.gaps.clone()
+        self.prediction_adv = self.prediction.clone()
+        self.correct = int((self.status == SURVIVED).sum())
+        if bool((self.status == ERROR).any()):
+            self._note_failure(
+                "clean", f"non-finite logits on {int((self.status == ERROR).sum())} clean samples"
+            )
+            self._find(diagnose.NON_FINITE, "NaN or infinity on clean samples")
+
+    def search_the_box(self) -> None:
+        """Check on a tenth of the samples, at most, that nothing withstands a search without bounds."""
+        start = time.perf_counter()
+        few = min(diagnose.PREFLIGHT_SAMPLES, len(self.samples) // 10)
+        rows = (self.prediction == self.samples.y).nonzero().squeeze(1)[:few]
+        if len(rows) < _BOX_ROWS or not self._differentiable:
+            return
+        found, forwards, backwards = diagnose.unbounded(self.target, *self._load(rows)[:2])
+        self.findings += found
+        self.checks["forwards"] += forwards
+        self.checks["backwards"] += backwards
+        self.checks["seconds"] += time.perf_counter() - start
+
+    # -- attacks --------------------------------------------------------------------------------
+
+    @property
+    def margin(self) -> Tensor:
+        """The highest margin seen inside the threat, (n,)."""
+        return self.gaps.amax(1)
+
+    def attack(self, stage: Stage, *, cascade: bool) -> None:
+        """Run a stage of the suite over the samples that it is to see, nearest to the boundary first."""
+        attack = stage.attack
+        rows = self._chosen(stage, cascade=cascade).nonzero().squeeze(1)
+        if attack.access == "gradient" and not self._differentiable:
+            rows = rows[:0]
+        rows = rows[self.margin[rows].argsort(descending=True, stable=True)]
+        before = self.margin
+        entry: dict[str, Any] = {
+            "name": attack.name, "label": attack.label, "parameters": attack.parameters, "access": attack.access,
+            "selection": {"near": stage.near, "share": stage.share, "follows": stage.follows}, "attacked": len(rows),
+            "broke": 0, "survived": 0, "rejected": 0, "errors": 0, "forwards": 0, "backwards": 0, "seconds": 0.0,
+        }  # fmt: skip
+        start, done = time.perf_counter(), 0
+        while done < len(rows):
+            wave = rows[done : done + WAVE * self._micro_batch]
+            try:
+                self._attack_wave(attack, wave, entry, cascade=cascade)
+            except torch.OutOfMemoryError:
+                if self._micro_batch == 1:
+                    raise
+                self._micro_batch = max(1, self._micro_batch // 2)
+                continue
+            except RobustError:
+                raise
+            except Exception:  # a crash on some samples must not lose the others
+                self._crash(attack, wave, entry)
+            done += len(wave)
+            self._tell(attack.label, done, len(rows))
+        self.rose = self.margin > before
+        entry["survived"] = max(0, len(rows) - entry["broke"] - entry["errors"])
+        entry["seconds"] = time.perf_counter() - start
+        self.entries.append(entry)
+
+    def _chosen(self, stage: Stage, *, cascade: bool) -> Tensor:
+        """The samples that a stage is to see, each by what is known of itself alone: (n,) bool."""
+        eligible = (self.status == SURVIVED) | ((self.status == BROKEN) & (not cascade))
+        if stage.near is not None:
+            near = self.margin >= stage.near * self.clean_margin
+            draw = Streams(self.settings.seed, self.samples.ids, ("probe",)).uniform((1,)).squeeze(1)
+            eligible &= near | (draw < stage.share)
+        return eligible & self.rose if stage.follows else eligible
+
+    def _attack_wave(self, attack: Attack, rows: Tensor, entry: dict[str, Any], *, cascade: bool) -> None:
+        x, y, ids = self._load(rows)
+        known = (self.gaps if cascade else self._clean_gaps)[rows]  # alone, an attack starts from nothing
+        prior = Prior(known.to(x.device), self.clean_margin[rows].to(x.device))
+        oracle = Oracle(
+            self.search, x, y, ids, self.threat,
+            seed=self.settings.seed, purpose=attack.label, access=attack.access, micro_batch=self._micro_batch,
+            judge=None if self.search is self.target else self.target,
+            prior=prior, stays_inside=attack.stays_inside,
+        )  # fmt: skip
+        attack(oracle)
+        ledger = oracle.ledger
+        checked = self._judge(rows, ledger, x, y, entry)
+        for total, spent in ((self.forwards, ledger.forwards), (self.backwards, ledger.backwards)):
+            total[rows] += spent.cpu()
+        entry["forwards"] += int(ledger.forwards.sum()) + checked
+        entry["backwards"] += int(ledger.backwards.sum())
+        assert ledger.gaps is not None
+        self.gaps[rows] = self.gaps[rows].fmax(ledger.gaps.cpu())
+        failed = (ledger.failed & ~ledger.broken).cpu()
+        if bool(failed.any()):
+            self.status[rows[failed]] = ERROR
+            entry["errors"] += int(failed.sum())
+            self._note_failure(attack.label, f"non-finite logits on {int(failed.sum())} samples")
+            self._find(diagnose.NON_FINITE, f"NaN or infinity under {attack.label}")
+
+    def _judge(self, rows: Tensor, ledger: Ledger, x: Tensor, y: Tensor, entry: dict[str, Any]) -> int:
+        """Re-measure the claims on the plain model and write the verdicts; returns how many were checked."""
+        claims = ledger.broken.nonzero().squeeze(1)
+        for part in claims.split(self._micro_batch):
+            found = audit(self.target, ledger.x_adv[part], x[part], y[part], self.threat)
+            where = rows[part.cpu()]
+            self.forwards[where] += 1
+            valid = found.valid.cpu()
+            entry["broke"] += int(valid.sum())
+            entry["rejected"] += int((~valid).sum())
+            fresh = valid & (self.status[where] == SURVIVED)
+            new = where[fresh]
+            self.status[new] = BROKEN
+            self.broken_by[new] = len(self.entries)
+            self.distance[new] = found.distance.cpu()[fresh]
+            self.prediction_adv[new] = found.prediction.cpu()[fresh]
+            if self.settings.keep_examples:
+                self._examples.update(zip(new.tolist(), ledger.x_adv[part].cpu()[fresh], strict=True))
+        return len(claims)
+
+    def _crash(self, attack: Attack, rows: Tensor, entry: dict[str, Any]) -> None:
+        hurt = rows[self.status[rows] == SURVIVED]
+        self.status[hurt] = ERROR
+        entry["errors"] += len(hurt)
+        self._note_failure(attack.label, f"crashed on {len(rows)} samples:\n{traceback.format_exc()}")
+        self._find(diagnose.CRASH, f"{attack.label} crashed")
+
+    # -- helpers --------------------------------------------------------------------------------
+
+    def _load(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        device = self.target.device
+        x = self.samples.rows(rows).to(device)
+        return (
+            x.clamp(*self.threat.bounds),
+            self.samples.y[rows].to(device),
+            self.samples.ids[rows].to(device),
+        )
+
+    def _note_failure(self, stage: str, text: str) -> None:
+        self.failures.append(f"{stage}: {text}")
+
+    def _find(self, check: Check, seen: str) -> None:
+        """Note that a check fired, once."""
+        if check.name not in {finding.check for finding in self.findings}:
+            self.findings.append(check.finding(seen))
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        if self.settings.progress:
+            surviving = int((self.status == SURVIVED).sum())
+            self.settings.progress(Progress(stage, done, total, surviving, len(self.samples)))
+
+    def table(self) -> pd.DataFrame:
+        """The verdicts; see Report."""
+        names = [entry["label"] for entry in self.entries] + [""]
+        return pd.DataFrame(
+            {
+                "sample_id": self.samples.ids.numpy(),
+                "label": self.samples.y.numpy(),
+                "prediction": self.prediction.numpy(),
+                "status": [STATUSES[code] for code in self.status.tolist()],
+                "attack": [names[index] for index in self.broken_by.tolist()],
+                "distance": self.distance.numpy(),
+                "margin": self.margin.numpy(),
+                "prediction_adv": self.prediction_adv.numpy(),
+                "forwards": self.forwards.numpy(),
+                "backwards": self.backwards.numpy(),
+            }
+        )
+
+    def examples(self) -> dict[str, Tensor]:
+        """sample_id and x_adv of the broken samples, in sample order."""
+        rows = sorted(self._examples)
+        shape = self.samples.x.shape[1:]
+        points = torch.stack([self._examples[row] for row in rows]) if rows else torch.empty((0, *shape))
+        return {"sample_id": self.samples.ids[torch.tensor(rows, dtype=torch.int64)], "x_adv": points}
