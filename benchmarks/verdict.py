@@ -81,9 +81,14 @@ def compare(case: str, limit: int, folder: str | None, suites: list[str]) -> lis
         reference, counter, seconds = public_autoattack(folder, model, x, y, threat)
         found["public AutoAttack"] = (reference, (counter.forwards, counter.backwards, seconds))
     return [
-        row(f"{Path(weights).stem} {threat} | {name}", s, reference, cost)
-        for name, (s, cost) in found.items()
+        row(f"{_name(weights)} {threat} | {name}", s, reference, cost) for name, (s, cost) in found.items()
     ]
+
+
+def _name(weights: str) -> str:
+    """A weights file that is called weights is named by its folder."""
+    path = Path(weights)
+    return path.parent.name if path.stem == "weights" else path.stem
 
 
 def main() -> None:
@@ -100,8 +105,11 @@ def main() -> None:
         "| model and threat | suite | robust % | broken here only | left here only | forwards | backwards | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    print("\n".join(lines), flush=True)
     for case in options.case:
-        lines += compare(case, options.limit, options.auto_attack, options.suite or ["standard"])
+        rows = compare(case, options.limit, options.auto_attack, options.suite or ["standard"])
+        print("\n".join(rows), flush=True)
+        lines += rows
     cpu = next(
         (
             line.split(":")[1].strip()
@@ -111,7 +119,7 @@ def main() -> None:
         "",
     )
     lines += ["", f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}."]
-    print("\n".join(lines))
+    print("\n".join(lines[-2:]), flush=True)
     if options.results:
         (Path(__file__).parent / "results" / f"{options.results}.md").write_text("\n".join(lines) + "\n")
 

@@ -74,6 +74,9 @@ class Run:
         self.distance = torch.full((n,), torch.nan, dtype=torch.float64)
         self.clean_margin = torch.full((n,), -torch.inf)
         self.gaps = torch.empty(n, 0)  # (n, C) once the clean samples are classified
+        self.reach = torch.full(
+            (n,), torch.inf
+        )  # distance of the nearest adversarial point seen, in or out of the threat
         self.rose = torch.zeros(n, dtype=torch.bool)  # the latest attack came nearer than those before it
         self.forwards = torch.zeros(n, dtype=torch.int64)
         self.backwards = torch.zeros(n, dtype=torch.int64)
@@ -142,9 +145,9 @@ class Run:
             self._find(diagnose.NON_FINITE, "NaN or infinity on clean samples")
 
     def search_the_box(self) -> None:
-        """Check on a tenth of the samples, at most, that nothing withstands a search without bounds."""
+        """Check on an eighth of the samples, at most, that nothing withstands a search without bounds."""
         start = time.perf_counter()
-        few = min(diagnose.PREFLIGHT_SAMPLES, len(self.samples) // 10)
+        few = min(diagnose.PREFLIGHT_SAMPLES, len(self.samples) // 8)
         rows = (self.prediction == self.samples.y).nonzero().squeeze(1)[:few]
         if len(rows) < _BOX_ROWS or not self._differentiable:
             return
@@ -171,7 +174,7 @@ class Run:
         before = self.margin
         entry: dict[str, Any] = {
             "name": attack.name, "label": attack.label, "parameters": attack.parameters, "access": attack.access,
-            "selection": {"near": stage.near, "share": stage.share, "follows": stage.follows}, "attacked": len(rows),
+            "selection": {"near": stage.near, "within": stage.within, "share": stage.share, "follows": stage.follows}, "attacked": len(rows),
             "broke": 0, "survived": 0, "rejected": 0, "errors": 0, "forwards": 0, "backwards": 0, "seconds": 0.0,
         }  # fmt: skip
         start, done = time.perf_counter(), 0
@@ -198,8 +201,10 @@ class Run:
     def _chosen(self, stage: Stage, *, cascade: bool) -> Tensor:
         """The samples that a stage is to see, each by what is known of itself alone: (n,) bool."""
         eligible = (self.status == SURVIVED) | ((self.status == BROKEN) & (not cascade))
-        if stage.near is not None:
-            near = self.margin >= stage.near * self.clean_margin
+        if stage.near is not None or stage.within is not None:
+            near = self.margin >= (1.0 if stage.near is None else stage.near) * self.clean_margin
+            near &= stage.near is not None
+            near |= self.reach <= (stage.within or 0.0) * self.threat.radius
             draw = Streams(self.settings.seed, self.samples.ids, ("probe",)).uniform((1,)).squeeze(1)
             eligible &= near | (draw < stage.share)
         return eligible & self.rose if stage.follows else eligible
@@ -221,6 +226,7 @@ class Run:
             total[rows] += spent.cpu()
         entry["forwards"] += int(ledger.forwards.sum()) + checked
         entry["backwards"] += int(ledger.backwards.sum())
+        self.reach[rows] = self.reach[rows].fmin(ledger.distance.cpu())
         assert ledger.gaps is not None
         self.gaps[rows] = self.gaps[rows].fmax(ledger.gaps.cpu())
         failed = (ledger.failed & ~ledger.broken).cpu()

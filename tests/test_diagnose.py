@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import robust
+from robust.diagnose import CHECKS
 from robust.report import Report
 
 
@@ -40,6 +41,34 @@ def descend(x: Tensor) -> Tensor:
     return x - 0.01 * gradient
 
 
+def by_mode(x: Tensor) -> Tensor:
+    return x if torch.is_grad_enabled() else (x * 3).round() / 3
+
+
+def winners(x: Tensor) -> Tensor:
+    """k-WTA: of the pixels only the highest fifth, which ones jumps with the smallest change."""
+    flat = (x + 0.3 * (x * 997).sin()).flatten(1)
+    least = flat.topk(flat.shape[1] // 5, dim=1).values[:, -1:]
+    return (flat * (flat >= least)).view_as(x)
+
+
+class Backwards(torch.autograd.Function):
+    """Passes inputs through and gradients turned round."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return -gradient
+
+
+def turned(x: Tensor) -> Tensor:
+    out: Tensor = Backwards.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
 FLAWS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "noise at inference": ("randomized", lambda x: x + 0.05 * torch.randn_like(x), same),
     "dropout at inference": ("randomized", lambda x: nn.functional.dropout(x, 0.2, training=True), same),
@@ -50,6 +79,9 @@ FLAWS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
     "logits x 1e3": ("logit-scale", same, lambda z: z * 1e3),
     "logits x 1e6": ("logit-scale", same, lambda z: z * 1e6),
     "optimises at inference": ("dynamic-defense", descend, same),
+    "deployed with quantised inputs": ("gradient-model", by_mode, same),
+    "k winners take all": ("unstable-loss", winners, same),
+    "gradients turned round": ("unbounded", turned, same),
 }
 
 
@@ -83,6 +115,27 @@ def test_an_honest_model_trips_none(kind: str, net: nn.Module, digits: tuple[Ten
         report = look(HONEST[kind](net).eval(), digits)
     assert report.findings == []
     assert report.trust == "trusted"
+
+
+def test_random_search_exposes_gradients_that_lead_nowhere(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    suite = [{"name": "pgd", "steps": 10, "random_start": False}, {"name": "square", "queries": 300}]
+    masked = robust.evaluate(
+        Wrap(net, turned, same).eval(), digits, threat="linf:0.12", suite=suite, device="cpu"
+    )
+    honest = robust.evaluate(net, digits, threat="linf:0.12", suite=suite, device="cpu")
+    assert "black-box-wins" in {finding["check"] for finding in masked.findings}
+    assert "black-box-wins" not in {finding["check"] for finding in honest.findings}
+
+
+def test_every_check_says_what_to_do() -> None:
+    for name in CHECKS:
+        check = CHECKS[name]
+        finding = check.finding("something was seen")
+        assert check.rule
+        assert check.detects
+        assert check.advice in finding.message
 
 
 def test_without_gradients_nothing_is_claimed(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

@@ -22,7 +22,7 @@ def test_the_default_suite_works_for_every_norm_it_claims(
     assert 0 < report.statuses["survived"] < report.clean_correct
 
 
-@pytest.mark.parametrize(("norm", "passes"), [("linf", 11 + 11 + 28), ("l2", 11 + 11 + 2 * 23)])
+@pytest.mark.parametrize(("norm", "passes"), [("linf", 11 + 11 + 28), ("l2", 11 + 11 + 2 * 43)])
 def test_what_is_far_from_its_boundary_costs_little(
     norm: str, passes: int, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
@@ -41,9 +41,9 @@ def test_no_sample_costs_more_than_is_stated(
     eps = {"linf": "0.05", "l2": "0.25"}[norm]
     verdicts = robust.evaluate(net, digits, threat=f"{norm}:{eps}", suite="standard", device="cpu").verdicts
     spent = verdicts.forwards + verdicts.backwards
-    assert spent.max() <= 5000
+    assert spent.max() <= 6000
     standing = spent[verdicts.status == "survived"]
-    assert standing.median() < 200
+    assert standing.median() < 600
     assert standing.median() < standing.max()
 
 

@@ -57,7 +57,7 @@ def _attacks() -> Table:
         ]
         for name in ATTACKS
     ]
-    return ["attack", "norms", "access", "paper", "options (--set)"], rows, [None, 7, None, 16, 29]
+    return ["attack", "norms", "access", "paper", "options (--set)"], rows, [None, 7, None, 16, 27]
 
 
 def _defenses() -> Table:

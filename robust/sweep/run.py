@@ -206,7 +206,10 @@ class _Sweep:
                 "threat": [threat.norm, threat.eps, threat.bounds],
                 "suite": [
                     name,
-                    [[s.attack.name, s.attack.parameters, s.near, s.share, s.follows] for s in stages],
+                    [
+                        [s.attack.name, s.attack.parameters, s.near, s.within, s.share, s.follows]
+                        for s in stages
+                    ],
                 ],
                 "seed": cell.seed,
                 "cascade": self.config.cascade,
