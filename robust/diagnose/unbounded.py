@@ -14,7 +14,7 @@ from robust.oracle import Oracle
 from robust.target import Target
 from robust.threat import Threat
 
-_SEARCH: Final = PGD(steps=30, loss="margin", schedule="cosine", step_size=0.5)
+_SEARCH: Final = PGD(steps=30, loss="margin", schedule="cosine", step_size=0.5, random_start=False)
 
 
 def unbounded(target: Target, x: Tensor, y: Tensor) -> tuple[list[Finding], int, int]:
