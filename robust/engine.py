@@ -66,8 +66,7 @@ def keep_freed_memory() -> None:
     """Tell glibc, once, to keep freed memory for the next pass instead of handing it back to the system.
 
     Every pass frees and asks for the same few megabytes; by default each return trip costs a page fault
-    per 4 KiB, which made passes of a small net up to 1.4 times slower. The process then keeps its peak
-    memory until it ends. Nothing happens on other platforms.
+    per 4 KiB. The process then keeps its peak memory until it ends. Nothing happens on other platforms.
     """
     if sys.platform == "linux":
         _set_malloc_thresholds()

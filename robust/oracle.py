@@ -63,9 +63,7 @@ class Ledger:
     broken: Tensor  # an adversarial point inside the threat was seen
     failed: Tensor  # the model gave a non-finite logit
     distance: Tensor  # of x_adv, in the threat's norm; inf where none was seen
-    gaps: (
-        Tensor | None
-    )  # (N, C): each class's logit minus the label's, at its highest; None before the first pass
+    gaps: Tensor | None  # (N, C): each class's logit minus the label's, at its highest; None before a pass
     forwards: Tensor
     backwards: Tensor
     x_adv: Tensor  # the adversarial point with the least distance; x where none was seen

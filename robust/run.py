@@ -26,9 +26,8 @@ from robust.target import Target
 from robust.threat import Threat
 
 Precision = Literal["auto", "float32", "bfloat16"]
-WAVE: Final = (
-    4  # micro-batches of rows an attack works on at once, so that its passes stay full as rows leave
-)
+# Micro-batches of rows an attack works on at once, so that its passes stay full as rows leave.
+WAVE: Final = 4
 _ENGINE_WORTH: Final = 0.25  # seconds a pass over all samples must take before faster copies are looked for
 _BOX_ROWS: Final = 8  # fewer say nothing about the box
 MISCLASSIFIED, BROKEN, SURVIVED, ERROR = range(4)
@@ -74,9 +73,8 @@ class Run:
         self.distance = torch.full((n,), torch.nan, dtype=torch.float64)
         self.clean_margin = torch.full((n,), -torch.inf)
         self.gaps = torch.empty(n, 0)  # (n, C) once the clean samples are classified
-        self.reach = torch.full(
-            (n,), torch.inf
-        )  # distance of the nearest adversarial point seen, in or out of the threat
+        # Distance of the nearest adversarial point seen, in or out of the threat.
+        self.reach = torch.full((n,), torch.inf)
         self.rose = torch.zeros(n, dtype=torch.bool)  # the latest attack came nearer than those before it
         self.forwards = torch.zeros(n, dtype=torch.int64)
         self.backwards = torch.zeros(n, dtype=torch.int64)
@@ -151,7 +149,14 @@ class Run:
         rows = (self.prediction == self.samples.y).nonzero().squeeze(1)[:few]
         if len(rows) < _BOX_ROWS or not self._differentiable:
             return
-        found, forwards, backwards = diagnose.unbounded(self.target, *self._load(rows)[:2])
+        try:
+            found, forwards, backwards = diagnose.unbounded(
+                self.target, *self._load(rows)[:2], self._micro_batch
+            )
+        except Exception:  # the verdicts are found: a check must not lose them
+            self._note_failure("unbounded", f"crashed on {len(rows)} samples:\n{traceback.format_exc()}")
+            self._find(diagnose.CRASH, "the search of the whole box crashed")
+            return
         self.findings += found
         self.checks["forwards"] += forwards
         self.checks["backwards"] += backwards
@@ -202,9 +207,11 @@ class Run:
         """The samples that a stage is to see, each by what is known of itself alone: (n,) bool."""
         eligible = (self.status == SURVIVED) | ((self.status == BROKEN) & (not cascade))
         if stage.near is not None or stage.within is not None:
-            near = self.margin >= (1.0 if stage.near is None else stage.near) * self.clean_margin
-            near &= stage.near is not None
-            near |= self.reach <= (stage.within or 0.0) * self.threat.radius
+            near = torch.zeros_like(eligible)
+            if stage.near is not None:
+                near |= self.margin >= stage.near * self.clean_margin
+            if stage.within is not None:
+                near |= self.reach <= stage.within * self.threat.radius
             draw = Streams(self.settings.seed, self.samples.ids, ("probe",)).uniform((1,)).squeeze(1)
             eligible &= near | (draw < stage.share)
         return eligible & self.rose if stage.follows else eligible

@@ -138,7 +138,21 @@ def test_half_precision_never_gives_a_false_break(net: nn.Module, digits: Digits
     assert coarse.trust == exact.trust == "trusted"
 
 
-def test_memory_is_kept_once_and_quietly() -> None:
+def test_memory_is_kept_once_and_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Libc:
+        def mallopt(self, parameter: int, value: int) -> int:
+            asked.append((parameter, value))
+            return 1
+
+    monkeypatch.setattr(engine.ctypes, "CDLL", lambda _: Libc())
+    monkeypatch.setattr(engine.sys, "platform", "linux")
+    engine._set_malloc_thresholds.cache_clear()
     engine.keep_freed_memory()
     engine.keep_freed_memory()
-    assert engine._set_malloc_thresholds.cache_info().misses <= 1
+    assert sorted(parameter for parameter, _ in asked) == [-3, -1]
+    monkeypatch.setattr(engine.ctypes, "CDLL", lambda _: object())  # a C library without mallopt
+    engine._set_malloc_thresholds.cache_clear()
+    engine.keep_freed_memory()
+    assert len(asked) == 2

@@ -153,6 +153,21 @@ def test_a_crash_is_an_error_of_its_samples_and_loses_nothing(net: nn.Module, di
         robust.assert_robust(net, digits, threat="linf:0.1", suite=[FGSM(), Crashing()], at_least=0.0)
 
 
+def test_a_check_that_crashes_loses_no_verdict(
+    net: nn.Module, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = evaluate(net, digits)
+
+    def crash(*_: object) -> None:
+        raise ValueError("never seen such a thing")
+
+    monkeypatch.setattr(robust.diagnose, "unbounded", crash)
+    report = evaluate(net, digits)
+    assert (report.verdicts.status == plain.verdicts.status).all()
+    assert "never seen" in report.failures[-1]
+    assert {finding["check"] for finding in report.findings} == {"crash"}
+
+
 def test_nan_is_an_error_of_its_sample(net: nn.Module, digits: Digits) -> None:
     class Poisoned(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -64,6 +64,15 @@ def test_standard_breaks_no_less_than_its_parts(net: nn.Module, digits: tuple[Te
         assert whole.statuses["survived"] <= part.statuses["survived"]
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_thorough_begins_as_standard_and_goes_on(norm: str) -> None:
+    threat = Threat(norm, "0.5")
+    standard, thorough = resolve("standard", threat)[1], resolve("thorough", threat)[1]
+    assert thorough[: len(standard)] == standard
+    assert len(thorough) > len(standard)
+    assert all(stage.near is None and not stage.follows for stage in thorough[len(standard) :])
+
+
 def test_l0_is_refused_with_what_there_is() -> None:
     with pytest.raises(UnsupportedError, match="l0"):
         resolve("standard", Threat("l0", "5"))

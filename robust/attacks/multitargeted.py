@@ -62,6 +62,8 @@ class MultiTargeted(Attack):
                 "multitargeted: expected steps, targets and restarts >= 1 and odi_steps >= 0, got "
                 f"{self.steps}, {self.targets}, {self.restarts} and {self.odi_steps}"
             )
+        if not 0 < self.momentum <= 1:
+            raise InputError(f"multitargeted: momentum: expected a weight in (0, 1], got {self.momentum}")
         if not self.radii or self.radii[-1] != 1 or len(self.radii) > self.steps or min(self.radii) <= 0:
             raise InputError(
                 f"multitargeted: radii: expected positive factors that end in 1, one per step at most, got {self.radii}"

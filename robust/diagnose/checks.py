@@ -124,7 +124,7 @@ NON_FINITE = _declare(
 )
 CRASH = _declare(
     "crash",
-    rule="an attack raised an error on some samples",
+    rule="an attack, or a check that attacks, raised an error on some samples",
     detects="a bug in the attack or a model that cannot take every input of the box",
     advice="its samples count as errors: see failures",
 )

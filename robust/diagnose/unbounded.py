@@ -17,11 +17,12 @@ from robust.threat import Threat
 _SEARCH: Final = PGD(steps=30, loss="margin", schedule="cosine", step_size=0.5, random_start=False)
 
 
-def unbounded(target: Target, x: Tensor, y: Tensor) -> tuple[list[Finding], int, int]:
+def unbounded(target: Target, x: Tensor, y: Tensor, micro_batch: int) -> tuple[list[Finding], int, int]:
     """Attack a few correctly classified samples within the whole box; findings, forwards, backwards."""
     low, high = target.bounds
     threat = Threat("linf", repr(high - low), target.bounds)
-    oracle = Oracle(target, x, y, torch.arange(len(x), device=x.device), threat, purpose="unbounded")
+    ids = torch.arange(len(x), device=x.device)
+    oracle = Oracle(target, x, y, ids, threat, purpose="unbounded", micro_batch=micro_batch)
     _SEARCH(oracle)
     ledger = oracle.ledger
     left = int((~ledger.broken & ~ledger.failed).sum())
