@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from robust import attacks as attacks
     from robust import defenses as defenses
     from robust import leaderboard as leaderboard
+    from robust.bpda import BPDA as BPDA
     from robust.errors import RobustError as RobustError
     from robust.evaluation import assert_robust as assert_robust
     from robust.evaluation import evaluate as evaluate
@@ -38,6 +39,7 @@ _HOMES = {
     "harden": "robust.hardening",
     "Report": "robust.report",
     "load": "robust.sources",
+    "BPDA": "robust.bpda",
     "Target": "robust.target",
     "Threat": "robust.threat",
     "Linf": "robust.threat",

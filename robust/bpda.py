@@ -1,0 +1,130 @@
+"""BPDA: a model behind a transform that autograd cannot pass, with a gradient put in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robust.errors import InputError, ModelError
+from robust.target import Normalization, Target
+
+Transform = Callable[[Tensor], Tensor]
+
+
+def identity(x: Tensor) -> Tensor:
+    """The substitute for transforms that change their input little: x itself."""
+    return x
+
+
+class BPDA(Target):
+    """A target behind an input transform whose gradient is that of a substitute.
+
+    Backward pass differentiable approximation (Athalye, Carlini & Wagner 2018, arXiv 1802.00420): forward
+    is the deployed model(transform(x)), to the bit; backward pretends that `transform` was `backward`.
+    Quantisation, JPEG, denoisers: what shatters or detaches gradients then no longer hides the model.
+
+    Args:
+        transform: (N, ...) in bounds -> (N, ...), applied before normalisation. Any callable: it is run
+            without autograd and may leave torch. An nn.Module is frozen and moved with the model.
+        model: what sees the transformed input: a module, or a Target with its own normalisation.
+        backward: differentiable stand-in of `transform` with the same output shape; `identity` by default.
+        normalize, bounds, device, probabilities: as for Target; a Target as `model` brings its own.
+
+    Raises:
+        InputError: `transform` or `backward` is not callable, or options beside a Target.
+        ModelError: in use, where the two give different shapes.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        model: nn.Module | Target,
+        *,
+        backward: Transform = identity,
+        normalize: Normalization | None = None,
+        bounds: tuple[float, float] | None = None,
+        device: str | torch.device | None = None,
+        probabilities: bool | None = None,
+    ) -> None:
+        given: dict[str, Any] = {
+            "normalize": normalize, "bounds": bounds, "device": device, "probabilities": probabilities,
+        }  # fmt: skip
+        given = {name: value for name, value in given.items() if value is not None}
+        if isinstance(model, Target):
+            if given:
+                raise InputError(
+                    f"{', '.join(given)}: the model is a Target, which has its own; give it there"
+                )
+            given = {name: getattr(model, name) for name in ("bounds", "device", "probabilities")}
+            normalize, inner = model.normalize, model.model
+        else:
+            normalize, inner = given.pop("normalize", None), model
+        super().__init__(inner, normalize=normalize, **given)
+        self.model = Behind(Substituted(transform, backward=backward), inner, self._mean, self._std)
+        self._mean = self._std = None  # normalisation comes after the transform: the chain does it
+        self.transform, self.backward = transform, backward
+
+
+class Behind(nn.Module):
+    """A model behind a layer: model((front(x) - mean) / std)."""
+
+    def __init__(self, front: nn.Module, model: nn.Module, mean: Tensor | None, std: Tensor | None) -> None:
+        super().__init__()
+        self.front, self.model = front, model
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.front(x)
+        if self.mean is not None and self.std is not None:
+            shape = (-1, *([1] * (x.dim() - 2))) if self.mean.numel() > 1 else ()
+            x = (x - self.mean.view(shape)) / self.std.view(shape)
+        out: Tensor = self.model(x)
+        return out
+
+
+class Substituted(nn.Module):
+    """A layer that is `transform` forward and `backward` in the gradient: for use inside a module.
+
+    Args:
+        transform, backward: as for BPDA.
+    """
+
+    transform: Transform
+    backward: Transform
+
+    def __init__(self, transform: Transform, *, backward: Transform = identity) -> None:
+        super().__init__()
+        for name, part in (("transform", transform), ("backward", backward)):
+            if not callable(part):
+                raise InputError(f"bpda: {name}: expected a callable (N, ...) -> (N, ...), got {part!r}")
+        self.transform, self.backward = transform, backward
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            exact = self.transform(x.detach())
+        if not torch.is_grad_enabled():
+            return exact
+        stand_in = self.backward(x)
+        if stand_in.shape != exact.shape:
+            raise ModelError(
+                f"bpda: transform gives {tuple(exact.shape)} for {tuple(x.shape)}, its substitute `backward` "
+                f"{tuple(stand_in.shape)}; they must agree, so give a substitute that changes the shape alike"
+            )
+        out: Tensor = _Through.apply(stand_in, exact)
+        return out
+
+
+class _Through(torch.autograd.Function):
+    """The second argument's value with the first one's gradient: adding their difference would round."""
+
+    @staticmethod
+    def forward(ctx: Any, stand_in: Tensor, exact: Tensor) -> Tensor:
+        return exact.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
