@@ -71,6 +71,9 @@ class BPDA(Target):
 class Behind(nn.Module):
     """A model behind a layer: model((front(x) - mean) / std)."""
 
+    mean: Tensor | None
+    std: Tensor | None
+
     def __init__(self, front: nn.Module, model: nn.Module, mean: Tensor | None, std: Tensor | None) -> None:
         super().__init__()
         self.front, self.model = front, model
