@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import robust
-from robust.sources import load_data, load_model
+from robust.sources import Samples, load_data, load_model
 from robust.threat import Threat
 
 
@@ -27,7 +28,10 @@ class Counter:
 
     def __init__(self, model: nn.Module) -> None:
         self.forwards = self.backwards = 0
-        model.register_forward_hook(self._forward)
+        self._handle = model.register_forward_hook(self._forward)
+
+    def stop(self) -> None:
+        self._handle.remove()
 
     def _forward(self, _: nn.Module, __: object, out: Tensor) -> None:
         self.forwards += len(out)
@@ -39,10 +43,16 @@ class Counter:
 
 
 def public_autoattack(
-    folder: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat
+    folder: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    components: Sequence[str] = (),
 ) -> tuple[Tensor, Counter, float]:
-    """Which samples survive the original, what it cost, and its seconds."""
-    sys.path.insert(0, folder)
+    """Which samples survive the original (or some of its components), what it cost, and its seconds."""
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     from autoattack import AutoAttack
 
     counter = Counter(model)
@@ -51,8 +61,10 @@ def public_autoattack(
     attack = AutoAttack(
         model, norm=norm, eps=threat.radius, version="standard", device="cpu", verbose=False, seed=0
     )
+    attack.attacks_to_run = list(components) or attack.attacks_to_run
     x_adv = attack.run_standard_evaluation(x, y, bs=250)
     seconds = time.perf_counter() - start
+    counter.stop()
     with torch.no_grad():
         return model(x_adv).argmax(1) == y, counter, seconds
 
@@ -66,10 +78,26 @@ def row(name: str, survives: Tensor, reference: Tensor, cost: tuple[int, int, fl
     )
 
 
+def case_of(case: str, limit: int) -> tuple[str, nn.Module, Samples, Threat]:
+    """The model's name, the model, the samples and the threat that a --case names."""
+    spec, weights, source, threat = case.split(",")
+    return (
+        _name(weights),
+        load_model(spec, weights).eval(),
+        load_data(source).limit(limit),
+        Threat.parse(threat),
+    )
+
+
+def hardware() -> str:
+    """Processor, threads and torch, for the foot of a table."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}."
+
+
 def compare(case: str, limit: int, folder: str | None, suites: list[str]) -> list[str]:
-    spec, weights, source, threat_spec = case.split(",")
-    model, threat = load_model(spec, weights).eval(), Threat.parse(threat_spec)
-    samples = load_data(source).limit(limit)
+    name_of_model, model, samples, threat = case_of(case, limit)
     x, y = samples.rows(slice(None)), samples.y
     found = {}
     for suite in suites:
@@ -81,7 +109,7 @@ def compare(case: str, limit: int, folder: str | None, suites: list[str]) -> lis
         reference, counter, seconds = public_autoattack(folder, model, x, y, threat)
         found["public AutoAttack"] = (reference, (counter.forwards, counter.backwards, seconds))
     return [
-        row(f"{_name(weights)} {threat} | {name}", s, reference, cost) for name, (s, cost) in found.items()
+        row(f"{name_of_model} {threat} | {name}", s, reference, cost) for name, (s, cost) in found.items()
     ]
 
 
@@ -110,15 +138,7 @@ def main() -> None:
         rows = compare(case, options.limit, options.auto_attack, options.suite or ["standard"])
         print("\n".join(rows), flush=True)
         lines += rows
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        "",
-    )
-    lines += ["", f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}."]
+    lines += ["", hardware()]
     print("\n".join(lines[-2:]), flush=True)
     if options.results:
         (Path(__file__).parent / "results" / f"{options.results}.md").write_text("\n".join(lines) + "\n")
