@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import robust
-from robust import diagnose
+from robust import diagnose as checks
 from robust.attacks import Attack
 from robust.errors import InputError
 from robust.report import Report
@@ -23,6 +23,8 @@ from robust.target import Normalization, Target
 from robust.threat import Threat
 
 Suite = str | Attack | Mapping[str, Any] | Iterable[str | Attack | Mapping[str, Any]]
+
+Diagnose = Literal["standard", "full"]
 
 
 def evaluate(
@@ -37,6 +39,7 @@ def evaluate(
     device: str | torch.device = "auto",
     batch_size: int | Literal["auto"] = "auto",
     precision: Precision = "auto",
+    diagnose: Diagnose = "standard",
     cascade: bool = True,
     keep_examples: bool = False,
     model_spec: str | None = None,
@@ -61,6 +64,8 @@ def evaluate(
         precision: of the search: "float32" runs the model as it is; "auto" takes a copy with folded batch
             norm or channels_last where that is measured to be faster and to agree; "bfloat16" searches in
             half precision. Judging is always the model itself in float32.
+        diagnose: "standard" runs the checks that cost little; "full" all of them, some with searches of their
+            own on up to 64 samples (see `robust list checks`).
         cascade: let each attack see only the survivors of those before it. Without, every attack sees
             every correctly classified sample, and the report has each one's robust accuracy alone.
         keep_examples: keep the audited adversarial examples in the report.
@@ -72,6 +77,8 @@ def evaluate(
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {precision!r}")
+    if diagnose not in get_args(Diagnose):
+        raise InputError(f"diagnose: expected 'standard' or 'full', got {diagnose!r}")
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
         raise InputError(f"batch_size: expected 'auto' or a positive integer, got {batch_size!r}")
     target = _as_target(model, threat, normalize, bounds, device)
@@ -85,15 +92,15 @@ def evaluate(
         run.look()
         for stage in stages:
             run.attack(stage, cascade=cascade)
-        run.search_the_box()
-    findings = [*run.findings, *diagnose.review(run.entries, run.correct, cascade=cascade)]
+        run.probe(stages, full=diagnose == "full")
+    findings = [*run.findings, *checks.review(run.entries, run.correct, cascade=cascade)]
     return Report(
         threat=threat,
         suite=name,
         seed=seed,
         verdicts=run.table(),
         attacks=run.entries,
-        trust=diagnose.verdict(findings),
+        trust=checks.verdict(findings),
         findings=[asdict(finding) for finding in findings],
         checks=run.checks,
         model=_describe(target.model, model_spec),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -142,24 +142,31 @@ class Run:
             )
             self._find(diagnose.NON_FINITE, "NaN or infinity on clean samples")
 
-    def search_the_box(self) -> None:
-        """Check on an eighth of the samples, at most, that nothing withstands a search without bounds."""
+    def probe(self, stages: Sequence[Stage], *, full: bool) -> None:
+        """Run the checks that search, on few samples: one by default, all where asked for."""
+        rows = (self.prediction == self.samples.y).nonzero().squeeze(1)
+        rows = rows[: diagnose.PROBED if full else min(diagnose.PREFLIGHT_SAMPLES, len(self.samples) // 8)]
+        if len(rows) < (1 if full else _BOX_ROWS) or not self._differentiable:
+            return
         start = time.perf_counter()
-        few = min(diagnose.PREFLIGHT_SAMPLES, len(self.samples) // 8)
-        rows = (self.prediction == self.samples.y).nonzero().squeeze(1)[:few]
-        if len(rows) < _BOX_ROWS or not self._differentiable:
-            return
-        try:
-            found, forwards, backwards = diagnose.unbounded(
-                self.target, *self._load(rows)[:2], self._micro_batch
-            )
-        except Exception:  # the verdicts are found: a check must not lose them
-            self._note_failure("unbounded", f"crashed on {len(rows)} samples:\n{traceback.format_exc()}")
-            self._find(diagnose.CRASH, "the search of the whole box crashed")
-            return
-        self.findings += found
-        self.checks["forwards"] += forwards
-        self.checks["backwards"] += backwards
+        survived = (self.status[rows] == SURVIVED).to(self.target.device)
+        subject = diagnose.Subject(
+            self.target, self.threat, *self._load(rows), survived,
+            [stage.attack for stage in stages], self._micro_batch, self.settings.seed,
+        )  # fmt: skip
+        probes = diagnose.FULL if full else diagnose.BRIEF
+        for done, probe in enumerate(probes):
+            self._tell("checks", done, len(probes))
+            try:
+                found = probe(subject)
+            except Exception:  # the verdicts are found: a check must not lose them
+                self._note_failure(probe.__name__, f"crashed:\n{traceback.format_exc()}")
+                self._find(diagnose.CRASH, f"the check {probe.__name__} crashed")
+                continue
+            self.findings += [found] if found else []
+        self._tell("checks", len(probes), len(probes))
+        self.checks["forwards"] += subject.forwards
+        self.checks["backwards"] += subject.backwards
         self.checks["seconds"] += time.perf_counter() - start
 
     # -- attacks --------------------------------------------------------------------------------
@@ -180,7 +187,7 @@ class Run:
         entry: dict[str, Any] = {
             "name": attack.name, "label": attack.label, "parameters": attack.parameters, "access": attack.access,
             "selection": {"near": stage.near, "within": stage.within, "share": stage.share, "follows": stage.follows}, "attacked": len(rows),
-            "broke": 0, "survived": 0, "rejected": 0, "errors": 0, "forwards": 0, "backwards": 0, "seconds": 0.0,
+            "broke": 0, "survived": 0, "rejected": 0, "silent": 0, "errors": 0, "forwards": 0, "backwards": 0, "seconds": 0.0,
         }  # fmt: skip
         start, done = time.perf_counter(), 0
         while done < len(rows):
@@ -236,6 +243,7 @@ class Run:
         self.reach[rows] = self.reach[rows].fmin(ledger.distance.cpu())
         assert ledger.gaps is not None
         self.gaps[rows] = self.gaps[rows].fmax(ledger.gaps.cpu())
+        entry["silent"] += int(((ledger.margin > 0) & ~ledger.broken & ~ledger.failed).sum())
         failed = (ledger.failed & ~ledger.broken).cpu()
         if bool(failed.any()):
             self.status[rows[failed]] = ERROR

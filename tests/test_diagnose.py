@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import robust
-from robust.diagnose import CHECKS
+from robust.attacks import FGSM, PGD, Attack
+from robust.diagnose import CHECKS, checks_page, review
+from robust.errors import InputError
 from robust.report import Report
+from robust.run import Run, Settings
+from robust.sources import as_samples
+from robust.suites import Stage
+from robust.target import Target
+from robust.threat import Threat
 
 
 class Wrap(nn.Module):
@@ -127,6 +135,71 @@ def test_random_search_exposes_gradients_that_lead_nowhere(
     honest = robust.evaluate(net, digits, threat="linf:0.12", suite=suite, device="cpu")
     assert "black-box-wins" in {finding["check"] for finding in masked.findings}
     assert "black-box-wins" not in {finding["check"] for finding in honest.findings}
+
+
+def waves(x: Tensor) -> Tensor:
+    return x + 0.2 * (x * 40).sin()
+
+
+SEARCHED: dict[str, tuple[set[str], Callable[[Tensor], Tensor], Attack | str, str]] = {
+    "steps too small": ({"not-converged", "doubled-budget", "step-size"}, same, PGD(steps=10, step_size=0.02), "linf:0.1"),
+    "gradients turned round": ({"random-noise", "binarization"}, turned, "quick", "linf:0.3"),
+    "a surface of waves": ({"monotone"}, waves, "quick", "linf:0.1"),
+    "k winners take all": ({"doubled-budget", "monotone", "binarization"}, winners, "quick", "linf:0.05"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flaw", SEARCHED)
+def test_a_flaw_is_found_by_checks_that_search(
+    flaw: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    expected, before, suite, threat = SEARCHED[flaw]
+    report = robust.evaluate(
+        Wrap(net, before, same).eval(), digits, threat=threat, suite=suite, device="cpu", diagnose="full"
+    )
+    assert expected <= {finding["check"] for finding in report.findings}
+    assert report.checks["forwards"] > 0
+    assert report.failures == []
+
+
+@pytest.mark.parametrize(
+    ("suite", "threat"), [("standard", "linf:0.1"), ("standard", "l2:0.5"), ("quick", "l2:1")]
+)
+def test_an_honest_model_passes_the_checks_that_search(
+    suite: str, threat: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    digits = digits[0][:24], digits[1][:24]
+    plain = robust.evaluate(net, digits, threat=threat, suite=suite, device="cpu")
+    report = robust.evaluate(net, digits, threat=threat, suite=suite, device="cpu", diagnose="full")
+    assert report.findings == []
+    assert report.failures == []
+    assert report.verdicts.status.equals(plain.verdicts.status)
+
+
+def test_points_that_the_search_passed_over_are_told(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    """A search copy that takes for misclassified what the model does not: every claim is denied."""
+    run = Run(
+        Target(net, device="cpu"),
+        as_samples(digits, bounds=(0.0, 1.0)),
+        Threat("linf", "0.05"),
+        Settings(precision="float32"),
+    )
+    with run.target:
+        run.look()
+        run.search = run.target.twin(Wrap(net, same, lambda z: z.roll(1, 1)))
+        run.attack(Stage(FGSM()), cascade=True)
+    found = review(run.entries, run.correct, cascade=True)
+    assert [finding.check for finding in found] == ["silent-success"]
+
+
+def test_diagnose_is_named_when_it_is_wrong(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(InputError, match="diagnose: expected 'standard' or 'full', got 'all'"):
+        robust.evaluate(net, digits, threat="linf:0.1", diagnose="all")  # type: ignore[arg-type]
+
+
+def test_the_page_of_checks_is_the_registry() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "checks.md").read_text(encoding="utf-8")
+    assert page == checks_page()
 
 
 def test_every_check_says_what_to_do() -> None:

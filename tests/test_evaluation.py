@@ -161,7 +161,7 @@ def test_a_check_that_crashes_loses_no_verdict(
     def crash(*_: object) -> None:
         raise ValueError("never seen such a thing")
 
-    monkeypatch.setattr(robust.diagnose, "unbounded", crash)
+    monkeypatch.setattr(robust.diagnose, "BRIEF", (crash,))
     report = evaluate(net, digits)
     assert (report.verdicts.status == plain.verdicts.status).all()
     assert "never seen" in report.failures[-1]

@@ -12,7 +12,9 @@ import typer
 from robust.cli import common
 
 if TYPE_CHECKING:
+    from robust.evaluation import Diagnose
     from robust.report import Report
+    from robust.run import Precision
 
 EPILOG = (
     "Example: robust attack --model builtin:mnist-cnn --weights weights.safetensors "
@@ -37,6 +39,15 @@ def attack(
     batch_size: Annotated[
         str, typer.Option("--batch-size", help="auto, or rows a pass takes at most")
     ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision", help="of the search: auto, float32 or bfloat16; judging is always float32"
+        ),
+    ] = "auto",
+    diagnose: Annotated[
+        str, typer.Option("--diagnose", help="standard, or full: all checks, with searches of their own")
+    ] = "standard",
     normalize: common.NormalizeOption = None,
     json_: Annotated[
         str | None, typer.Option("--json", metavar="FILE|-", help="write the result as JSON")
@@ -86,6 +97,8 @@ def attack(
             suite=attacks or suite or "standard",
             seed=seed,
             batch_size=cast("int | Literal['auto']", common.batch(batch_size)),
+            precision=cast("Precision", precision),
+            diagnose=cast("Diagnose", diagnose),
             keep_examples=save_examples,
             model_spec=model,
             progress=show,

@@ -1,15 +1,30 @@
 """Checks that say whether the number can be trusted.
 
-`preflight` looks at the model before the passes of the attacks are spent, `review` at what the attacks
-saw; `unbounded` searches where nothing can hold; `CHECKS` names every check with its rule, what it detects and what to do.
+`preflight` looks at the model before the passes of the attacks are spent, `review` at what the attacks saw,
+and the probes search on a few samples: `BRIEF` after every evaluation, `FULL` where all are asked for.
+`CHECKS` names every check with its rule, what it detects and what to do.
 """
 
+from robust.diagnose.binarization import binarization
 from robust.diagnose.checks import AUDIT, CHECKS, CRASH, NON_FINITE, Check, Finding, verdict
+from robust.diagnose.checks import page as checks_page
 from robust.diagnose.preflight import PREFLIGHT_SAMPLES, Preflight, preflight
+from robust.diagnose.probes import (
+    PROBED,
+    Subject,
+    doubled_budget,
+    monotone,
+    not_converged,
+    random_noise,
+    step_size,
+    unbounded,
+)
 from robust.diagnose.review import review
-from robust.diagnose.unbounded import unbounded
+
+BRIEF = (unbounded,)
+FULL = (unbounded, not_converged, doubled_budget, step_size, monotone, random_noise, binarization)
 
 __all__ = [
-    "AUDIT", "CHECKS", "CRASH", "NON_FINITE", "PREFLIGHT_SAMPLES", "Check", "Finding", "Preflight",
-    "preflight", "review", "unbounded", "verdict",
+    "AUDIT", "BRIEF", "CHECKS", "CRASH", "FULL", "NON_FINITE", "PREFLIGHT_SAMPLES", "PROBED", "Check", "Finding",
+    "Preflight", "Subject", "checks_page", "preflight", "review", "verdict",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from robust.registry import Registry
 from robust.report import Trust
 
 Severity = Literal["suspect", "unreliable"]
-When = Literal["always", "alone"]
+When = Literal["always", "alone", "full"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Check:
         detects: what is likely wrong then.
         advice: what to do.
         severity: what the finding makes of the verdict.
-        when: "always", or "alone": where attacks ran side by side on the same samples (cascade=False).
+        when: "always"; "alone": where attacks ran side by side on the same samples (cascade=False); "full":
+            where all checks were asked for (diagnose="full").
     """
 
     name: str
@@ -148,6 +149,14 @@ UNBOUNDED = _declare(
     detects="masked gradients: within the whole box every classifier can be fooled",
     advice="run score and decision attacks; look at what forward does to gradients",
 )
+SILENT_SUCCESS = _declare(
+    "silent-success",
+    rule="for > 1 % (at least 2) of the samples that an attack saw, a point inside the threat was misclassified in "
+    "the search and yet nothing was claimed",
+    detects="a search that runs on a model that differs from the one judged, or an attack that forgets what it found",
+    advice='search with precision="float32", and look at how the attack returns its points',
+    severity="suspect",
+)
 SINGLE_STEP = _declare(
     "single-step-wins",
     rule="one step breaks more samples (by over 5 % of those tried, at least 2) than many with the same loss",
@@ -162,6 +171,84 @@ LOSS_GAP = _declare(
     advice="never report cross-entropy attacks alone for this model",
     when="alone",
 )
+
+# -- of more passes, where all checks are asked for ----------------------------------------------------
+
+NOT_CONVERGED = _declare(
+    "not-converged",
+    rule="the last fifth (at most 10) of the steps of the suite's longest gradient attack brings > 5 % of what its "
+    "first run gains in margin on survivors",
+    detects="too few steps: the search was cut off while it still gained",
+    advice="give the attack more steps, or run the suite 'thorough'",
+    severity="suspect",
+    when="full",
+)
+DOUBLED_BUDGET = _declare(
+    "doubled-budget",
+    rule="twice the steps from other random starts break > 0.5 points (at least 2) more of up to 64 samples",
+    detects="a search that has not converged: the number would fall further",
+    advice="give the attacks more steps or restarts, or run the suite 'thorough'",
+    severity="suspect",
+    when="full",
+)
+STEP_SIZE = _declare(
+    "step-size",
+    rule="PGD with a quarter or four times its step breaks > 5 % (at least 2) more of up to 64 samples",
+    detects="a badly set step, or a surface on which the usual step leads nowhere",
+    advice="set the step that does best, or use attacks that adapt it (apgd, the suite 'standard')",
+    severity="suspect",
+    when="full",
+)
+MONOTONE = _declare(
+    "monotone",
+    rule="PGD breaks at eps but not at twice eps > 5 % (at least 2) of up to 64 samples",
+    detects="masked gradients, or a bug: what can be done within eps can be done within twice eps",
+    advice="use more restarts and score attacks; look at what forward does to gradients",
+    when="full",
+)
+RANDOM_NOISE = _declare(
+    "random-noise",
+    rule="1,000 random points inside the threat break at least 2 of up to 16 samples that gradient attacks left",
+    detects="masked gradients: blind guessing beats the derivative",
+    advice="run score and decision attacks with large budgets; look at what forward does to gradients",
+    when="full",
+)
+BINARIZATION = _declare(
+    "binarization",
+    rule="the suite's gradient attacks find < 95 % (at least 2 missed) of adversarial points planted behind a linear "
+    "head on the model's features, for up to 16 samples",
+    detects="attacks too weak for this model: they miss what is known to exist",
+    advice="use stronger or adaptive attacks before believing the number",
+    when="full",
+)
+
+
+_WHEN = {
+    "always": "with every evaluation",
+    "alone": "where attacks ran side by side (`cascade=False`)",
+    "full": 'where all checks are asked for (`diagnose="full"`, `--diagnose full`)',
+}
+
+
+def page() -> str:
+    """docs/checks.md: a paragraph a check."""
+    parts = [
+        "# The checks",
+        "",
+        "Each looks for one way in which robust accuracy comes out too high. A finding makes the verdict *suspect* or "
+        "*unreliable*; without any it is *trusted*. Thresholds are chosen so that honest models trip none.",
+    ]
+    for name in CHECKS:
+        check = CHECKS[name]
+        advice = f"{check.advice[0].upper()}{check.advice[1:]}"
+        parts += [
+            "",
+            f"## {name}",
+            "",
+            f"Fires when {check.rule}. Detects {check.detects}. What to do: {advice.rstrip('?.')}"
+            f"{'?' if advice.endswith('?') else '.'} Makes the verdict {check.severity}; runs {_WHEN[check.when]}.",
+        ]
+    return "\n".join(parts) + "\n"
 
 
 def verdict(findings: list[Finding]) -> Trust:

@@ -24,6 +24,13 @@ def review(attacks: list[dict[str, Any]], correct: int, *, cascade: bool) -> lis
         for entry in attacks
         if entry["rejected"]
     ]
+    found += [
+        checks.SILENT_SUCCESS.finding(
+            f"{entry['label']} passed misclassified points of {entry['silent']} samples that it does not claim"
+        )
+        for entry in attacks
+        if entry["silent"] > max(1, 0.01 * entry["attacked"])
+    ]
     if cascade:
         found += _black_box(attacks)
     else:
