@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from robust import defenses as defenses
     from robust import leaderboard as leaderboard
     from robust.bpda import BPDA as BPDA
+    from robust.eot import EOT as EOT
     from robust.errors import RobustError as RobustError
     from robust.evaluation import assert_robust as assert_robust
     from robust.evaluation import evaluate as evaluate
@@ -40,6 +41,7 @@ _HOMES = {
     "Report": "robust.report",
     "load": "robust.sources",
     "BPDA": "robust.bpda",
+    "EOT": "robust.eot",
     "Target": "robust.target",
     "Threat": "robust.threat",
     "Linf": "robust.threat",

@@ -54,6 +54,10 @@ class BPDA(Target):
         }  # fmt: skip
         given = {name: value for name, value in given.items() if value is not None}
         if isinstance(model, Target):
+            if type(model).logits is not Target.logits:
+                raise InputError(
+                    f"bpda: model: {type(model).__name__} must be the outer one; wrap this in it"
+                )
             if given:
                 raise InputError(
                     f"{', '.join(given)}: the model is a Target, which has its own; give it there"
@@ -64,7 +68,7 @@ class BPDA(Target):
             normalize, inner = given.pop("normalize", None), model
         super().__init__(inner, normalize=normalize, **given)
         self.model = Behind(Substituted(transform, backward=backward), inner, self._mean, self._std)
-        self._mean = self._std = None  # normalisation comes after the transform: the chain does it
+        self.normalize = self._mean = self._std = None  # it comes after the transform: the chain does it
         self.transform, self.backward = transform, backward
 
 

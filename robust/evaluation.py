@@ -14,6 +14,7 @@ from torch import nn
 import robust
 from robust import diagnose as checks
 from robust.attacks import Attack
+from robust.eot import EOT, Vote
 from robust.errors import InputError
 from robust.report import Report
 from robust.run import Precision, Progress, Run, Settings
@@ -40,6 +41,8 @@ def evaluate(
     batch_size: int | Literal["auto"] = "auto",
     precision: Precision = "auto",
     diagnose: Diagnose = "standard",
+    eot: int | None = None,
+    vote: Vote = "expectation",
     cascade: bool = True,
     keep_examples: bool = False,
     model_spec: str | None = None,
@@ -66,6 +69,8 @@ def evaluate(
             half precision. Judging is always the model itself in float32.
         diagnose: "standard" runs the checks that cost little; "full" all of them, some with searches of their
             own on up to 64 samples (see `robust list checks`).
+        eot: draws of a randomised model that make up an answer (see `robust.EOT`); None: one.
+        vote: of those draws: "expectation" or "majority".
         cascade: let each attack see only the survivors of those before it. Without, every attack sees
             every correctly classified sample, and the report has each one's robust accuracy alone.
         keep_examples: keep the audited adversarial examples in the report.
@@ -82,6 +87,10 @@ def evaluate(
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
         raise InputError(f"batch_size: expected 'auto' or a positive integer, got {batch_size!r}")
     target = _as_target(model, threat, normalize, bounds, device)
+    if eot is None and vote != "expectation":
+        raise InputError(f"vote: needs eot, the number of draws that vote {vote!r} is taken over")
+    if eot is not None:
+        target = EOT(target, eot, vote=vote, seed=seed)
     threat = Threat.parse(threat, target.bounds)
     name, stages = resolve(suite, threat)
     samples = as_samples(data, bounds=threat.bounds)
@@ -110,6 +119,7 @@ def evaluate(
         versions=_versions(),
         seconds=time.perf_counter() - start,
         cascade=cascade,
+        eot={"samples": target.samples, "vote": target.vote} if isinstance(target, EOT) else None,
         failures=run.failures,
         examples=run.examples() if keep_examples else None,
     )

@@ -62,6 +62,7 @@ class Ledger:
 
     broken: Tensor  # an adversarial point inside the threat was seen
     failed: Tensor  # the model gave a non-finite logit
+    stuck: Tensor  # the attack gave the row up before it could begin
     distance: Tensor  # of x_adv, in the threat's norm; inf where none was seen
     gaps: Tensor | None  # (N, C): each class's logit minus the label's, at its highest; None before a pass
     forwards: Tensor
@@ -83,6 +84,7 @@ class Ledger:
         return Ledger(
             broken=no,
             failed=no.clone(),
+            stuck=no.clone(),
             distance=torch.full((n,), torch.inf, device=device),
             gaps=None if gaps is None else gaps.clone(),
             forwards=count,
@@ -139,7 +141,7 @@ class Oracle:
         self._stays_inside = stays_inside
         self._target, self._judge = target, judge
         self._seed, self._purpose = seed, purpose
-        self._access, self._micro_batch = access, micro_batch
+        self._access, self._micro_batch = access, max(1, micro_batch // target.draws)
         self._budget, self._spent = budget, 0
         self._minimize, self._observe = minimize, observe
         self._unbooked = [0, 0]  # passes of the live rows that the ledger does not show yet
@@ -166,6 +168,12 @@ class Oracle:
             self.logits(self.x)
         assert self._ledger.gaps is not None
         return self._ledger.gaps[self._rows]
+
+    @property
+    def spent(self) -> Tensor:
+        """Forwards plus backwards of the live rows so far, (N,)."""
+        self._book()
+        return (self._ledger.forwards + self._ledger.backwards)[self._rows]
 
     @property
     def clean_margin(self) -> Tensor:
@@ -208,6 +216,11 @@ class Oracle:
     def decide(self, x_adv: Tensor) -> Tensor:
         """Whether the visited point is misclassified, (N,) bool: one forward."""
         return self._visit(x_adv).argmax(1) != self.y
+
+    def gradient_of(self, surrogate: Target, x_adv: Tensor, loss: Callable[..., Tensor]) -> Evaluation:
+        """As `gradient`, but of another model: costs no pass of the target, and nothing is recorded."""
+        parts = [self._differentiate(surrogate, x_adv[rows], loss, self.y[rows]) for rows in self._batches()]
+        return parts[0] if len(parts) == 1 else Evaluation(*(torch.cat(p) for p in zip(*parts, strict=True)))
 
     def project(self, x_adv: Tensor) -> Tensor:
         """Nearest point inside the threat."""
@@ -254,6 +267,11 @@ class Oracle:
         """Let these live rows ((N,) bool) sit out the rest of the innermost `steps` loop."""
         self._pausing = rows
 
+    def give_up(self, rows: Tensor) -> None:
+        """Let these live rows ((N,) bool) go unattacked: nowhere was found to begin. The report says so."""
+        self._ledger.stuck[self._rows[rows]] = True
+        self._leaving = rows.clone() if self._leaving is None else self._leaving | rows
+
     # -- how it is driven -----------------------------------------------------------------------
 
     def _visit(self, x_adv: Tensor) -> Tensor:
@@ -266,9 +284,15 @@ class Oracle:
 
     def _gradient(self, x: Tensor, loss: Callable[..., Tensor], *columns: Tensor) -> Evaluation:
         self._require("gradient")
+        return self._differentiate(self._target, x, loss, *columns)
+
+    @staticmethod
+    def _differentiate(
+        target: Target, x: Tensor, loss: Callable[..., Tensor], *columns: Tensor
+    ) -> Evaluation:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self._target.logits(x)
+            logits = target.logits(x)
             value = loss(logits, *columns)
         if not value.requires_grad:
             raise ModelError(
@@ -292,6 +316,7 @@ class Oracle:
         )
 
     def _pay(self, forwards: int, backwards: int) -> None:
+        forwards, backwards = forwards * self._target.draws, backwards * self._target.draws
         if len(self) == 0 or (self._budget is not None and self._spent + forwards + backwards > self._budget):
             raise Finished
         self._spent += forwards + backwards
@@ -359,7 +384,7 @@ class Oracle:
             return inside, distance
         with torch.no_grad():
             wrong = judge.logits(x_adv[asked]).argmax(1) != self.y[live[asked]]
-        self._ledger.forwards[self._rows[live[asked]]] += 1
+        self._ledger.forwards[self._rows[live[asked]]] += judge.draws
         real = torch.ones_like(inside).masked_scatter(asked, wrong)
         return inside & real, distance.masked_fill(~real, torch.inf)
 

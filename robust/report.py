@@ -37,6 +37,7 @@ class Report:
             correctly classified sample, and `survived` is its robust count alone.
         trust: "trusted", "suspect" or "unreliable", from `findings` [{check, severity, message}].
         engine: the copy of the model that was searched with: "plain", "folded", "channels_last", "bfloat16".
+        eot: {"samples", "vote"} where a randomised model was judged in expectation.
         checks: passes and seconds spent on diagnostics.
         examples: sample_id and x_adv of every broken sample, where kept.
     """
@@ -56,6 +57,7 @@ class Report:
     seconds: float
     engine: str = "plain"
     cascade: bool = True
+    eot: dict[str, Any] | None = None
     failures: list[str] = field(default_factory=list)
     examples: dict[str, torch.Tensor] | None = None
 
@@ -130,6 +132,7 @@ class Report:
             "data": self.data,
             "device": self.device,
             "engine": self.engine,
+            "eot": self.eot,
             "versions": self.versions,
         }
 
@@ -190,6 +193,7 @@ class Report:
             threat=Threat(threat["norm"], threat["eps"], (threat["bounds"][0], threat["bounds"][1])),
             verdicts=verdicts,
             examples=load_file(examples) if examples.exists() else None,
+            eot=raw.get("eot"),
             **{key: raw[key] for key in (*kept, "seconds", "engine", "cascade", "failures")},
         )
 

@@ -36,6 +36,13 @@ def _key(seed: int, purpose: Sequence[str | int]) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
+def content_ids(x: Tensor) -> Tensor:
+    """An id for each row from its values alone, the same on every device: (N, ...) float -> (N,) int64."""
+    bits = (x.flatten(1).to(torch.float32) + 0.0).view(torch.int32).to(torch.int64)  # + 0.0: no negative zero
+    place = torch.arange(1, bits.shape[1] + 1, device=x.device, dtype=torch.int64) * _GOLDEN
+    return _mix(_mix(bits + place).sum(1))
+
+
 class Streams:
     """One private stream per sample.
 
@@ -48,6 +55,11 @@ class Streams:
 
     def __init__(self, seed: int, ids: Tensor, purpose: Sequence[str | int] = ()) -> None:
         self._seed, self._ids, self._purpose = seed, ids, tuple(purpose)
+
+    @staticmethod
+    def key(seed: int, purpose: Sequence[str | int]) -> int:
+        """A 64-bit seed for a generator that is not ours."""
+        return _key(seed, purpose)
 
     def child(self, *purpose: str | int) -> Streams:
         """Streams for a narrower purpose."""

@@ -61,7 +61,7 @@ class Run:
     def __init__(self, target: Target, samples: Samples, threat: Threat, settings: Settings) -> None:
         n = len(samples)
         self.target, self.samples, self.threat, self.settings = target, samples, threat, settings
-        self.search, self.engine = target, engine.PLAIN
+        self.search, self.engine = target.searcher(), engine.PLAIN
         self.entries: list[dict[str, Any]] = []
         self.findings: list[Finding] = []
         self.failures: list[str] = []
@@ -110,11 +110,11 @@ class Run:
         if self.target.device.type == "cpu":
             engine.keep_freed_memory()
         if self.settings.precision == "bfloat16":
-            self.search, self.engine = engine.half(self.target), "bfloat16"
+            self.search, self.engine = engine.half(self.search), "bfloat16"
         elif self.settings.precision == "auto" and self._differentiable and not self.findings:
-            pass_seconds = len(self.samples) * engine.row_seconds(self.target, x, y)
+            pass_seconds = len(self.samples) * engine.row_seconds(self.search, x, y)
             if pass_seconds > _ENGINE_WORTH:
-                self.search, self.engine = engine.fastest(self.target, x, y)
+                self.search, self.engine = engine.fastest(self.search, x, y)
 
     @torch.no_grad()
     def _classify(self) -> None:
@@ -131,7 +131,7 @@ class Run:
             self.status[rows[wrong]] = MISCLASSIFIED
             self.status[rows[~finite]] = ERROR
             self._tell("clean", int(rows[-1]) + 1, len(self.samples))
-        self.forwards += 1
+        self.forwards += self.target.draws
         self.clean_margin = self.gaps.amax(1)
         self._clean_gaps = self.gaps.clone()
         self.prediction_adv = self.prediction.clone()
@@ -151,7 +151,7 @@ class Run:
         start = time.perf_counter()
         survived = (self.status[rows] == SURVIVED).to(self.target.device)
         subject = diagnose.Subject(
-            self.target, self.threat, *self._load(rows), survived,
+            self.target.searcher(), self.threat, *self._load(rows), survived,
             [stage.attack for stage in stages], self._micro_batch, self.settings.seed,
         )  # fmt: skip
         probes = diagnose.FULL if full else diagnose.BRIEF
@@ -252,12 +252,12 @@ class Run:
             self._find(diagnose.NON_FINITE, f"NaN or infinity under {attack.label}")
 
     def _judge(self, rows: Tensor, ledger: Ledger, x: Tensor, y: Tensor, entry: dict[str, Any]) -> int:
-        """Re-measure the claims on the plain model and write the verdicts; returns how many were checked."""
+        """Re-measure the claims on the plain model and write the verdicts; returns the passes that took."""
         claims = ledger.broken.nonzero().squeeze(1)
         for part in claims.split(self._micro_batch):
             found = audit(self.target, ledger.x_adv[part], x[part], y[part], self.threat)
             where = rows[part.cpu()]
-            self.forwards[where] += 1
+            self.forwards[where] += self.target.draws
             valid = found.valid.cpu()
             entry["broke"] += int(valid.sum())
             entry["rejected"] += int((~valid).sum())
@@ -269,7 +269,7 @@ class Run:
             self.prediction_adv[new] = found.prediction.cpu()[fresh]
             if self.settings.keep_examples:
                 self._examples.update(zip(new.tolist(), ledger.x_adv[part].cpu()[fresh], strict=True))
-        return len(claims)
+        return len(claims) * self.target.draws
 
     def _crash(self, attack: Attack, rows: Tensor, entry: dict[str, Any]) -> None:
         hurt = rows[self.status[rows] == SURVIVED]

@@ -38,6 +38,8 @@ class Target:
         ModelError: not an nn.Module.
     """
 
+    draws: int = 1  # forward passes of the model that an answer takes
+
     def __init__(
         self,
         model: nn.Module,
@@ -105,6 +107,10 @@ class Target:
             )
         out = out.float()
         return out.clamp_min(_TINY).log() if self.probabilities else out
+
+    def searcher(self) -> Self:
+        """The target that attacks are to ask: itself, unless judging takes more than searching."""
+        return self
 
     def twin(self, model: nn.Module) -> Self:
         """A target like this one around another module, which is put in eval mode and frozen for good."""

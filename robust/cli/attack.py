@@ -49,6 +49,13 @@ def attack(
         str, typer.Option("--diagnose", help="standard, or full: all checks, with searches of their own")
     ] = "standard",
     normalize: common.NormalizeOption = None,
+    eot: Annotated[
+        int | None,
+        typer.Option("--eot", metavar="K", help="draws of a randomised model that make up an answer"),
+    ] = None,
+    vote: Annotated[
+        str, typer.Option("--vote", help="of those draws: expectation or majority")
+    ] = "expectation",
     json_: Annotated[
         str | None, typer.Option("--json", metavar="FILE|-", help="write the result as JSON")
     ] = None,
@@ -99,6 +106,8 @@ def attack(
             batch_size=cast("int | Literal['auto']", common.batch(batch_size)),
             precision=cast("Precision", precision),
             diagnose=cast("Diagnose", diagnose),
+            eot=eot,
+            vote=cast("Literal['expectation', 'majority']", vote),
             keep_examples=save_examples,
             model_spec=model,
             progress=show,

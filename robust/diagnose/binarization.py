@@ -86,7 +86,7 @@ def _plant(subject: Subject, features: _Features, row: int) -> _Head | None:
 
     inner = torch.cat([x, *(random_start(x, threat, s) for s in draws("inner", _INNER))])
     rim = torch.cat([random_boundary_start(x, threat, s) for s in draws("rim", _RIM)])
-    subject.forwards += len(inner) + len(rim)
+    subject.forwards += (len(inner) + len(rim)) * subject.target.draws
     parts = [features(part) for part in torch.cat([inner, rim]).split(subject.micro_batch)]
     seen = torch.cat(parts).double()
     centre = seen[: len(inner)].mean(0)

@@ -61,7 +61,14 @@ RANDOMIZED = _declare(
     "randomized",
     rule="five forwards of the same input differ in a prediction, or by > 1e-4 of the logits' spread",
     detects="noise or dropout at inference: one gradient is a sample of a distribution, and so is one prediction",
-    advice="make the model deterministic, or attack it in expectation (EOT)",
+    advice="attack and judge it in expectation over its draws: eot=32 (--eot 32), or make the model deterministic",
+)
+TOO_FEW_DRAWS = _declare(
+    "too-few-draws",
+    rule="over > 5 % of the samples the class by K draws (eot=K) is not the class by 4 K others",
+    detects="a randomised model whose answer takes more draws than it was given",
+    advice="give more draws: a larger eot",
+    severity="suspect",
 )
 BATCH_DEPENDENT = _declare(
     "batch-dependent",

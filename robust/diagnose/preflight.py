@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robust.diagnose import checks
 from robust.diagnose.checks import Finding
+from robust.eot import EOT
 from robust.errors import ModelError
 from robust.losses import ce, margin
 from robust.rng import Streams
@@ -54,19 +55,19 @@ def preflight(target: Target, x: Tensor, y: Tensor) -> Preflight:
         )
     if calls:
         seen.findings.append(checks.DYNAMIC.finding("the model optimises at inference"))
-    if _gives_probabilities(logits):
+    if _gives_probabilities(target.inner.logits(x) if isinstance(target, EOT) else logits):
         seen.probabilities = True
         seen.findings.append(checks.PROBABILITIES.finding("the model returns probabilities"))
     _repeatability(target, x, logits, seen)
     if not seen.randomized:
         _company(target, x, logits, seen)
-        _stability(target, x, y, logits, seen)
+        (_steadiness if target.draws > 1 else _stability)(target, x, y, logits, seen)
     _gradients(target, x, y, logits, seen)
     return seen
 
 
 def _ask(target: Target, x: Tensor, seen: Preflight) -> Tensor:
-    seen.forwards += len(x)
+    seen.forwards += len(x) * target.draws
     return target.logits(x)
 
 
@@ -130,6 +131,19 @@ def _stability(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
         )
 
 
+@torch.no_grad()
+def _steadiness(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Preflight) -> None:
+    """Do other draws of a randomised model give the same classes?"""
+    other = target.searcher()
+    changed = float((_ask(other, x, seen).argmax(1) != logits.argmax(1)).float().mean())
+    if changed > _SHARE:
+        seen.findings.append(
+            checks.TOO_FEW_DRAWS.finding(
+                f"{changed:.0%} of the predictions over {target.draws} draws differ from those over {other.draws}"
+            )
+        )
+
+
 def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Preflight) -> None:
     """Do gradients reach the input, are they the deployed model's, and does cross-entropy keep them?"""
     sizes = []
@@ -143,13 +157,13 @@ def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
             gradient = torch.autograd.grad(value, point, allow_unused=True)[0]
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-        seen.backwards += len(x)
+        seen.backwards += len(x) * target.draws
         if gradient is None:
             seen.differentiable = False
             seen.findings.append(checks.DETACHED.finding(f"no gradient reaches the input ({reason})"))
             return
         sizes.append(gradient.flatten(1).abs().amax(1))
-    _deployed(tracked.detach(), logits, seen)
+    _deployed(target, tracked.detach(), logits, seen)
     of_ce, of_margin = sizes
     dead = float((of_margin == 0).float().mean())
     vanished = float(((of_ce <= 1e-18 * of_margin) & (of_margin > 0)).float().mean())
@@ -165,10 +179,10 @@ def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
         )
 
 
-def _deployed(tracked: Tensor, logits: Tensor, seen: Preflight) -> None:
+def _deployed(target: Target, tracked: Tensor, logits: Tensor, seen: Preflight) -> None:
     drift = float(_drift(tracked, logits).max())
     flips = int((tracked.argmax(1) != logits.argmax(1)).sum())
-    if (drift > 1e-3 or flips) and not seen.randomized:
+    if (drift > 1e-3 or flips) and not seen.randomized and target.draws == 1:
         seen.findings.append(
             checks.GRADIENT_MODEL.finding(
                 f"with gradients enabled logits move by {drift:.2g} of their spread and {flips} predictions change"

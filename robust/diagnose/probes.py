@@ -192,7 +192,8 @@ def monotone(subject: Subject) -> Finding | None:
 def random_noise(subject: Subject) -> Finding | None:
     """Do random points inside the threat break what gradients left?"""
     rows = subject.survivors(_FEW)
-    if not len(rows) or all(attack.access != "gradient" for attack in subject.attacks):
+    random = subject.target.draws > 1  # thousands of points would profit from lucky draws
+    if random or not len(rows) or all(attack.access != "gradient" for attack in subject.attacks):
         return None
     x, y = subject.x[rows], subject.y[rows]
     broken = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
@@ -201,7 +202,7 @@ def random_noise(subject: Subject) -> Finding | None:
             x, subject.threat, Streams(subject.seed, subject.ids[rows], ("check/noise", draw))
         )
         broken |= subject.target.logits(point).argmax(1) != y
-    subject.forwards += _NOISE_DRAWS * len(rows)
+    subject.forwards += _NOISE_DRAWS * len(rows) * subject.target.draws
     count = int(broken.sum())
     if count < min(2, len(rows)):
         return None

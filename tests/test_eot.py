@@ -1,0 +1,180 @@
+"""EOT: randomised models in expectation, whatever the batch, with everybody's random state untouched."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robust
+from robust.errors import InputError
+from robust.losses import margin
+from robust.oracle import Oracle
+from robust.target import Target
+from robust.threat import Threat
+
+
+class Noisy(nn.Module):
+    """Gaussian noise on the input, drawn per value, per sample or once a batch, from torch or numpy."""
+
+    def __init__(self, model: nn.Module, size: float = 0.3, kind: str = "values") -> None:
+        super().__init__()
+        self.model, self.size, self.kind = model, size, kind
+        self.rows = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows += len(x)
+        if self.kind == "values":
+            noise = torch.randn_like(x)
+        elif self.kind == "batch":
+            noise = torch.randn_like(x[:1])
+        elif self.kind == "python":
+            noise = torch.full_like(x, random.gauss(0, 1))
+        else:
+            noise = torch.from_numpy(np.random.randn(*x.shape)).to(x)  # noqa: NPY002
+        out: Tensor = self.model(x + self.size * noise)
+        return out
+
+
+KINDS = ["values", "batch", "python", "numpy"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_whatever_the_batch_and_the_global_states(
+    kind: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x = digits[0][:6]
+    with robust.EOT(Noisy(net, kind=kind), 5, device="cpu") as target, torch.no_grad():
+        first = target.logits(x)
+        torch.manual_seed(99)
+        random.seed(99)
+        np.random.seed(99)  # noqa: NPY002
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        alone = torch.cat([target.logits(x[i : i + 1]) for i in (3, 1)])
+        flipped = target.logits(x.flip(0)).flip(0)
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert random.getstate() == states[1]
+        assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
+    assert torch.equal(alone, first[[3, 1]])
+    assert torch.equal(flipped, first)
+
+
+@pytest.mark.parametrize("kind", ["values", "batch"])
+def test_it_is_the_expectation(kind: str) -> None:
+    """A step at 0.5 under Gaussian noise: the mean probability is known in closed form."""
+
+    class Step(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            above = (x[:, 0] > 0.5).float()
+            return 40 * torch.stack([above, 1 - above], 1)
+
+    x = torch.tensor([[0.8], [0.5], [0.35]])
+    exact = torch.distributions.Normal(0.0, 0.3).cdf(x[:, 0] - 0.5)
+    with robust.EOT(Noisy(Step(), kind=kind), 100, device="cpu") as target, torch.no_grad():
+        found = target.logits(x).exp()[:, 0]
+    torch.testing.assert_close(found, exact, atol=0.08, rtol=0)  # over three standard errors of 400 draws
+
+
+def test_gradients_are_the_expectations() -> None:
+    """Of log E[p]: checked against a mean over the model's own draws by hand."""
+    model = nn.Sequential(nn.Linear(3, 2))
+    x = torch.tensor([[0.2, 0.4, 0.6]])
+    with robust.EOT(Noisy(model, 1.0), 400, device="cpu") as target:
+        point = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(margin(target.logits(point), torch.tensor([0])).sum(), point)
+        torch.manual_seed(0)
+        many = x.expand(200_000, 3).clone().requires_grad_()
+        p = model(many + torch.randn_like(many)).softmax(1)
+        (of_each,) = torch.autograd.grad((p[:, 1].mean().log() - p[:, 0].mean().log()), many)
+    torch.testing.assert_close(gradient[0], of_each.sum(0), rtol=0.15, atol=0.01)
+
+
+def test_majority_and_expectation_differ_where_they_should() -> None:
+    class Skewed(nn.Module):
+        """Class 0 by a little two times out of three, class 1 by a lot else."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            often = torch.rand(len(x)) < 2 / 3
+            return torch.where(often[:, None], torch.tensor([[0.2, 0.0]]), torch.tensor([[0.0, 9.0]]))
+
+    x = torch.zeros(1, 4)
+    for vote, winner in (("majority", 0), ("expectation", 1)):
+        with robust.EOT(Skewed(), 64, vote=vote, device="cpu") as target, torch.no_grad():  # type: ignore[arg-type]
+            logits = target.logits(x)
+        assert logits.argmax(1).item() == winner
+        assert logits.exp().sum().item() == pytest.approx(1, abs=0.5)
+
+
+def test_the_oracle_counts_every_draw(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits
+    model = Noisy(net)
+    with robust.EOT(model, 4, device="cpu").searcher() as target:
+        target.logits(x[:1])  # finds out how the model draws
+        before = model.rows
+        oracle = Oracle(target, x[:5], y[:5], torch.arange(5), Threat("linf", "0.01"), micro_batch=8)
+        oracle.gradient(oracle.x, margin)
+        oracle.logits(oracle.x)
+        assert model.rows - before == int(oracle.ledger.forwards.sum()) == 5 * 2 * 4
+        assert oracle.ledger.backwards.tolist() == [4] * 5
+
+
+def test_evaluation_in_expectation_is_reproducible_and_points_to_eot(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits[0][:24], digits[1][:24]
+    model = Noisy(net, 0.05)
+    options = {"threat": "linf:0.15", "suite": robust.attacks.PGD(steps=5, loss="margin"), "device": "cpu"}
+    once = robust.evaluate(model, (x, y), **options)
+    (finding,) = [f for f in once.findings if f["check"] == "randomized"]
+    assert "--eot" in finding["message"]
+    assert once.trust == "unreliable"
+    assert once.eot is None
+    torch.manual_seed(5)
+    report = robust.evaluate(model, (x, y), eot=4, batch_size=16, **options)
+    other = robust.evaluate(model, (x, y), eot=4, batch_size=3, **options)
+    assert report.verdicts.equals(other.verdicts)
+    assert "randomized" not in {f["check"] for f in report.findings}
+    assert report.attacks[0]["rejected"] == 0
+    assert 0 < report.robust_accuracy < report.clean_accuracy
+    assert report.eot == report.to_dict()["eot"] == {"samples": 4, "vote": "expectation"}
+
+
+def test_a_model_with_a_generator_of_its_own_stays_reported(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.generator = net, torch.Generator()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = net(x + 0.3 * torch.randn(x.shape, generator=self.generator))
+            return out
+
+    report = robust.evaluate(Hidden(), digits, threat="linf:0.01", suite="fgsm", eot=2, device="cpu")
+    assert "randomized" in {f["check"] for f in report.findings}
+
+
+def test_too_few_draws_are_found(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    report = robust.evaluate(
+        Noisy(net, 3.0), digits, threat="linf:0.01", suite="fgsm", eot=2, device="cpu", batch_size=64
+    )
+    assert "too-few-draws" in {f["check"] for f in report.findings}
+
+
+def test_bad_options_are_named(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(InputError, match="samples: expected an integer >= 2, got 1"):
+        robust.EOT(net, 1)
+    with pytest.raises(InputError, match="vote: expected one of expectation, majority, got 'mean'"):
+        robust.EOT(net, vote="mean")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="vote: needs eot"):
+        robust.evaluate(net, digits, threat="linf:0.1", vote="majority")
+    with pytest.raises(InputError, match="an EOT already"):
+        robust.EOT(robust.EOT(net))
+    with pytest.raises(InputError, match="must be the outer one"):
+        robust.BPDA(torch.round, robust.EOT(net))
+    with pytest.raises(InputError, match="bounds: the model is a Target"):
+        robust.EOT(Target(net), bounds=(0.0, 1.0))
