@@ -112,7 +112,7 @@ def evaluate(
         trust=checks.verdict(findings),
         findings=[asdict(finding) for finding in findings],
         checks=run.checks,
-        model=_describe(target.model, model_spec),
+        model=_describe(target, model_spec),
         data={"spec": samples.spec, "sha256": samples.sha256},
         device=_device_name(target.device),
         engine=run.engine,
@@ -166,12 +166,14 @@ def _as_target(
     return Target(model, normalize=normalize, bounds=bounds, device=device)
 
 
-def _describe(model: nn.Module, spec: str | None) -> dict[str, Any]:
+def _describe(target: Target, spec: str | None) -> dict[str, Any]:
+    model, moments = target.model, target.normalize
     return {
         "spec": spec or "memory",
         "sha256": model_sha256(model),
         "architecture": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "normalize": moments and [torch.as_tensor(part).reshape(-1).tolist() for part in moments],
     }
 
 

@@ -32,6 +32,7 @@ from robust.leaderboard import (
     sha256,
     verdicts_bytes,
 )
+from robust.leaderboard.artefacts import verdicts_sha256
 from robust.report import Report
 from robust.threat import Threat
 
@@ -201,7 +202,7 @@ def test_what_is_no_record_is_refused(text: str) -> None:
 
 
 def test_a_newer_schema_says_upgrade() -> None:
-    text = make_record().dumps().replace('"schema_version": 1', '"schema_version": 2')
+    text = make_record().dumps().replace('"schema_version": 2', '"schema_version": 3')
     with pytest.raises(StoreError, match="upgrade"):
         Record.loads(text)
 
@@ -217,7 +218,7 @@ def test_a_newer_schema_says_upgrade() -> None:
         ("attacks.0.parameters", {"a": float("nan")}), ("attacks.0.parameters", {"a": {1, 2}}),
         ("model.parameters", -1), ("model.name", "x" * 301), ("model.weights_sha256", "../../etc"),
         ("artefacts.verdicts_sha256", "0" * 63 + "\n"), ("created", "yesterday"), ("created", "2026-01-01T00:00:00"),
-        ("schema_version", 2), ("unheard", 1), ("model.unheard", 1),
+        ("schema_version", 3), ("unheard", 1), ("model.unheard", 1),
     ],
 )  # fmt: skip
 def test_a_record_cannot_contradict_itself(path: str, value: Any) -> None:
@@ -230,6 +231,110 @@ def test_a_record_cannot_contradict_itself(path: str, value: Any) -> None:
     holder[last] = value
     with pytest.raises(ValidationError):
         Record.model_validate(content)
+
+
+def as_schema_1(record: Record) -> str:
+    """The text of the file that a record without classes had before schema 2."""
+    content = record.model_dump(mode="json")
+    content["schema_version"] = 1
+    for key in ("classes", "groups", "fairness", "paper"):
+        del content[key]
+    kept = {
+        "model": "name spec architecture parameters weights_sha256",
+        "defense": "name parameters trained_threat",
+        "data": "spec sha256 n",
+        "threat": "norm eps radius bounds",
+        "cost": "forwards backwards seconds device",
+    }
+    for part, names in kept.items():
+        content[part] = {name: content[part][name] for name in names.split()}
+    old = ["name", "label", "parameters", "attacked", "broke", "survived", "forwards", "backwards", "seconds"]
+    content["attacks"] = [{name: attack[name] for name in old} for attack in content["attacks"]]
+    file = content["artefacts"]["verdicts_file_sha256"]
+    content["artefacts"] = {"verdicts_sha256": file, "examples_sha256": None}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    outcome = json.loads(canonical)
+    for key in ("created", "command", "environment"):
+        del outcome[key]
+    for key in ("seconds", "device"):
+        del outcome["cost"][key]
+    for attack in outcome["attacks"]:
+        del attack["seconds"]
+    id_ = sha256(json.dumps(outcome, sort_keys=True, separators=(",", ":")).encode())
+    whole = {"id": id_, "checksum": sha256(canonical), "record": json.loads(canonical)}
+    return json.dumps(whole, indent=1) + "\n"
+
+
+def test_a_record_of_schema_1_is_read_and_keeps_its_id(tmp_path: Path) -> None:
+    record, report = make_record(), make_report()
+    text = as_schema_1(record)
+    old = json.loads(text)["id"]
+    Store(tmp_path).add(record, report.verdicts)
+    (new,) = (tmp_path / "records").iterdir()
+    new.unlink()
+    (tmp_path / "records" / f"{old}.json").write_text(text)
+    (back,) = Store(tmp_path).records()
+    assert (back.id, Store(tmp_path).get(old[:8]).id) == (old, old)
+    assert back.schema_version == 2
+    assert (back.robust, back.attacks, back.created) == (record.robust, record.attacks, record.created)
+    assert back.classes == []
+    assert len(Store(tmp_path).verdicts(back)) == 100
+    assert Record.loads(back.dumps()).robust == record.robust
+    for at in range(0, len(text), 7):
+        with pytest.raises(StoreError):
+            Record.loads(f"{text[:at]}{'1' if text[at] != '1' else '2'}{text[at + 1 :]}")
+
+
+def test_classes_groups_and_the_worst_of_them() -> None:
+    report = make_report()
+    report.verdicts["label"] = [label for label in range(4) for _ in range(25)]
+    report.verdicts["prediction"] = report.verdicts["label"] + (report.verdicts["status"] == "misclassified")
+    report.verdicts["group"] = ["north", "south"] * 50
+    record = Record.from_report(
+        report, name="net", defense={"name": "none", "parameters": {}}, class_names=["a", "b", "c"]
+    )
+    assert [(g.name, g.label, g.clean.k, g.robust.k) for g in record.classes] == [
+        ("a", 0, 15, 0), ("b", 1, 25, 0), ("c", 2, 25, 15), ("3", 3, 25, 25),
+    ]  # fmt: skip
+    assert [(g.name, g.label, g.clean.n, g.robust.k) for g in record.groups] == [
+        ("north", None, 50, 20), ("south", None, 50, 20),
+    ]  # fmt: skip
+    fairness = record.fairness
+    assert fairness is not None
+    assert (fairness.worst, fairness.value, fairness.worst_tenth, fairness.spread) == (0, 0.0, 0.0, 1.0)
+    assert fairness.high > record.classes[0].robust.high  # four classes were looked at
+    assert Record.loads(record.dumps()) == record
+    content = record.model_dump(mode="json")
+    content["classes"] = content["classes"][:3]
+    with pytest.raises(ValidationError, match="do not add up"):
+        Record.model_validate(content)
+
+
+def test_what_is_said_of_the_model_is_checked() -> None:
+    def made(**model: Any) -> Record:
+        return Record.from_report(
+            make_report(), name="n", defense={"name": "none", "parameters": {}}, model=model
+        )
+
+    assert made(source="https://host.example/w", licence="MIT", extra_data=True).model.licence == "MIT"
+    for wrong in ({"source": "javascript:alert(1)"}, {"licence": "x" * 10_000_000}, {"unheard": 1}):
+        with pytest.raises(InputError) as caught:
+            made(**wrong)
+        assert len(str(caught.value)) < 300
+
+
+def test_the_hash_of_a_table_is_of_its_content_whoever_wrote_it() -> None:
+    verdicts = make_report().verdicts
+    digest = verdicts_sha256(verdicts)
+    narrow = verdicts.astype({"label": "int32", "forwards": "int16", "status": object})
+    assert verdicts_sha256(narrow[sorted(narrow.columns)].set_axis(range(5, 105))) == digest
+    for column, value in (("label", 2), ("status", "x"), ("distance", 0.25)):
+        changed = verdicts.copy()
+        changed.loc[50, column] = value
+        assert verdicts_sha256(changed) != digest
+    assert verdicts_sha256(verdicts.iloc[::-1]) != digest
+    moved = verdicts.rename(columns={"forwards": "backwards", "backwards": "forwards"})
+    assert verdicts_sha256(moved) != digest
 
 
 def test_records_are_frozen() -> None:
@@ -403,14 +508,13 @@ def test_an_unknown_kind_of_url_is_refused() -> None:
 WRITERS = """
     import os, sys
     from pathlib import Path
-    import pandas as pd
     from robust.leaderboard import Record, Store
     folder = Path(sys.argv[1])
-    verdicts = pd.read_parquet(folder / "verdicts.parquet", engine="pyarrow", use_threads=False)
+    verdicts = (folder / "verdicts.parquet").read_bytes()
     record = Record.loads((folder / "record.json").read_text())
     for writer in range(4):
         if os.fork() == 0:  # spares the other three the imports
-            for seed in range(20 * writer, 20 * writer + 25):
+            for seed in range(50 * writer, 50 * writer + 55):
                 Store(folder / "store").add(record.model_copy(update={"seed": seed}), verdicts)
             os._exit(0)
     sys.exit(any(os.wait()[1] for _ in range(4)))
@@ -419,11 +523,11 @@ WRITERS = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its writers")
 def test_four_processes_lose_nothing(tmp_path: Path) -> None:
-    """Seeds overlap by 5 from process to process, so that some records have two writers."""
+    """Two hundred and more; seeds overlap by 5 from process to process, so that some records have two writers."""
     (tmp_path / "verdicts.parquet").write_bytes(verdicts_bytes(make_report().verdicts))
     (tmp_path / "record.json").write_text(make_record().dumps())
     subprocess.run([sys.executable, "-c", textwrap.dedent(WRITERS), str(tmp_path)], check=True, timeout=120)
-    assert sorted(record.seed for record in Store(tmp_path / "store").records()) == list(range(85))
+    assert sorted(record.seed for record in Store(tmp_path / "store").records()) == list(range(205))
     assert not list((tmp_path / "store").rglob("*.partial"))
 
 

@@ -1,16 +1,22 @@
-"""Files beside a record, as bytes that depend on their content alone."""
+"""Files beside a record, as bytes that depend on their content alone, and hashes of that content."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from io import BytesIO
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from safetensors.torch import save
 from torch import Tensor
+
+from robust.errors import DataError
+from robust.sources import Samples
 
 
 def sha256(content: bytes) -> str:
@@ -34,6 +40,60 @@ def verdicts_bytes(verdicts: pd.DataFrame) -> bytes:
     return sink.getvalue()
 
 
+def read_verdicts(content: bytes) -> pd.DataFrame:
+    """The verdict table in the bytes of a Parquet file; whatever pyarrow raises if it is none."""
+    return pq.read_table(BytesIO(content), use_threads=False).to_pandas()
+
+
+def verdicts_sha256(verdicts: pd.DataFrame) -> str:
+    """Hash of a verdict table's content: the same whoever wrote the file, and in whatever width of integer.
+
+    Over the columns in order of name: integers as 64 bit, floats as 64 bit with one NaN, all little
+    endian; text as JSON.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(map(str, verdicts.columns)):
+        kind, content = _content(verdicts[name])
+        digest.update(json.dumps([name, kind, len(verdicts), len(content)]).encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _content(column: pd.Series) -> tuple[str, bytes]:
+    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_integer_dtype(column):
+        return "integer", column.to_numpy().astype("<i8").tobytes()
+    if pd.api.types.is_float_dtype(column):
+        values = column.to_numpy().astype("<f8")
+        return "float", np.where(np.isnan(values), np.nan, values).astype("<f8").tobytes()
+    texts = [None if text is None or text is pd.NA else str(text) for text in column]
+    return "text", json.dumps(texts).encode()
+
+
+def indices_sha256(verdicts: pd.DataFrame) -> str:
+    """Hash of the sample ids in the order of the table, as 64 bit little endian integers."""
+    return sha256(verdicts["sample_id"].to_numpy().astype("<i8").tobytes())
+
+
 def examples_bytes(examples: Mapping[str, Tensor]) -> bytes:
-    """Adversarial examples (`Report.examples`: sample_id (K,), x_adv (K, ...)) as safetensors."""
-    return bytes(save(dict(examples)))
+    """Adversarial examples (`Report.examples`: sample_id (K,), x_adv (K, ...)) as safetensors.
+
+    With the clean points x (K, ...) beside them, see `with_clean`, they can be audited and shown without
+    the data set.
+    """
+    return bytes(save({name: tensor.contiguous() for name, tensor in examples.items()}))
+
+
+def with_clean(
+    examples: Mapping[str, Tensor], samples: Samples, *, limit: int | None = None
+) -> dict[str, Tensor]:
+    """Examples with the clean points x that they were made from, the first `limit` of them.
+
+    Raises:
+        DataError: an example of a sample that is not among the samples.
+    """
+    ids = examples["sample_id"][:limit]
+    places = {int(id_): place for place, id_ in enumerate(samples.ids.tolist())}
+    if missing := [id_ for id_ in ids.tolist() if id_ not in places]:
+        raise DataError(f"data: has no sample {missing[0]}, of which there is an adversarial example")
+    rows = torch.tensor([places[id_] for id_ in ids.tolist()], dtype=torch.int64)
+    return {"sample_id": ids, "x_adv": examples["x_adv"][:limit], "x": samples.rows(rows)}

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from robust.errors import InputError, StoreError
 from robust.leaderboard.artefacts import sha256, verdicts_bytes
+from robust.leaderboard.derive import derive
+from robust.leaderboard.migrate import OLDEST, migrate
 from robust.leaderboard.schema import (
+    ACCESS,
     Artefacts,
     AttackInfo,
     Cost,
     DataInfo,
     DefenseInfo,
+    Fairness,
     FindingInfo,
+    Group,
     ModelInfo,
     Name,
+    Paper,
     Part,
     Rate,
     Statuses,
@@ -31,7 +37,7 @@ from robust.leaderboard.schema import (
 )
 from robust.report import Report
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 class Record(Part):
@@ -39,9 +45,10 @@ class Record(Part):
 
     `trust` is "unknown" where the number was not measured here. Fields that are not explained here are
     in the parts. A record that contradicts itself cannot be made: pydantic's ValidationError.
+    `classes`, `groups` and `fairness` follow from the verdict table, as clean, robust and statuses do.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     model: ModelInfo
     defense: DefenseInfo
     data: DataInfo
@@ -51,14 +58,20 @@ class Record(Part):
     clean: Rate
     robust: Rate
     statuses: Statuses
+    classes: list[Group] = Field(default_factory=list)
+    groups: list[Group] = Field(default_factory=list)
+    fairness: Fairness | None = None
     attacks: list[AttackInfo]
     cost: Cost
     trust: Literal["trusted", "suspect", "unreliable", "unknown"]
     findings: list[FindingInfo]
     artefacts: Artefacts
+    paper: Paper | None = None
     environment: dict[Name, Name]
     created: Time
     command: Text | None = None
+
+    _filed_as: str | None = PrivateAttr(default=None)  # id in an older schema, under which it is filed
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -70,18 +83,22 @@ class Record(Part):
         for attack in self.attacks:
             if attack.attacked > self.clean.k or (attack.attacked and attack.survived < self.robust.k):
                 raise ValueError(f"attack {attack.label}: its counts contradict the accuracies")
+        for part in filter(None, (self.classes, self.groups)):
+            sums = [
+                sum(rate) for rate in zip(*((g.clean.n, g.clean.k, g.robust.k) for g in part), strict=True)
+            ]
+            if sums != [n, self.clean.k, self.robust.k]:
+                raise ValueError("classes or groups do not add up to the whole")
         return self
 
     @property
     def id(self) -> str:
         """Content address, 64 hex digits: the same for a run repeated with the same outcome.
 
-        Leaves out dates, seconds, device, versions and the command.
+        Leaves out dates, seconds, device, versions and the command. A record read from an older schema
+        keeps the id that it is filed under.
         """
-        content = _without(self.model_dump(mode="json"), "created", "command", "environment")
-        content["cost"] = _without(content["cost"], "seconds", "device")
-        content["attacks"] = [_without(attack, "seconds") for attack in content["attacks"]]
-        return sha256(canonical(content).encode())
+        return self._filed_as or content_id(self.model_dump(mode="json"))
 
     @property
     def short_id(self) -> str:
@@ -90,13 +107,13 @@ class Record(Part):
 
     def dumps(self) -> str:
         """The text of the record's file: content, id, and a checksum over all of the content."""
-        content = self.model_dump(mode="json")
-        whole = {"id": self.id, "checksum": sha256(canonical(content).encode()), "record": content}
-        return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+        return _sealed(self.model_dump(mode="json"))
 
     @staticmethod
     def loads(text: str, where: str = "record") -> Record:
         """Read a record's file; every character must be as `dumps` wrote it (line ends may be CRLF).
+
+        A record of an older schema is checked by its own text and brought up to this one.
 
         Args:
             text: content of the file.
@@ -108,16 +125,20 @@ class Record(Part):
         try:
             content = json.loads(text)["record"]
             version = content["schema_version"]
-            if version != SCHEMA_VERSION:
+            if type(version) is not int or not OLDEST <= version <= SCHEMA_VERSION:
                 raise StoreError(
-                    f"{where}: schema version {version!r}, this program reads {SCHEMA_VERSION}; "
+                    f"{where}: schema version {version!r}, this program reads {OLDEST} to {SCHEMA_VERSION}; "
                     "upgrade robust-harness"
                 )
-            record = Record.model_validate(content)
-            honest = record.dumps()
+            honest = _sealed(content)
+            record = Record.model_validate(migrate(content))
+            if version == SCHEMA_VERSION:
+                honest = record.dumps()
+            else:
+                record._filed_as = content_id(content)
         except ValidationError as error:
             raise StoreError(f"{where}: {_first_problem(error)}; it was altered or damaged") from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"{where}: not a record: {type(error).__name__}: {error}") from error
         if text.replace("\r\n", "\n") != honest:
             raise StoreError(
@@ -134,55 +155,113 @@ class Record(Part):
         defense: Mapping[str, Any],
         command: str | None = None,
         examples: bytes | None = None,
+        model: Mapping[str, Any] | None = None,
+        paper: Mapping[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> Record:
         """The record of an evaluation.
 
         Args:
-            report: what `robust.evaluate` returned.
+            report: what `robust.evaluate` returned. A column "group" in its verdict table gives accuracies
+                per group.
             name: of the model, to show.
-            defense: {"name", "parameters", "trained_threat"}.
+            defense: {"name", "parameters", "trained_threat", "trained_by"}.
             command: that made the report.
             examples: `examples_bytes` of the adversarial examples, to be stored with the record.
+            model: {"source", "licence", "extra_data"}, as far as known.
+            paper: {"title", "authors", "venue", "url"}.
+            class_names: name of label 0, 1, ...
 
         Raises:
             InputError: something that a record cannot hold, such as a parameter that is not finite.
         """
         try:
-            return Record.model_validate(_content(report, name, defense, command, examples))
+            content = _content(report, name, dict(model or {}))
+            _place(content, derive(report.verdicts, class_names))
+            content["artefacts"]["examples_sha256"] = None if examples is None else sha256(examples)
+            return Record.model_validate(
+                {**content, "defense": dict(defense), "paper": paper, "command": command}
+            )
         except ValidationError as error:
             raise InputError(f"record: cannot be made of this report: {_first_problem(error)}") from error
 
 
-def _content(
-    report: Report, name: str, defense: Mapping[str, Any], command: str | None, examples: bytes | None
-) -> dict[str, Any]:
-    threat, statuses, model = report.threat, report.statuses, report.model
+def content_id(content: dict[str, Any]) -> str:
+    """`Record.id` of a record's JSON content, of this schema or an older one."""
+    content = _without(content, "created", "command", "environment")
+    cost = _without(content["cost"], "seconds", "device")
+    if "checks" in cost:
+        cost["checks"] = _without(cost["checks"], "seconds")
+    content["cost"] = cost
+    content["attacks"] = [_without(attack, "seconds") for attack in content["attacks"]]
+    content["artefacts"] = _without(content["artefacts"], "verdicts_file_sha256")
+    return sha256(canonical(content).encode())
+
+
+def _sealed(content: dict[str, Any]) -> str:
+    """The text of a record's file."""
+    whole = {
+        "id": content_id(content),
+        "checksum": sha256(canonical(content).encode()),
+        "record": content,
+    }
+    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
+
+
+def _content(report: Report, name: str, model: dict[str, Any]) -> dict[str, Any]:
+    """What is not counted from the verdict table."""
+    threat, described, spec = report.threat, report.model, str(report.data["spec"])
+    seen = [entry["access"] for entry in report.attacks if "access" in entry] or ["gradient"]
     return {
         "model": {
+            **model,
             "name": name,
-            "weights_sha256": model["sha256"],
-            **{key: model[key] for key in ("spec", "architecture", "parameters")},
+            "weights_sha256": described["sha256"],
+            "normalize": described.get("normalize"),
+            **{key: described[key] for key in ("spec", "architecture", "parameters")},
         },
-        "defense": dict(defense),
-        "data": {**report.data, "n": report.n},
-        "threat": {"norm": threat.norm, "eps": threat.eps, "radius": threat.radius, "bounds": threat.bounds},
+        "data": {"spec": spec, "sha256": report.data["sha256"], **_name_and_split(spec)},
+        "threat": {
+            "norm": threat.norm,
+            "eps": threat.eps,
+            "radius": threat.radius,
+            "bounds": threat.bounds,
+            "knowledge": max(seen, key=ACCESS.index),
+        },
         "suite": {"name": report.suite, "cascade": report.cascade},
         "seed": report.seed,
-        "clean": Rate.of(report.clean_correct, report.n),
-        "robust": Rate.of(statuses["survived"], report.n),
-        "statuses": statuses,
-        "attacks": [{key: entry[key] for key in AttackInfo.model_fields} for entry in report.attacks],
+        "attacks": [
+            {key: entry[key] for key in AttackInfo.model_fields if key in entry} for entry in report.attacks
+        ],
         "cost": {key: getattr(report, key) for key in Cost.model_fields},
         "trust": report.trust,
         "findings": report.findings,
-        "artefacts": {
-            "verdicts_sha256": sha256(verdicts_bytes(report.verdicts)),
-            "examples_sha256": None if examples is None else sha256(examples),
-        },
+        "artefacts": {"verdicts_file_sha256": sha256(verdicts_bytes(report.verdicts))},
         "environment": report.versions,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
     }
+
+
+def _name_and_split(spec: str) -> dict[str, str | None]:
+    """ "builtin:mnist5k:test" -> mnist5k, test; "runs/data.npz" -> data, None."""
+    scheme, _, rest = spec.partition(":")
+    if scheme in ("builtin", "torchvision", "hf"):
+        name, _, split = rest.partition(":")
+        return {"name": name, "split": split or None}
+    return {
+        "name": spec.replace("\\", "/").rstrip("/").rpartition("/")[2].partition(".")[0] or spec,
+        "split": None,
+    }
+
+
+def _place(content: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Put parts where they belong: "data.n" under "data"."""
+    for path, value in parts.items():
+        outer, _, inner = path.partition(".")
+        if inner:
+            content[outer][inner] = value
+        else:
+            content[outer] = value
 
 
 def _without(content: dict[str, Any], *keys: str) -> dict[str, Any]:

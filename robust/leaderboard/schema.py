@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from functools import lru_cache
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from robust.stats import interval
 from robust.threat import Threat
 
+ACCESS: Final = ("decision", "score", "gradient")  # what an attack may see, the least first
+_interval = lru_cache(maxsize=1 << 16)(interval)  # a store repeats the same few thousand rates
 
-def _as_json(value: object) -> object:
+
+def as_json(value: object) -> object:
     """The value as JSON gives it back (tuples become lists), so that a record equals itself once read."""
     try:
         return json.loads(canonical(value))
@@ -29,13 +33,14 @@ def as_utc(text: str) -> str:
 
 Name = Annotated[str, Field(max_length=300)]
 Text = Annotated[str, Field(max_length=5000)]
+Url = Annotated[str, Field(max_length=2000, pattern=r"^https?://[^\s<>\"']+$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Samples = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Time = Annotated[str, Field(max_length=40), AfterValidator(as_utc)]
-Parameters = Annotated[dict[str, Any], BeforeValidator(_as_json)]
+Parameters = Annotated[dict[str, Any], BeforeValidator(as_json)]
 
 
 class Part(BaseModel):
@@ -45,38 +50,52 @@ class Part(BaseModel):
 
 
 class ModelInfo(Part):
-    """Which model; `parameters` counts its weights."""
+    """Which model; `parameters` counts its weights, `normalize` is the (mean, std) in front of it.
+
+    `source` is where the weights can be had, `extra_data` whether more than the benchmark's own training
+    set was used; None where nobody said.
+    """
 
     name: Name
     spec: Text
     architecture: Name
     parameters: Count
     weights_sha256: Sha256
+    normalize: tuple[list[Finite], list[Finite]] | None = None
+    source: Url | None = None
+    licence: Name | None = None
+    extra_data: bool | None = None
 
 
 class DefenseInfo(Part):
-    """How it was hardened, and against which threat ("linf:8/255") if any."""
+    """How it was hardened, against which threat ("linf:8/255") if any, and by whom."""
 
     name: Name
     parameters: Parameters
     trained_threat: Name | None = None
+    trained_by: Name | None = None
 
 
 class DataInfo(Part):
-    """On which samples."""
+    """On which samples: hashes of the samples and of their ids, in the order of the verdict table."""
 
     spec: Text
+    name: Text
+    split: Name | None = None
     sha256: Sha256
+    indices_sha256: Sha256 | None = None
     n: Samples
 
 
 class ThreatInfo(Part):
-    """Under which threat; eps as written and as a number."""
+    """Under which threat; eps as written and as a number, and the most that an attack was let see."""
 
     norm: Name
     eps: Name
     radius: Finite
     bounds: tuple[Finite, Finite]
+    targeted: bool = False
+    knowledge: Literal["gradient", "score", "decision"] = "gradient"
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -89,15 +108,19 @@ class AttackInfo(Part):
     """One attack of the suite and what it did.
 
     `attacked` samples it was run on; of these `broke` fell, `survived` stood, the others ended in an
-    error.
+    error. `rejected` claims did not stand up to the audit. `selection` says which samples it was shown.
     """
 
     name: Name
     label: Text
     parameters: Parameters
+    access: Literal["gradient", "score", "decision"] | None = None
+    selection: Parameters = Field(default_factory=dict)
     attacked: Count
     broke: Count
     survived: Count
+    rejected: Count = 0
+    errors: Count = 0
     forwards: Count
     backwards: Count
     seconds: Seconds
@@ -128,12 +151,14 @@ class Rate(Part):
     @staticmethod
     def of(k: int, n: int) -> Rate:
         """The rate of k in n >= 1."""
-        low, high = interval(k, n)
+        low, high = _interval(k, n)
         return Rate(k=k, n=n, value=k / n, low=low, high=high)
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        low, high = interval(self.k, self.n)
+        if self.k > self.n:
+            raise ValueError(f"{self.k} of {self.n}")
+        low, high = _interval(self.k, self.n)
         # 1e-9: releases of scipy may round differently.
         if (
             abs(self.value - self.k / self.n) > 1e-12
@@ -152,13 +177,54 @@ class Statuses(Part):
     error: Count
 
 
+class Group(Part):
+    """Clean and robust accuracy on the samples of a class (then `label` is given) or of a user's group."""
+
+    name: Name
+    label: Count | None = None
+    clean: Rate
+    robust: Rate
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.clean.n != self.robust.n or self.robust.k > self.clean.k:
+            raise ValueError(f"group {self.name!r}: its clean and robust accuracy contradict each other")
+        return self
+
+
+class Fairness(Part):
+    """How unevenly robustness falls on the classes.
+
+    `low` and `high` are the worst class's interval at 95 % for all classes together (Bonferroni), since
+    the worst was picked after looking. `worst_tenth` is the mean over the worst tenth of the classes,
+    one at least; `spread` the best class's robust accuracy less the worst's.
+    """
+
+    worst: Count
+    value: Finite
+    low: Finite
+    high: Finite
+    worst_tenth: Finite
+    spread: Finite
+
+
+class Checks(Part):
+    """What the diagnostics cost; part of the totals in `Cost`."""
+
+    forwards: Count = 0
+    backwards: Count = 0
+    seconds: Seconds = 0.0
+
+
 class Cost(Part):
-    """What the evaluation cost: passes of one sample, all together."""
+    """What the evaluation cost: passes of one sample, all together, those of the diagnostics included."""
 
     forwards: Count
     backwards: Count
     seconds: Seconds
     device: Name
+    engine: Name = "plain"
+    checks: Checks = Checks()
 
 
 class FindingInfo(Part):
@@ -169,10 +235,25 @@ class FindingInfo(Part):
     message: Text
 
 
-class Artefacts(Part):
-    """Hashes of the files beside the record, which are also their names."""
+class Paper(Part):
+    """Where the model or defense was published."""
 
-    verdicts_sha256: Sha256
+    title: Text
+    authors: Text | None = None
+    venue: Name | None = None
+    url: Url | None = None
+
+
+class Artefacts(Part):
+    """Hashes of what lies beside the record.
+
+    `verdicts_sha256` is of the verdict table's content, whatever wrote it (None: a record of schema 1);
+    `verdicts_file_sha256` of its Parquet file, whose bytes depend on the writer's version. Files are
+    named by their own hash.
+    """
+
+    verdicts_sha256: Sha256 | None
+    verdicts_file_sha256: Sha256
     examples_sha256: Sha256 | None = None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import uuid
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +15,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from robust.errors import StoreError, UnknownNameError
-from robust.leaderboard.artefacts import sha256, verdicts_bytes
+from robust.leaderboard.artefacts import read_verdicts, sha256, verdicts_bytes, verdicts_sha256
 from robust.leaderboard.record import Record
 
 _IO_ERRORS: Final = (OSError, NotImplementedError)  # the latter from read-only kinds of filesystem
@@ -45,12 +44,36 @@ class Store:
             ) from error
         self._root = root.rstrip("/")
 
-    def add(self, record: Record, verdicts: pd.DataFrame, *, examples: bytes | None = None) -> str:
+    @staticmethod
+    def locate(path: str | Path) -> tuple[Store, str]:
+        """The store that a record's file lies in, and the file's name there.
+
+        Raises:
+            StoreError: no such file, or not in a folder "records".
+        """
+        folder, _, name = str(path).replace("\\", "/").rpartition("/")
+        root, _, records = folder.rpartition("/")
+        if records != "records" and folder != "records":
+            raise StoreError(f"record: expected STORE/records/ID.json, got {path}")
+        store = Store(root or ".")
+        if name not in store._names():
+            raise StoreError(f"record: no such file {path}; expected STORE/records/ID.json")
+        return store, name
+
+    def read(self, name: str) -> Record:
+        """The record in a file of the folder "records".
+
+        Raises:
+            StoreError: missing, damaged, or filed under another name.
+        """
+        return self._read_record(name)
+
+    def add(self, record: Record, verdicts: pd.DataFrame | bytes, *, examples: bytes | None = None) -> str:
         """File a record with its verdict table, which comes first; what is there already is left alone.
 
         Args:
             record: to file.
-            verdicts: the table that the record was made from.
+            verdicts: the table that the record was made from, or the bytes of its Parquet file.
             examples: its adversarial examples, as `examples_bytes` gave them; wanted if the record has
                 their hash.
 
@@ -60,10 +83,16 @@ class Store:
         Raises:
             StoreError: the store cannot be written, or a file is not the one that the record names.
         """
-        expected, table = record.artefacts, verdicts_bytes(verdicts)
-        if sha256(table) != expected.verdicts_sha256:
+        expected = record.artefacts
+        table = verdicts if isinstance(verdicts, bytes) else verdicts_bytes(verdicts)
+        if sha256(table) != expected.verdicts_file_sha256:
+            same = (
+                isinstance(verdicts, pd.DataFrame) and verdicts_sha256(verdicts) == expected.verdicts_sha256
+            )
             raise StoreError(
-                "verdicts: this table is not the one that the record was made from; give the report's own"
+                "verdicts: written by another version of pyarrow than the record's; give the bytes of its file"
+                if same
+                else "verdicts: this table is not the one that the record was made from; give the report's own"
             )
         if (None if examples is None else sha256(examples)) != expected.examples_sha256:
             raise StoreError(
@@ -100,10 +129,18 @@ class Store:
             UnknownNameError: none, or several.
             StoreError: damaged.
         """
+        return self._read_record(f"{self.find(prefix)}.json")
+
+    def find(self, prefix: str) -> str:
+        """The id that begins so.
+
+        Raises:
+            UnknownNameError: none, or several.
+        """
         ids = [name.removesuffix(".json") for name in self._names()]
         found = [id_ for id_ in ids if prefix and id_.startswith(prefix)]
         if len(found) == 1:
-            return self._read_record(f"{found[0]}.json")
+            return found[0]
         if found:
             raise UnknownNameError(
                 f"record {prefix!r} in {self.url}: {len(found)} begin so, {_some(found)}; give more digits"
@@ -120,8 +157,15 @@ class Store:
         Raises:
             StoreError: missing, or altered.
         """
-        table = self._read(_verdicts_path(record), record.artefacts.verdicts_sha256)
-        return pd.read_parquet(BytesIO(table))
+        return read_verdicts(self.verdicts_file(record))
+
+    def verdicts_file(self, record: Record) -> bytes:
+        """The Parquet file of a record's verdict table.
+
+        Raises:
+            StoreError: missing, or altered.
+        """
+        return self._read(_verdicts_path(record), record.artefacts.verdicts_file_sha256)
 
     def examples(self, record: Record) -> dict[str, Tensor] | None:
         """The adversarial examples of a record (see `Report.examples`), None if it was filed without.
@@ -129,9 +173,18 @@ class Store:
         Raises:
             StoreError: missing, or altered.
         """
+        file = self.examples_file(record)
+        return None if file is None else load(file)
+
+    def examples_file(self, record: Record) -> bytes | None:
+        """The safetensors file of a record's adversarial examples, None if it was filed without.
+
+        Raises:
+            StoreError: missing, or altered.
+        """
         if record.artefacts.examples_sha256 is None:
             return None
-        return load(self._read(_examples_path(record), record.artefacts.examples_sha256))
+        return self._read(_examples_path(record), record.artefacts.examples_sha256)
 
     def _names(self) -> list[str]:
         """File names of the records, sorted; those under a temporary name are no records yet."""
@@ -200,7 +253,7 @@ class Store:
 
 
 def _verdicts_path(record: Record) -> str:
-    return f"verdicts/{record.artefacts.verdicts_sha256}.parquet"
+    return f"verdicts/{record.artefacts.verdicts_file_sha256}.parquet"
 
 
 def _examples_path(record: Record) -> str:

@@ -1,0 +1,100 @@
+"""Every number of a record that follows from its verdict table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from robust.leaderboard.artefacts import indices_sha256, verdicts_sha256
+from robust.leaderboard.schema import Fairness, Group, Rate
+from robust.report import STATUSES
+from robust.stats import interval
+
+
+def derive(verdicts: pd.DataFrame, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Parts of a record by their place in it ("statuses", "data.n", ...), all counted from the table.
+
+    Args:
+        verdicts: see `robust.Report`; a text column "group" may say which group of the user's a sample
+            belongs to.
+        class_names: name of label 0, 1, ...; the numbers where None.
+    """
+    survived = verdicts["status"] == "survived"
+    correct = verdicts["prediction"] == verdicts["label"]
+    classes = by_class(verdicts, class_names)
+    n = len(verdicts)
+    return {
+        "data.n": n,
+        "data.indices_sha256": indices_sha256(verdicts),
+        "artefacts.verdicts_sha256": verdicts_sha256(verdicts),
+        "statuses": {status: int((verdicts["status"] == status).sum()) for status in STATUSES},
+        "clean": Rate.of(int(correct.sum()), n),
+        "robust": Rate.of(int(survived.sum()), n),
+        "classes": classes,
+        "groups": by_group(verdicts),
+        "fairness": fairness(classes),
+    }
+
+
+def by_class(verdicts: pd.DataFrame, names: Sequence[str] | None = None) -> list[Group]:
+    """Clean and robust accuracy per label that occurs, in order."""
+    found = []
+    for label in sorted({int(label) for label in verdicts["label"]}):
+        name = names[label] if names and 0 <= label < len(names) else str(label)
+        found.append(_group(verdicts[verdicts["label"] == label], name=name, label=label))
+    return found
+
+
+def by_group(verdicts: pd.DataFrame) -> list[Group]:
+    """Clean and robust accuracy per value of the column "group", in order; none without it."""
+    if "group" not in verdicts:
+        return []
+    return [_group(rows, name=str(name)) for name, rows in verdicts.groupby("group", sort=True)]
+
+
+def _group(rows: pd.DataFrame, *, name: str, label: int | None = None) -> Group:
+    correct, survived = rows["prediction"] == rows["label"], rows["status"] == "survived"
+    n = len(rows)
+    return Group(
+        name=name, label=label, clean=Rate.of(int(correct.sum()), n), robust=Rate.of(int(survived.sum()), n)
+    )
+
+
+def fairness(classes: Sequence[Group]) -> Fairness | None:
+    """How unevenly robustness falls on the classes; None where there are fewer than two."""
+    if len(classes) < 2:
+        return None
+    ordered = sorted(classes, key=lambda group: (group.robust.value, group.label or 0))
+    worst, values = ordered[0], [group.robust.value for group in ordered]
+    low, high = interval(worst.robust.k, worst.robust.n, confidence=1 - 0.05 / len(classes))
+    tenth = values[: max(1, len(values) // 10)]
+    return Fairness(
+        worst=worst.label or 0,
+        value=worst.robust.value,
+        low=low,
+        high=high,
+        worst_tenth=sum(tenth) / len(tenth),
+        spread=values[-1] - values[0],
+    )
+
+
+def confusion(verdicts: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """Label against the prediction in the worst case found: (C, C) counts, errors left out.
+
+    A broken sample counts under what its adversarial example was taken for, a misclassified one under
+    its clean prediction, a survivor under its label.
+    """
+    rows = verdicts[verdicts["status"] != "error"]
+    label = rows["label"].to_numpy()
+    found = rows["prediction"].to_numpy().copy()
+    broken = (rows["status"] == "broken").to_numpy()
+    if "prediction_adv" in rows:
+        found[broken] = rows["prediction_adv"].to_numpy()[broken]
+    size = int(max(label.max(initial=0), found.max(initial=0))) + 1
+    counts = np.zeros((size, size), dtype=np.int64)
+    np.add.at(counts, (label, found), 1)
+    return counts
