@@ -109,19 +109,19 @@ def _flip_square(
 
 
 def _bump(height: int, width: int, device: torch.device) -> Tensor:
-    """The paper's two-part pattern: a positive and a negative half, each a pile of nested rectangles."""
+    """The paper's two-part pattern: a positive and a negative half, each a peak of nested squares."""
 
-    def pile(rows: int, columns: int) -> Tensor:
-        out = torch.zeros(rows, columns, device=device)
-        for layer in range(max(1, (min(rows, columns) + 1) // 2)):
-            out[layer : rows - layer, layer : columns - layer] += 1.0 / (layer + 1) ** 2
-        return out / out.norm().clamp_min(1e-12)
+    def peak(rows: int, columns: int) -> Tensor:
+        centre = rows // 2, columns // 2
+        down = (torch.arange(rows, device=device) - centre[0]).abs()
+        right = (torch.arange(columns, device=device) - centre[1]).abs()
+        away = torch.maximum(down[:, None], right)
+        layers = torch.arange(1, max(centre) + 2, device=device, dtype=torch.float32).square().reciprocal()
+        out = layers.flip(0).cumsum(0).flip(0)[away]  # a pixel lies in every square that reaches it
+        return out / out.norm()
 
-    out = torch.zeros(height, width, device=device)
     half = max(1, height // 2)
-    out[:half] = pile(half, width)
-    if height > half:
-        out[half:] = -pile(height - half, width)
+    out = torch.cat([peak(half, width), -peak(height - half, width)]) if height > half else peak(half, width)
     return out / out.norm()
 
 
@@ -134,7 +134,9 @@ def _tiles(x: Tensor, eps: float, bounds: tuple[float, float], streams: Streams)
     signs = (streams.child("tiles").integers((channels, *counts), 0, 2) * 2 - 1).to(x.dtype)
     signs = signs.repeat_interleave(tile[0], 2).repeat_interleave(tile[1], 3)
     delta = torch.zeros_like(images)
-    delta[:, :, : signs.shape[2], : signs.shape[3]] = signs * _bump(*tile, x.device).repeat(*counts)
+    top, left = (height - signs.shape[2]) // 2, (width - signs.shape[3]) // 2
+    window = delta[:, :, top : top + signs.shape[2], left : left + signs.shape[3]]
+    window.copy_(signs * _bump(*tile, x.device).repeat(*counts))
     return _on_sphere(delta.view_as(x), x, eps, bounds)
 
 
@@ -153,8 +155,12 @@ def _move_mass(
     size = (min(side, height), min(side, width))
     rows, columns, into = _window(height, width, size, draw.child("into"))
     _, _, out_of = _window(height, width, size, draw.child("out"))
-    bump = _bump(*size, x.device)
-    bump = bump[rows.clamp(0, size[0] - 1)[:, :, None], columns.clamp(0, size[1] - 1)[:, None, :]][:, None]
+    pattern = _bump(*size, x.device)
+    rows, columns = rows.clamp(0, size[0] - 1)[:, :, None], columns.clamp(0, size[1] - 1)[:, None, :]
+    bump = pattern[rows, columns]
+    if size[0] == size[1]:  # lying as often as standing
+        bump = torch.where(draw.child("lie").uniform((1, 1)) < 0.5, bump, pattern.T[rows, columns])
+    bump = bump[:, None]
     flipped = bump.new_tensor(1.0) * (draw.child("signs").integers((channels, 1, 1), 0, 2) * 2 - 1)
     kept = delta * into
     fresh = (bump * flipped + kept / _channel_norm(kept).clamp_min(1e-12)) * into
