@@ -44,6 +44,14 @@ class Evaluation(NamedTuple):
     logits: Tensor  # (N, C)
 
 
+class Jacobian(NamedTuple):
+    """How the leading classes' gaps (logit minus the label's) change around a point."""
+
+    classes: Tensor  # (N, K): the classes other than the label with the highest logits, highest first
+    gaps: Tensor  # (N, K)
+    gradients: Tensor  # (N, K, ...)
+
+
 @dataclass(frozen=True)
 class Prior:
     """What earlier attacks have found out about N samples."""
@@ -203,6 +211,16 @@ class Oracle:
         self._record(x_adv, out.logits)
         return out
 
+    def jacobian(self, x_adv: Tensor, count: int) -> Jacobian:
+        """Gaps of the `count` leading classes other than the label, with gradients: one forward, `count` backwards."""
+        self._require("gradient")
+        count = min(count, self.gaps.shape[1] - 1)
+        self._pay(1, count)
+        parts = [self._jacobian(x_adv[rows], self.y[rows], count) for rows in self._batches()]
+        logits = torch.cat([logits for logits, _ in parts])
+        self._record(x_adv, logits)
+        return Jacobian(*(torch.cat(p) for p in zip(*(jacobian for _, jacobian in parts), strict=True)))
+
     def logits(self, x_adv: Tensor) -> Tensor:
         """Logits at a visited point, (N, C): one forward."""
         self._require("score")
@@ -294,13 +312,22 @@ class Oracle:
         with torch.enable_grad():
             logits = target.logits(x)
             value = loss(logits, *columns)
-        if not value.requires_grad:
-            raise ModelError(
-                "model: no gradient reaches the input (forward detaches or runs under no_grad); use score or "
-                "decision attacks, or give the non-differentiable part a substitute gradient (BPDA)"
-            )
+        _require_graph(value)
         (gradient,) = torch.autograd.grad(value.sum(), x)
         return Evaluation(gradient, value.detach(), logits.detach())
+
+    def _jacobian(self, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Jacobian]:
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self._target.logits(x)
+            gaps, classes = (
+                (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf).topk(count)
+            )
+        _require_graph(gaps)
+        gradients = [
+            torch.autograd.grad(gaps[:, k].sum(), x, retain_graph=k + 1 < count)[0] for k in range(count)
+        ]
+        return logits.detach(), Jacobian(classes, gaps.detach(), torch.stack(gradients, 1))
 
     def _batches(self) -> Iterator[slice]:
         """The live rows in as few micro-batches as will do, of about equal size."""
@@ -423,6 +450,14 @@ class Oracle:
         for i, state in enumerate(self._states):
             for key in groups[0].states[i]:
                 setattr(state, key, join([g.states[i][key] for g in groups]))
+
+
+def _require_graph(value: Tensor) -> None:
+    if not value.requires_grad:
+        raise ModelError(
+            "model: no gradient reaches the input (forward detaches or runs under no_grad); use score or "
+            "decision attacks, or give the non-differentiable part a substitute gradient (BPDA)"
+        )
 
 
 @dataclass

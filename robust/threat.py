@@ -88,14 +88,23 @@ class Threat:
 
         x itself must lie in the box. For l1 see Croce & Hein 2021 (arXiv 2103.01208).
         """
-        low, high = self.bounds
-        if self.norm == "linf":
-            return torch.minimum(torch.maximum(x_adv, x - self.radius), x + self.radius).clamp_(low, high)
-        delta, base = (x_adv - x).flatten(1), x.flatten(1)
-        room = torch.where(delta > 0, high - base, base - low)
-        project = {"l2": _shrink_l2, "l1": _shrink_l1, "l0": _shrink_l0}[self.norm]
-        size = project(delta.abs(), room, self.radius)
-        return (x + (delta.sign() * size).view_as(x)).clamp_(low, high)
+        return project(x_adv, x, self.norm, self.radius, self.bounds)
+
+
+def project(
+    x_adv: Tensor, x: Tensor, norm: str, eps: float | Tensor, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
+    """As `Threat.project`; eps is a number or, one per sample, (N,)."""
+    low, high = bounds
+    if norm == "linf":
+        if isinstance(eps, Tensor):
+            eps = eps.view(-1, *([1] * (x.dim() - 1)))
+        return torch.minimum(torch.maximum(x_adv, x - eps), x + eps).clamp_(low, high)
+    delta, base = (x_adv - x).flatten(1), x.flatten(1)
+    room = torch.where(delta > 0, high - base, base - low)
+    shrink = {"l2": _shrink_l2, "l1": _shrink_l1, "l0": _shrink_l0}[norm]
+    size = shrink(delta.abs(), room, eps[:, None] if isinstance(eps, Tensor) else eps)
+    return (x + (delta.sign() * size).view_as(x)).clamp_(low, high)
 
 
 def norm_of(flat: Tensor, norm: str) -> Tensor:
@@ -109,7 +118,7 @@ def norm_of(flat: Tensor, norm: str) -> Tensor:
     return (flat != 0).sum(1).to(flat.dtype)
 
 
-def _shrink_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
+def _shrink_l2(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """argmin ||s - size|| over 0 <= s <= room, ||s||_2 <= eps.
 
     The optimum is s = min(t * size, room) with one factor t <= 1 a row: start from the factor that
@@ -129,7 +138,7 @@ def _shrink_l2(size: Tensor, room: Tensor, eps: float) -> Tensor:
     return torch.minimum(factor.clamp_max(1.0) * size, room)
 
 
-def _shrink_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
+def _shrink_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """argmin ||s - size|| over 0 <= s <= room, ||s||_1 <= eps.
 
     The optimum is s = clamp(size - t, 0, room); the sum is piecewise linear and falling in t, with
@@ -160,11 +169,14 @@ def _shrink_l1(size: Tensor, room: Tensor, eps: float) -> Tensor:
     return torch.minimum((size - t).clamp_min(0), room).to(kind)
 
 
-def _shrink_l0(size: Tensor, room: Tensor, eps: float) -> Tensor:
+def _shrink_l0(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """Keep the floor(eps) values whose keeping saves most of the squared distance."""
-    k = min(int(eps), size.shape[1])
     capped = torch.minimum(size, room)
     gain = size.square() - (size - capped).square()
+    if isinstance(eps, Tensor):  # another count in each row: all are sorted
+        rank = gain.argsort(1, descending=True).argsort(1)
+        return capped * (rank < eps.floor())
+    k = min(int(eps), size.shape[1])
     keep = torch.zeros_like(size).scatter_(1, gain.topk(k, dim=1).indices, 1.0)
     return capped * keep
 

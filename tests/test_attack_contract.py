@@ -8,16 +8,19 @@ from conftest import DEVICES
 from torch import Tensor, nn
 
 from robust.attacks import ATTACKS, Attack
+from robust.errors import UnsupportedError
 from robust.oracle import Ledger, Oracle
 from robust.target import Target
-from robust.threat import Threat
+from robust.threat import NORMS, Threat
 
 RADII = {"linf": "0.15", "l2": "0.9", "l1": "4", "l0": "6"}
 CHEAP: dict[str, dict[str, int]] = {  # fewer passes than the defaults; attacks not named run as they are
     "apgd": {"steps": 20},
     "cw": {"steps": 40, "binary_search_steps": 4},
     "fab": {"steps": 8, "targets": 3},
+    "fmn": {"steps": 40},
     "multitargeted": {"steps": 6, "targets": 3, "odi_steps": 2},
+    "sigma-zero": {"steps": 40},
     "square": {"queries": 300},
 }
 CASES = [(name, norm) for name in ATTACKS for norm in ATTACKS[name].norms]
@@ -156,8 +159,9 @@ def test_declares_itself(case: tuple[Attack, str]) -> None:
     assert attack.paper
     assert attack.__doc__
     assert all(f"{key}:" in attack.__doc__ or f"{key}," in attack.__doc__ for key in attack.parameters)
-    with pytest.raises(ValueError, match="not for"):
-        attack.check(Threat("l0", "5")) if "l0" not in attack.norms else attack.check(Threat("l3", "5"))
+    for norm in set(NORMS) - set(attack.norms):
+        with pytest.raises(UnsupportedError, match="not for"):
+            attack.check(Threat(norm, "5"))
 
 
 def test_a_no_op_attack_fails_the_contract(net: nn.Module, correct: tuple[Tensor, Tensor]) -> None:

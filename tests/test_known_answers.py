@@ -87,9 +87,7 @@ def test_cw_finds_the_minimal_perturbation(classes: int, shape: tuple[int, ...])
         CW(steps=200)(oracle)
     ratio = oracle.ledger.distance / distances["l2"]
     assert (ratio >= 1 - 1e-4).all()
-    # With many classes the margin heads for the one that leads at x, which need not be the nearest.
-    assert (ratio <= 1.05).float().mean() > (0.99 if classes < 10 else 0.3)
-    assert (ratio <= 1.35).all()
+    assert (ratio <= 1.05).all()
 
 
 def test_cw_moves_pixels_at_the_ends_of_the_box() -> None:
@@ -112,7 +110,10 @@ def test_cw_first_steps_by_hand() -> None:
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0].item()))
     with Target(model, device="cpu") as target:
         oracle = Oracle(target, x, y, torch.arange(1), Threat("l2", "0.001"), minimize=True)
-        CW(steps=3, binary_search_steps=1, learning_rate=rate, initial_const=1.0, abort_early=False)(oracle)
+        cw = CW(
+            steps=3, binary_search_steps=1, learning_rate=rate, initial_const=1.0, abort_early=False, targets=0
+        )  # fmt: skip
+        cw(oracle)
     half = 0.5 * (1 + slack)
     w = math.atanh((0.7 - 0.5) / half)
     first = second = 0.0

@@ -6,8 +6,10 @@ from robust.attacks.cw import CW
 from robust.attacks.ddn import DDN
 from robust.attacks.fab import FAB
 from robust.attacks.fgsm import FGSM
+from robust.attacks.fmn import FMN
 from robust.attacks.multitargeted import MultiTargeted
 from robust.attacks.pgd import PGD
+from robust.attacks.sigma_zero import SigmaZero
 from robust.attacks.square import Square
 
 __all__ = [
@@ -17,9 +19,11 @@ __all__ = [
     "DDN",
     "FAB",
     "FGSM",
+    "FMN",
     "PGD",
     "Attack",
     "MultiTargeted",
+    "SigmaZero",
     "Square",
     "make_attack",
 ]

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robust.attacks.aims import aimed_margin, runs
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row
+from robust.attacks.geometry import Adam, per_row
 from robust.errors import InputError
-from robust.losses import margin
-from robust.oracle import Access, Oracle
+from robust.oracle import Access, Oracle, State
 
 
 @ATTACKS.register("cw")
@@ -32,6 +32,8 @@ class CW(Attack):
         confidence: margin to reach, in logits, >= 0.
         abort_early: a sample skips the rest of a constant's steps once its objective falls by less
             than 0.01 % over a tenth of them.
+        targets: one search for each of so many nearest classes (all of them: the paper's best case); 0 for one
+            against whichever class leads.
         slack: how much wider the tanh box is, as a share of the real one, > 0.
     """
 
@@ -47,39 +49,43 @@ class CW(Attack):
     initial_const: float = 0.1
     confidence: float = 0.0
     abort_early: bool = True
+    targets: int = 1
     slack: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.binary_search_steps) < 1 or self.slack <= 0 or self.confidence < 0:
+        if min(self.steps, self.binary_search_steps) < 1 or self.targets < 0:
             raise InputError(
-                "cw: expected steps >= 1, binary_search_steps >= 1, slack > 0 and confidence >= 0, got "
-                f"{self.steps}, {self.binary_search_steps}, {self.slack} and {self.confidence}"
+                "cw: expected steps >= 1, binary_search_steps >= 1 and targets >= 0, got "
+                f"{self.steps}, {self.binary_search_steps} and {self.targets}"
+            )
+        if self.slack <= 0 or self.confidence < 0:
+            raise InputError(
+                f"cw: expected slack > 0 and confidence >= 0, got {self.slack} and {self.confidence}"
             )
 
     def run(self, oracle: Oracle) -> None:
+        s = oracle.state()
+        for _ in runs(oracle, s, self.targets):
+            self._search(oracle, s)
+
+    def _search(self, oracle: Oracle, s: State) -> None:
         low, high = oracle.threat.bounds
         middle, half = (low + high) / 2, (high - low) / 2 * (1 + self.slack)
-        s = oracle.state()
         s.const = torch.full(oracle.y.shape, self.initial_const, device=oracle.x.device)
         s.lower, s.upper = torch.zeros_like(s.const), torch.full_like(s.const, torch.inf)
         for _ in oracle.steps(self.binary_search_steps):
             s.w = torch.atanh((oracle.x - middle) / half)
-            s.first, s.second = torch.zeros_like(s.w), torch.zeros_like(s.w)
+            adam = Adam(s, s.w)
             s.success = torch.zeros_like(oracle.y, dtype=torch.bool)
             s.reference = torch.full_like(s.const, torch.inf)
             for step in oracle.steps(self.steps):
                 tanh = s.w.tanh()
                 x_adv = oracle.clip(middle + half * tanh)
-                out = oracle.gradient(x_adv, self._capped_margin)
+                out = oracle.gradient(x_adv, self._capped_margin, s.aim)
                 s.success = s.success | (out.value >= self.confidence)
                 delta = x_adv - oracle.x
                 slope = (2 * delta - per_row(s.const, delta) * out.gradient) * half * (1 - tanh.square())
-                s.first.lerp_(slope, 0.1)
-                s.second.lerp_(slope.square(), 0.001)
-                update = (s.first / (1 - 0.9 ** (step + 1))) / (
-                    (s.second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
-                )
-                s.w = s.w - self.learning_rate * update
+                s.w = s.w - self.learning_rate * adam.direction(slope, step)
                 if self.abort_early and (step + 1) % max(1, self.steps // 10) == 0:
                     objective = delta.flatten(1).square().sum(1) - s.const * out.value
                     oracle.rest(objective > s.reference - 1e-4 * s.reference.abs())
@@ -88,5 +94,5 @@ class CW(Attack):
             s.lower = torch.where(s.success, s.lower, torch.maximum(s.lower, s.const))
             s.const = torch.where(s.upper.isinf(), s.const * 10, (s.lower + s.upper) / 2)
 
-    def _capped_margin(self, logits: Tensor, y: Tensor) -> Tensor:
-        return margin(logits, y).clamp_max(self.confidence)
+    def _capped_margin(self, logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+        return aimed_margin(logits, y, aim).clamp_max(self.confidence)

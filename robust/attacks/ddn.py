@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robust.attacks.aims import aimed, aimed_margin, runs
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row, steepest
 from robust.errors import InputError
-from robust.losses import LOSSES
-from robust.oracle import Access, Oracle
+from robust.oracle import Access, Oracle, State
 
 
 @ATTACKS.register("ddn")
@@ -29,6 +29,7 @@ class DDN(Attack):
         gamma: share by which the norm changes a step, in (0, 1).
         init_norm: the norm to begin with, > 0; None for the threat's radius.
         loss: "ce" as in the paper, or another.
+        targets: 0 against any class; else one run for each of so many nearest classes.
     """
 
     name: ClassVar[str] = "ddn"
@@ -41,26 +42,33 @@ class DDN(Attack):
     gamma: float = 0.05
     init_norm: float | None = None
     loss: str = "ce"
+    targets: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.gamma < 1 or (self.init_norm is not None and self.init_norm <= 0):
+        if self.steps < 1 or not 0 < self.gamma < 1 or self.targets < 0:
             raise InputError(
-                "ddn: expected steps >= 1, 0 < gamma < 1 and init_norm > 0, got "
-                f"{self.steps}, {self.gamma} and {self.init_norm}"
+                "ddn: expected steps >= 1, 0 < gamma < 1 and targets >= 0, got "
+                f"{self.steps}, {self.gamma} and {self.targets}"
             )
+        if self.init_norm is not None and self.init_norm <= 0:
+            raise InputError(f"ddn: init_norm: expected a number above 0, got {self.init_norm}")
 
     def run(self, oracle: Oracle) -> Tensor:
-        loss, start = LOSSES[self.loss], self.init_norm or oracle.threat.radius
         s = oracle.state()
+        for _ in runs(oracle, s, self.targets):
+            self._search(oracle, s)
+        return oracle.x + s.delta
+
+    def _search(self, oracle: Oracle, s: State) -> None:
+        loss, start = aimed(self.loss), self.init_norm or oracle.threat.radius
         s.delta = torch.zeros_like(oracle.x)
         s.norm = torch.full_like(oracle.y, start, dtype=oracle.x.dtype)
         for step in oracle.steps(self.steps):
-            gradient, _, logits = oracle.gradient(oracle.x + s.delta, loss)
-            wrong = logits.argmax(1) != oracle.y
+            gradient, _, logits = oracle.gradient(oracle.x + s.delta, loss, s.aim)
+            wrong = aimed_margin(logits, oracle.y, s.aim) > 0
             s.norm = s.norm * torch.where(wrong, 1 - self.gamma, 1 + self.gamma)
             rate = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
             moved = s.delta + rate * steepest(gradient, "l2")
             length = moved.flatten(1).norm(dim=1).clamp_min(1e-12)
             s.delta = oracle.clip(oracle.x + moved * per_row(s.norm / length, moved)) - oracle.x
         oracle.visit(oracle.x + s.delta)
-        return oracle.x + s.delta

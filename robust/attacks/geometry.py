@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from robust.oracle import State
 from robust.rng import Streams
 from robust.threat import Threat
 
@@ -61,3 +62,22 @@ def random_boundary_start(x: Tensor, threat: Threat, streams: Streams) -> Tensor
 def per_row(value: Tensor, like: Tensor) -> Tensor:
     """Shape (N,) so that it multiplies (N, ...)."""
     return value.view(-1, *([1] * (like.dim() - 1)))
+
+
+class Adam:
+    """Adam's direction (Kingma & Ba 2015), its moments kept in an attack's state so that rows can leave.
+
+    Args:
+        state: gets `first` and `second`, zeros like `like`.
+    """
+
+    def __init__(self, state: State, like: Tensor) -> None:
+        self._state = state
+        state.first, state.second = torch.zeros_like(like), torch.zeros_like(like)
+
+    def direction(self, slope: Tensor, step: int) -> Tensor:
+        """The bias-corrected mean over its spread, at step 0, 1, ...: (N, ...) -> (N, ...)."""
+        s = self._state
+        s.first, s.second = s.first.lerp(slope, 0.1), s.second.lerp(slope.square(), 0.001)
+        mean, spread = s.first / (1 - 0.9 ** (step + 1)), s.second / (1 - 0.999 ** (step + 1))
+        return mean / (spread.sqrt() + 1e-8)

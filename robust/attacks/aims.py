@@ -1,0 +1,70 @@
+"""Which class a search heads for: any, or one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from robust.losses import LOSSES, best_other
+from robust.oracle import Oracle, State
+from robust.threat import norm_of
+
+CANDIDATES: Final = 10  # leading classes whose boundary is looked at, as DeepFool does
+_DUAL: Final = {"linf": "l1", "l2": "l2", "l1": "linf", "l0": "linf"}
+
+AimedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def runs(oracle: Oracle, s: State, targets: int) -> Iterator[int]:
+    """The runs of an attack: one against whichever class leads, or one for each of the nearest classes.
+
+    In each, `s.aim` (N, 1) names the class to be taken for, and the label stands for any other class.
+    Classes come in the order of their linearised boundary's distance at x, nearest first.
+
+    Args:
+        targets: 0 for any class, which costs nothing; else how many classes, at most ten. To rank
+            them costs a forward and up to ten backwards.
+    """
+    if targets == 0:
+        s.aim = oracle.y[:, None]
+        yield 0
+        return
+    classes, gaps, gradients = oracle.jacobian(oracle.x, CANDIDATES)
+    s.ranking = classes.gather(1, boundary_distance(gaps, gradients, oracle.threat.norm).argsort(1))
+    for rank in oracle.steps(min(targets, s.ranking.shape[1])):
+        s.aim = s.ranking[:, rank : rank + 1]
+        yield rank
+
+
+def boundary_distance(gaps: Tensor, gradients: Tensor, norm: str) -> Tensor:
+    """How far the linearised boundaries are: (N, K) gaps, (N, K, ...) their gradients -> (N, K)."""
+    n, k = gaps.shape
+    slope = norm_of(gradients.reshape(n * k, -1), _DUAL[norm]).view(n, k)
+    return gaps.abs() / slope.clamp_min(1e-12)
+
+
+def aimed_margin(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+    """The aimed class's logit minus the label's; with the label for an aim, the margin: -> (N,)."""
+    target = logits.gather(1, aim).squeeze(1)
+    other = torch.where(aim.squeeze(1) == y, best_other(logits, y), target)
+    return other - logits.gather(1, y[:, None]).squeeze(1)
+
+
+def aimed(loss: str) -> AimedLoss:
+    """A loss by name that heads for the aimed class where there is one.
+
+    For a class: minus the same loss with the class for a label, so that cross-entropy is brought down on
+    it; "margin" is the gap to the label.
+    """
+    plain = LOSSES[loss]
+    if loss == "margin":
+        return aimed_margin
+
+    def towards(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+        aim = aim.squeeze(1)
+        return torch.where(aim == y, 1.0, -1.0) * plain(logits, aim)
+
+    return towards

@@ -1,0 +1,87 @@
+"""FMN, the fast minimum-norm attack."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robust.attacks.aims import aimed_margin, boundary_distance, runs
+from robust.attacks.base import ATTACKS, Attack
+from robust.attacks.geometry import steepest
+from robust.errors import InputError
+from robust.oracle import Access, Oracle, State
+from robust.threat import norm_of, project
+
+
+@ATTACKS.register("fmn")
+@dataclass(frozen=True)
+class FMN(Attack):
+    """Fast minimum norm (Pintor et al. 2021, arXiv 2102.12827) in l0, l1, l2 and linf.
+
+    A step along the gradient, then projection onto a ball whose radius shrinks while the point is
+    adversarial and grows while it is not. Before the first success the radius goes a little (gamma) beyond
+    the linearised boundary, which the search else nears and never crosses where the box is in the way
+    (l0: the radius grows from one value).
+
+    Args:
+        steps: gradient steps a run, >= 1.
+        step_size: l2 length of the first step in units of the box, falling by a cosine to a hundredth, > 0.
+        gamma: share by which the radius changes at first, in (0, 1); it falls by a cosine to a fiftieth.
+        targets: one run for each of so many nearest classes; 0 for one against whichever leads.
+    """
+
+    name: ClassVar[str] = "fmn"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
+    access: ClassVar[Access] = "gradient"
+    paper: ClassVar[str] = "Pintor et al. 2021"
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = 100
+    step_size: float = 1.0
+    gamma: float = 0.05
+    targets: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.step_size <= 0 or not 0 < self.gamma < 1 or self.targets < 0:
+            raise InputError(
+                "fmn: expected steps >= 1, step_size > 0, 0 < gamma < 1 and targets >= 0, got "
+                f"{self.steps}, {self.step_size}, {self.gamma} and {self.targets}"
+            )
+
+    def run(self, oracle: Oracle) -> Tensor:
+        s = oracle.state()
+        for _ in runs(oracle, s, self.targets):
+            self._search(oracle, s)
+        return s.x_adv
+
+    def _search(self, oracle: Oracle, s: State) -> None:
+        norm, bounds = oracle.threat.norm, oracle.threat.bounds
+        s.x_adv = oracle.x
+        s.best = torch.full_like(oracle.y, torch.inf, dtype=oracle.x.dtype)
+        s.radius = torch.ones_like(s.best)
+        for step in oracle.steps(self.steps):
+            fall = (1 + math.cos(math.pi * step / self.steps)) / 2
+            gradient, value, _ = oracle.gradient(s.x_adv, aimed_margin, s.aim)
+            size = norm_of((s.x_adv - oracle.x).flatten(1), norm)
+            s.best = torch.where(value > 0, s.best.minimum(size), s.best)
+            gamma = self.gamma * (0.02 + 0.98 * fall)
+            ahead = boundary_distance(value[:, None], gradient[:, None], norm).squeeze(1)
+            s.radius = _radius(norm, s.radius, s.best, value > 0, size + ahead, gamma)
+            rate = self.step_size * (bounds[1] - bounds[0]) * (0.01 + 0.99 * fall)
+            moved = s.x_adv + rate * steepest(gradient, "l2")
+            s.x_adv = project(moved, oracle.x, norm, s.radius, bounds)
+        oracle.visit(s.x_adv)
+
+
+def _radius(norm: str, radius: Tensor, best: Tensor, wrong: Tensor, estimate: Tensor, gamma: float) -> Tensor:
+    """The next radius: all (N,) but gamma; `best` is inf before the first success."""
+    less, more = radius * (1 - gamma), radius * (1 + gamma)
+    if norm == "l0":  # whole numbers, and one at least
+        less, more = torch.minimum(radius - 1, less.floor()), torch.maximum(radius + 1, more.floor())
+        return torch.where(wrong, torch.minimum(less, best - 1), more).clamp_min(1)
+    grown = torch.where(best.isinf(), estimate * (1 + gamma), more)
+    return torch.where(wrong, torch.minimum(less, best), grown)
