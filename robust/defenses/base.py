@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from torch import nn
@@ -42,6 +42,11 @@ class Defense(ABC):
         """
 
     @property
+    def title(self) -> str:
+        """The name to show: of a defense around another, both."""
+        return self.name
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """All parameters with their effective values."""
         return asdict(self)
@@ -53,12 +58,19 @@ class Defense(ABC):
                 f"threat: defense {self.name!r} trains against one; give it, such as 'linf:8/255'"
             )
 
+    def require(self, name: str, good: bool, wanted: str) -> None:
+        """Raise InputError about a parameter unless it is good."""
+        if not good:
+            raise InputError(f"{self.name}: {name}: expected {wanted}, got {getattr(self, name)}")
+
 
 DEFENSES: Registry[type[Defense]] = Registry("defense", "robust.defenses")
 
 
 def make_defense(spec: str | Defense | Mapping[str, Any], **options: object) -> Defense:
     """A defense from its name and options, a mapping {"name": ..., option: ...}, or itself.
+
+    "trades+awp" is the wrapper "awp" of the objective "trades"; each takes the options that it knows.
 
     Raises:
         UnknownNameError: no such defense.
@@ -69,5 +81,18 @@ def make_defense(spec: str | Defense | Mapping[str, Any], **options: object) -> 
     if isinstance(spec, Mapping):
         options = {**spec, **options}
         spec = str(options.pop("name", ""))
-    made: Defense = build(DEFENSES[spec], f"defense {spec!r}", options)
+    of, plus, outer = spec.rpartition("+")
+    if plus:
+        options = _of(of, outer, options)
+    made: Defense = build(DEFENSES[outer], f"defense {spec!r}", options)
     return made
+
+
+def _of(of: str, outer: str, options: Mapping[str, object]) -> dict[str, object]:
+    """Options of a wrapper in which those that it does not know are the inner defense's."""
+    known = {f.name for f in fields(DEFENSES[outer])}
+    if not {"of", "options"} <= known:
+        raise InputError(f"defense '{of}+{outer}': {outer!r} is no wrapper of another defense")
+    mine = {key: value for key, value in options.items() if key in known}
+    inner = {key: value for key, value in options.items() if key not in known}
+    return {**mine, "of": of, "options": inner}

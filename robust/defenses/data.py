@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -27,17 +28,21 @@ def split_validation(data: Samples, seed: int) -> tuple[Samples, Samples]:
     return data.take(order[count:].sort().values), data.take(order[:count].sort().values)
 
 
-def check_data(train: Samples, held_out: Samples, threat: Threat | None, *, augment: bool) -> None:
+def check_data(
+    train: Samples, held_out: Samples, threat: Threat | None, *, augment: bool, extra: Samples | None = None
+) -> None:
     """Raise InputError where samples are malformed, differ in shape, or do not fit the threat."""
-    for part in (train, held_out):
+    for name, part in (("data", train), ("validation", held_out), ("extra", extra)):
+        if part is None:
+            continue
         anywhere = threat is None and part.x.dtype != torch.uint8
         bounds = (-math.inf, math.inf) if anywhere else (0.0, 1.0) if threat is None else threat.bounds
         check_samples(part, bounds)
-    if train.x.shape[1:] != held_out.x.shape[1:]:
-        raise DataError(
-            f"validation: expected samples of the training data's shape {tuple(train.x.shape[1:])}, "
-            f"got {tuple(held_out.x.shape[1:])}"
-        )
+        if part.x.shape[1:] != train.x.shape[1:]:
+            raise DataError(
+                f"{name}: expected samples of the training data's shape {tuple(train.x.shape[1:])}, "
+                f"got {tuple(part.x.shape[1:])}"
+            )
     if augment and train.x.dim() != 4:
         raise InputError(
             f"training: augment crops images (N, C, H, W), got {tuple(train.x.shape)}; turn augment off"
@@ -56,7 +61,7 @@ def _check_radius(threat: Threat, values: int) -> None:
         )
 
 
-def count_classes(model: nn.Module, train: Samples, held_out: Samples, device: torch.device) -> int:
+def count_classes(model: nn.Module, parts: Sequence[Samples], device: torch.device) -> int:
     """How many classes the model has.
 
     Raises:
@@ -65,16 +70,16 @@ def count_classes(model: nn.Module, train: Samples, held_out: Samples, device: t
     """
     try:
         with torch.no_grad(), Target(model, device=device) as target:
-            classes = target.logits(train.rows([0, 0]).to(device)).shape[1]
+            classes = target.logits(parts[0].rows([0, 0]).to(device)).shape[1]
     except RobustError:
         raise
     except Exception as error:
         first = str(error).split("\n", 1)[0]
         raise ModelError(
-            f"model: fails on samples of shape {tuple(train.x.shape[1:])} ({first}); give data of the size that "
+            f"model: fails on samples of shape {tuple(parts[0].x.shape[1:])} ({first}); give data of the size that "
             "the model was made for"
         ) from error
-    for part in (train, held_out):
+    for part in parts:
         highest = int(part.y.max())
         if highest >= classes:
             raise DataError(
@@ -107,6 +112,35 @@ def batches(count: int, size: int, seed: int, device: torch.device) -> tuple[Ten
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device)
     return order.tensor_split(-(-count // size))
+
+
+def join(train: Samples, extra: Samples | None) -> Samples:
+    """Both as one, the extra ones behind, with ids below zero so that random streams stay apart."""
+    if extra is None:
+        return train
+    same = train.x.dtype == extra.x.dtype
+    x = [train.x, extra.x] if same else [part.rows(slice(None)) for part in (train, extra)]
+    return Samples(torch.cat(x), torch.cat([train.y, extra.y]), torch.cat([train.ids, -1 - extra.ids]))
+
+
+def mixed_batches(
+    count: int, extra: int, size: int, share: float, seed: int, device: torch.device
+) -> tuple[Tensor, ...]:
+    """Batches of which a share are extra samples; an epoch sees every other sample once.
+
+    Extra samples come in a random order of their own, again from its start where they are too few.
+
+    Args:
+        count, extra: positions 0 to count - 1 are the data, the next `extra` the extra data.
+        size: of a batch at most.
+    """
+    if not extra:
+        return batches(count, size, seed, device)
+    own = batches(count, max(1, round(size * (1 - share))), seed, device)
+    wanted = [max(1, round(len(part) * share / (1 - share))) for part in own]
+    order = torch.randperm(extra, generator=torch.Generator().manual_seed(seed + 1))
+    order = order.repeat(-(-sum(wanted) // extra))[: sum(wanted)].to(device) + count
+    return tuple(torch.cat(pair) for pair in zip(own, order.split(wanted), strict=True))
 
 
 def crop_and_flip(x: Tensor, streams: Streams) -> Tensor:

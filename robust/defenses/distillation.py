@@ -51,7 +51,7 @@ class Distillation(Defense):
         t = self.temperature
 
         def hard(net: nn.Module, batch: Batch) -> Tensor:
-            return functional.cross_entropy(net(batch.x) / t, batch.y)
+            return batch.cross_entropy(net(batch.x) / t)
 
         teacher = trainer.fit(
             model,

@@ -5,39 +5,51 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from robust.attacks import PGD
+from robust.defenses import guards
 from robust.defenses.checkpoint import Checkpoint
-from robust.defenses.data import OnDevice, batches, check_data, count_classes, crop_and_flip, split_validation
+from robust.defenses.data import (
+    OnDevice,
+    check_data,
+    count_classes,
+    crop_and_flip,
+    join,
+    mixed_batches,
+    split_validation,
+)
+from robust.defenses.devices import Devices, private_random
 from robust.defenses.options import Batch, EpochResult, Objective, TrainingOptions
-from robust.errors import InputError, ModelError, TrainingError
-from robust.oracle import Oracle
+from robust.defenses.schedules import rate as rate_at
+from robust.defenses.validation import Figures, Validator
+from robust.errors import ModelError
 from robust.rng import Streams
 from robust.sources import Samples, model_sha256
-from robust.target import Target
 from robust.threat import Threat
 
-_PATIENCE: Final = 3  # epochs without skill, after it was better, that count as collapse
-_CHANCE_SLACK: Final = 0.02  # above 1 / classes, still no skill
+_DAMPED: Final = 0.5  # factor on learning rate and single steps after catastrophic overfitting
 
 Ticks = Callable[[int, int], None]
+Weights = dict[str, Tensor]
 
 
 class Trainer:
     """Trains copies of models; see `fit`.
 
+    Started by torchrun or `robust harden --devices N`, every process trains on its share of each batch,
+    and the first of them writes the files.
+
     Args:
         options: how to train.
         validation: held-out samples; None splits a tenth (at most 1,000) off the training data.
+        extra: further training samples, which make up `options.extra_share` of every batch.
         out: folder for checkpoints and history.json; None keeps nothing.
         resume: go on from a checkpoint in `out`; one that was made with another model, data, objective
             or options is an error. Without, it is replaced.
@@ -46,6 +58,7 @@ class Trainer:
 
     Attributes:
         history: an entry per epoch of the latest `fit`.
+        last: weights after the last epoch of the latest `fit`, where it returned the best epoch's.
     """
 
     def __init__(
@@ -53,19 +66,23 @@ class Trainer:
         options: TrainingOptions,
         *,
         validation: Samples | None = None,
+        extra: Samples | None = None,
         out: Path | None = None,
         resume: bool = True,
         progress: Callable[[EpochResult], None] | None = None,
         ticks: Ticks | None = None,
     ) -> None:
-        self.options, self.validation, self.out, self.resume = options, validation, out, resume
+        self.options, self.validation, self.extra = options, validation, extra
+        self.out, self.resume = out, resume
         self.history: list[EpochResult] = []
+        self.last: Weights = {}
         self._progress, self._ticks = progress, ticks
 
     @property
     def best(self) -> EpochResult | None:
         """The epoch whose weights `fit` returned; None before."""
-        return max(reversed(self.history), key=lambda result: result.score, default=None)
+        kept = [result for result in reversed(self.history) if not result.rolled_back]
+        return max(kept, key=lambda result: result.score, default=None)
 
     def fit(
         self,
@@ -77,6 +94,7 @@ class Trainer:
         title: str,
         stage: str = "model",
         rate: float = 1.0,
+        replays: int = 1,
     ) -> nn.Module:
         """Train a copy of the model and return its best epoch's weights, in eval mode on the device.
 
@@ -92,6 +110,7 @@ class Trainer:
             title: names objective and parameters; a checkpoint under another is not gone on from.
             stage: names the checkpoint, where a defense trains several models in turn.
             rate: factor on the learning rate, for objectives whose gradients have another scale.
+            replays: how often every batch is trained on in a row.
 
         Raises:
             InputError: before the first epoch, where model, data, threat and options do not fit, or the
@@ -99,25 +118,24 @@ class Trainer:
             TrainingError: a loss that is not finite, or a constant prediction.
         """
         self.history = []
-        train, held_out = (
-            (data, self.validation)
-            if self.validation is not None
-            else split_validation(data, self.options.seed)
-        )
-        check_data(train, held_out, threat, augment=self.options.augment)
-        run = _Fit(copy.deepcopy(model), train, held_out, objective, threat, self.options, rate)
+        held_out = self.validation
+        if held_out is None:
+            data, held_out = split_validation(data, self.options.seed)
+        check_data(data, held_out, threat, augment=self.options.augment, extra=self.extra)
+        run = _Fit(model, data, held_out, self.extra, objective, threat, self.options, rate, replays)
         checkpoint = Checkpoint(self.out, stage, run.identity(model, title)) if self.out is not None else None
         if checkpoint and self.resume:
             run.restore(checkpoint)
         self.history = run.history
-        run.guard()
+        run.check_skill()
         for epoch in range(len(run.history) + 1, self.options.epochs + 1):
             run.epoch(epoch, self._ticks)
-            if checkpoint:
+            if checkpoint and run.devices.is_first:
                 checkpoint.keep(run.state(), run.history)
             if self._progress:
                 self._progress(run.history[-1])
-            run.guard()
+            run.check_skill()
+        self.last = _copy_state(run.judged)
         return run.best_model()
 
 
@@ -129,27 +147,46 @@ class _Fit:
         model: nn.Module,
         train: Samples,
         held_out: Samples,
+        extra: Samples | None,
         objective: Objective,
         threat: Threat | None,
         options: TrainingOptions,
         rate: float,
+        replays: int,
     ) -> None:
-        self.options, self.objective, self.threat = options, objective, threat
-        self.rate = rate
-        self.validator = PGD(steps=options.validation_steps)
-        if threat is not None:
-            self.validator.check(threat)
-        self.device = Target(model, device=options.device).device
-        self.fabric = _fabric(self.device, options)
-        self.model = model.to(self.device).train()
-        with _private_random(self.device, options.seed):
-            self.classes = count_classes(self.model, train, held_out, self.device)
-        self.train, self.held_out = OnDevice(train, self.device), OnDevice(held_out, self.device)
+        self.options, self.objective, self.rate, self.replays = options, objective, rate, replays
+        self.count, self.extra = len(train), 0 if extra is None else len(extra)
+        self.threat = threat
+        self.devices = Devices(options)
+        self.device = self.devices.device
+        model = copy.deepcopy(model).to(self.device).train()
+        self.model = model.to(memory_format=torch.channels_last) if options.channels_last else model
+        parts = [part for part in (train, held_out, extra) if part is not None]
+        with private_random(self.device, options.seed):
+            classes = count_classes(self.model, parts, self.device)
+        self.train = OnDevice(join(train, extra), self.device)
+        self.held_out = OnDevice(held_out, self.device)
+        self.validator = Validator(
+            self.held_out, threat, options.validation_steps, classes, self.devices.share
+        )
         self.optimizer = _optimizer(self.model, options)
-        self.net, self.fabric_optimizer = self.fabric.setup(self.model, self.optimizer)
+        self.net, self.fabric_optimizer = self.devices.setup(self.model, self.optimizer)
+        averaging = get_ema_multi_avg_fn(options.ema) if options.ema is not None else None
+        self.average = (
+            AveragedModel(self.model, multi_avg_fn=averaging, use_buffers=True) if averaging else None
+        )
+        self.skill = guards.Skill(classes)
         self.history: list[EpochResult] = []
-        self.best = _copy_state(self.model)
-        self.constant = self.unskilled = 0  # epochs in a row: a single class predicted; at chance
+        self.damping = 1.0
+        self.best = _copy_state(self.judged)
+        self.sound = copy.deepcopy(self._learner())  # what is gone back to
+
+    @property
+    def judged(self) -> nn.Module:
+        """What is validated and returned: the averaged model, where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    # -- state ------------------------------------------------------------------------------------
 
     def identity(self, initial: nn.Module, title: str) -> dict[str, str]:
         """What a checkpoint must have been made with to be gone on from."""
@@ -164,15 +201,29 @@ class _Fit:
             **options,
         }
 
+    def _learner(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+        }
+
+    def _set_learner(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
     def state(self) -> dict[str, Any]:
         """All that the epochs to come depend on."""
         return {
-            "model": self.model.state_dict(),
+            **self._learner(),
             "best": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "precision": self.fabric.strategy.precision.state_dict(),
-            "constant": self.constant,
-            "unskilled": self.unskilled,
+            "sound": self.sound,
+            "damping": self.damping,
+            "precision": self.devices.fabric.strategy.precision.state_dict(),
+            "constant": self.skill.constant,
+            "unskilled": self.skill.unskilled,
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -181,125 +232,105 @@ class _Fit:
         if found is None:
             return
         state, self.history = found
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
-        self.best, self.constant, self.unskilled = state["best"], state["constant"], state["unskilled"]
+        self._set_learner(state)
+        self.devices.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.best, self.sound, self.damping = state["best"], state["sound"], state["damping"]
+        self.skill.constant, self.skill.unskilled = state["constant"], state["unskilled"]
+
+    # -- an epoch ---------------------------------------------------------------------------------
 
     def epoch(self, epoch: int, ticks: Ticks | None) -> None:
         """Train and validate one epoch."""
         start = time.perf_counter()
         seed = int.from_bytes(hashlib.sha256(f"{self.options.seed}/{epoch}".encode()).digest()[:7], "little")
-        with _private_random(self.device, seed):
+        with private_random(self.device, seed):
             loss = self._train(epoch, seed, ticks)
-            clean, robust = self._validate()
-        rate = self.optimizer.param_groups[0]["lr"]
-        seconds = time.perf_counter() - start
-        result = EpochResult(epoch, self.options.epochs, loss, clean, robust, rate, seconds)
-        if result.score >= max((r.score for r in self.history), default=-1.0):
-            self.best = _copy_state(self.model)
-        self.history.append(result)
+            self.devices.share_buffers(self.model, self.judged)
+            figures = self._validate()
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        result = EpochResult(
+            epoch,
+            self.options.epochs,
+            loss,
+            figures.clean,
+            figures.robust,
+            learning_rate,
+            time.perf_counter() - start,
+            figures.fgsm,
+            figures.alignment,
+        )
+        self.history.append(self._judge(result))
+
+    def _judge(self, result: EpochResult) -> EpochResult:
+        """Keep a best epoch; undo one of catastrophic overfitting, and take smaller steps from there."""
+        if guards.overfits_catastrophically(result, self.history):
+            self._set_learner(self.sound)
+            self.damping *= _DAMPED
+            return replace(result, rolled_back=True)
+        if result.score >= max((r.score for r in self.history if not r.rolled_back), default=-1.0):
+            self.best = _copy_state(self.judged)
+            if self.threat is not None:
+                self.sound = copy.deepcopy(self._learner())
+        return result
 
     def _train(self, epoch: int, seed: int, ticks: Ticks | None) -> float:
         """One pass over the training data; returns the mean loss."""
-        parts = batches(len(self.train), self.options.batch_size, seed, self.device)
+        options = self.options
+        parts = mixed_batches(
+            self.count, self.extra, options.batch_size, options.extra_share, seed, self.device
+        )
         losses = torch.zeros(len(parts), device=self.device)  # read once an epoch: no wait per batch
         for i, rows in enumerate(parts):
-            progress = (epoch - 1 + i / len(parts)) / self.options.epochs
-            losses[i] = self._step(rows, epoch, progress)
+            progress = (epoch - 1 + i / len(parts)) / options.epochs
+            losses[i] = self._step(self.devices.part(rows), epoch, progress)
             if ticks:
                 ticks(i + 1, len(parts))
-        if not bool(losses.isfinite().all()):
-            bad = int((~losses.isfinite()).nonzero()[0])
-            raise TrainingError(
-                f"training diverged: loss is not finite in epoch {epoch}, batch {bad + 1} of {len(parts)}; lower "
-                f"learning_rate (now {self.options.learning_rate:g}) or set gradient_clip"
-            )
+        losses = self.devices.mean(losses)
+        guards.finite(losses, epoch, options.learning_rate)
         return float(losses.mean())
 
     def _step(self, rows: Tensor, epoch: int, progress: float) -> Tensor:
+        options = self.options
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * self.rate * _rate(self.options.schedule, progress)
+            group["lr"] = options.learning_rate * self.rate * self.damping * rate_at(options, progress)
         x, y, ids = self.train.x(rows), self.train.y[rows], self.train.ids[rows]
-        if self.options.augment:
-            x = crop_and_flip(x, Streams(self.options.seed, ids, ("augment", epoch)))
-        with self.fabric.autocast():  # the inner attack too, which goes round Fabric's wrapper
-            loss = self.objective(self.net, Batch(x, y, ids, self.options.seed, epoch, progress))
-        self.fabric_optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
+        if options.augment:
+            x = crop_and_flip(x, Streams(options.seed, ids, ("augment", epoch)))
+        if options.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        batch = Batch(x, y, ids, options.seed, epoch, progress, options.label_smoothing, self.damping)
+        losses = [self._update(replace(batch, replay=i)) for i in range(self.replays)]
+        return losses[-1]
+
+    def _update(self, batch: Batch) -> Tensor:
+        """One step of the optimizer; returns the loss before it."""
+        fabric = self.devices.fabric
+        with batch.undo:
+            with fabric.autocast():  # the inner attack too, which goes round Fabric's wrapper
+                loss = self.objective(self.net, batch)
+            self.fabric_optimizer.zero_grad(set_to_none=True)
+            fabric.backward(loss)
         if self.options.gradient_clip is not None:
-            self.fabric.clip_gradients(self.net, self.fabric_optimizer, max_norm=self.options.gradient_clip)
+            fabric.clip_gradients(self.net, self.fabric_optimizer, max_norm=self.options.gradient_clip)
         self.fabric_optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return loss.detach()
 
-    def _validate(self) -> tuple[float, float | None]:
-        """Clean accuracy, and robust accuracy under PGD where there is a threat."""
-        right = standing = 0
-        predicted = torch.zeros(self.classes, dtype=torch.bool, device=self.device)
-        with Target(self.model, device=self.device) as target:
-            for rows in torch.arange(len(self.held_out), device=self.device).split(256):
-                x, y, ids = self.held_out.x(rows), self.held_out.y[rows], self.held_out.ids[rows]
-                with torch.no_grad():
-                    prediction = target.logits(x).argmax(1)
-                predicted[prediction] = True
-                good = prediction == y
-                right += int(good.sum())
-                if self.threat is not None and bool(good.any()):
-                    oracle = Oracle(target, x[good], y[good], ids[good], self.threat)
-                    self.validator(oracle)
-                    standing += int((~(oracle.ledger.broken | oracle.ledger.failed)).sum())
-        n = len(self.held_out)
-        is_constant = int(predicted.sum()) == 1 and right < n
-        self.constant = self.constant + 1 if is_constant else 0
-        at_chance = is_constant or right / n <= 1 / self.classes + _CHANCE_SLACK
-        self.unskilled = self.unskilled + 1 if at_chance else 0
-        return right / n, None if self.threat is None else standing / n
+    def _validate(self) -> Figures:
+        counts = self.devices.total(self.validator.counts(self.judged, self.device))
+        figures = self.validator.figures(counts)
+        self.skill.note(figures.clean, is_constant=figures.is_constant)
+        return figures
 
-    def guard(self) -> None:
+    def check_skill(self) -> None:
         """Raise TrainingError where the model has lost, or never found, any skill."""
-        if not self.history:
-            return
-        over = len(self.history) == self.options.epochs
-        was_better = (
-            max(r.clean_accuracy for r in self.history) > min(2, (1 + self.classes) / 2) / self.classes
-        )
-        lost = was_better and self.unskilled >= _PATIENCE
-        if lost or (over and self.constant):
-            what = (
-                "every validation sample gets the same class"
-                if self.constant
-                else "it is right by chance only"
-            )
-            raise TrainingError(
-                f"training collapsed: after epoch {len(self.history)} {what} (clean accuracy "
-                f"{self.history[-1].clean_accuracy:.1%}); lower learning_rate or eps, or raise warmup"
-            )
+        self.skill.check(self.history, over=len(self.history) == self.options.epochs)
 
     def best_model(self) -> nn.Module:
         """The model with the weights of its best epoch, in eval mode."""
         self.model.load_state_dict(self.best)
         return self.model.eval()
-
-
-def _fabric(device: torch.device, options: TrainingOptions) -> Fabric:
-    if options.precision == "16-mixed" and device.type != "cuda":
-        raise InputError(
-            f"training: precision '16-mixed' needs CUDA, and the device is {device}; use 'bf16-mixed' or '32-true'"
-        )
-    devices = [device.index or 0] if device.type == "cuda" else 1
-    return Fabric(accelerator=device.type, devices=devices, precision=options.precision)
-
-
-@contextmanager
-def _private_random(device: torch.device, seed: int) -> Iterator[None]:
-    """Torch's generators seeded inside, as they were afterwards; those of other devices untouched."""
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
 
 
 def _optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
@@ -312,12 +343,5 @@ def _optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimi
     return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=decay)
 
 
-def _rate(schedule: str, progress: float) -> float:
-    """Share of the learning rate at this point of the training."""
-    if schedule == "constant":
-        return 1.0
-    return max(progress, 0.01) / 0.25 if progress < 0.25 else max((1 - progress) / 0.75, 1e-3)
-
-
-def _copy_state(model: nn.Module) -> dict[str, Tensor]:
+def _copy_state(model: nn.Module) -> Weights:
     return {key: value.detach().clone() for key, value in model.state_dict().items()}

@@ -1,0 +1,146 @@
+"""Robust distillation: a student learns from a robust teacher. ARD and RSLAD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robust.defenses.base import DEFENSES
+from robust.defenses.inner import Ascent, kl
+from robust.defenses.objective import AdversarialTraining, Step
+from robust.defenses.options import Batch
+from robust.errors import InputError
+from robust.sources import load_model, model_sha256
+from robust.target import Target
+from robust.threat import Threat
+
+
+@dataclass(frozen=True)
+class RobustDistillation(AdversarialTraining):
+    """The base of both: finds the teacher, which stays as it is.
+
+    Args:
+        teacher: a model SPEC, or a module giving logits.
+        teacher_weights: its weights' file, where it is a SPEC.
+        steps: of the inner attack, >= 1.
+        step_size: in units of eps, > 0; None for 2.5 / steps.
+    """
+
+    teacher: Any = None
+    teacher_weights: str | None = None
+    steps: int = 10
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_steps(self.steps, self.step_size)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if isinstance(self.teacher, nn.Module):
+            own["teacher"] = f"sha256:{model_sha256(self.teacher)}"
+        return own
+
+    def check(self, threat: Threat | None) -> None:
+        super().check(threat)
+        if self.teacher is None:
+            raise InputError(
+                f"{self.name}: teacher: this objective learns from a robust model; give one, such as "
+                "teacher=builtin:mnist-cnn teacher_weights=FILE"
+            )
+
+    def step(self, threat: Threat | None) -> Step:
+        self.check(threat)
+        if isinstance(self.teacher, nn.Module):
+            return super().step(threat)
+        loaded = load_model(str(self.teacher), self.teacher_weights)
+        return replace(self, teacher=loaded).step(threat)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The teacher's logits (N, C), without graph."""
+        with Target(self.teacher, device=x.device) as target, torch.no_grad():
+            return target.logits(x)
+
+    @property
+    def ascent(self) -> Ascent:
+        """The inner attack."""
+        return Ascent(self.steps, self.step_size or 2.5 / self.steps)
+
+
+@DEFENSES.register("ard")
+@dataclass(frozen=True)
+class ARD(RobustDistillation):
+    """Adversarially robust distillation (Goldblum et al. 2020, arXiv 1905.09747).
+
+    Pulls the student's prediction at PGD examples to the teacher's clean one, at a temperature:
+    alpha T^2 KL(teacher(x) || student(x_adv)) + (1 - alpha) cross-entropy(student(x)).
+
+    Args:
+        warmup: share of the epochs over which eps grows to its full value.
+        teacher: a model SPEC, or a module giving logits.
+        teacher_weights: its weights' file, where it is a SPEC.
+        steps: of the inner attack, >= 1.
+        step_size: in units of eps, > 0; None for 2.5 / steps.
+        temperature: T, > 0.
+        alpha: weight of the divergence, in [0, 1].
+    """
+
+    name: ClassVar[str] = "ard"
+    paper: ClassVar[str] = "Goldblum et al. 2020"
+
+    temperature: float = 30.0
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("temperature", self.temperature > 0, "a number > 0")
+        self.require("alpha", 0 <= self.alpha <= 1, "a share in [0, 1]")
+
+    def attack(self, model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
+        return self.ascent(model, batch, threat)
+
+    def loss(self, net: nn.Module, batch: Batch, points: Tensor, threat: Threat | None) -> Tensor:
+        t = self.temperature
+        divergence = kl(net(points) / t, batch.y, self.logits(batch.x) / t).mean() * t**2
+        if self.alpha == 1:
+            return divergence
+        return self.alpha * divergence + (1 - self.alpha) * batch.cross_entropy(net(batch.x))
+
+
+@DEFENSES.register("rslad")
+@dataclass(frozen=True)
+class RSLAD(RobustDistillation):
+    """Robust soft label adversarial distillation (Zi et al. 2021, arXiv 2108.07969).
+
+    No hard label anywhere: the inner attack raises KL(teacher(x) || student(x_adv)), and the loss is
+    alpha times that divergence plus (1 - alpha) KL(teacher(x) || student(x)).
+
+    Args:
+        warmup: share of the epochs over which eps grows to its full value.
+        teacher: a model SPEC, or a module giving logits.
+        teacher_weights: its weights' file, where it is a SPEC.
+        steps: of the inner attack, >= 1.
+        step_size: in units of eps, > 0; None for 2.5 / steps.
+        alpha: weight of the adversarial divergence, in [0, 1]; the paper uses 5/6.
+    """
+
+    name: ClassVar[str] = "rslad"
+    paper: ClassVar[str] = "Zi et al. 2021"
+
+    alpha: float = 5 / 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("alpha", 0 <= self.alpha <= 1, "a share in [0, 1]")
+
+    def attack(self, model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
+        return self.ascent(model, batch, threat, kl, self.logits(batch.x))
+
+    def loss(self, net: nn.Module, batch: Batch, points: Tensor, threat: Threat | None) -> Tensor:
+        soft = self.logits(batch.x)
+        adversarial = kl(net(points), batch.y, soft).mean()
+        return self.alpha * adversarial + (1 - self.alpha) * kl(net(batch.x), batch.y, soft).mean()
