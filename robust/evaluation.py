@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import platform
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-import robust
-from robust import diagnose as checks
 from robust.attacks import Attack
 from robust.eot import EOT, Vote
 from robust.errors import InputError
+from robust.parts import Plan, attack_part, join
 from robust.report import Report
-from robust.run import Precision, Progress, Run, Settings
-from robust.sources import as_samples, model_sha256
+from robust.run import Precision, Progress, Settings
+from robust.sources import as_samples
 from robust.suites import resolve
 from robust.target import Normalization, Target
 from robust.threat import Threat
@@ -94,35 +90,12 @@ def evaluate(
     threat = Threat.parse(threat, target.bounds)
     name, stages = resolve(suite, threat)
     samples = as_samples(data, bounds=threat.bounds)
-    start = time.perf_counter()
-    with target:
-        micro_batch = None if batch_size == "auto" else batch_size
-        run = Run(target, samples, threat, Settings(seed, micro_batch, precision, keep_examples, progress))
-        run.look()
-        for stage in stages:
-            run.attack(stage, cascade=cascade)
-        run.probe(stages, full=diagnose == "full")
-    findings = [*run.findings, *checks.review(run.entries, run.correct, cascade=cascade)]
-    return Report(
-        threat=threat,
-        suite=name,
-        seed=seed,
-        verdicts=run.table(),
-        attacks=run.entries,
-        trust=checks.verdict(findings),
-        findings=[asdict(finding) for finding in findings],
-        checks=run.checks,
-        model=_describe(target, model_spec),
-        data={"spec": samples.spec, "sha256": samples.sha256},
-        device=_device_name(target.device),
-        engine=run.engine,
-        versions=_versions(),
-        seconds=time.perf_counter() - start,
-        cascade=cascade,
-        eot={"samples": target.samples, "vote": target.vote} if isinstance(target, EOT) else None,
-        failures=run.failures,
-        examples=run.examples() if keep_examples else None,
-    )
+    micro_batch = None if batch_size == "auto" else batch_size
+    settings = Settings(seed, micro_batch, precision, keep_examples, progress)
+    plan = Plan(threat, name, stages, cascade, full_checks=diagnose == "full")
+    part = attack_part(target, samples, plan, settings)
+    data_info = {"spec": samples.spec, "sha256": samples.sha256}
+    return join([part], plan, data=data_info, n=len(samples), seed=seed, model_spec=model_spec)
 
 
 def assert_robust(
@@ -164,26 +137,3 @@ def _as_target(
     if bounds is None:
         bounds = threat.bounds if isinstance(threat, Threat) else (0.0, 1.0)
     return Target(model, normalize=normalize, bounds=bounds, device=device)
-
-
-def _describe(target: Target, spec: str | None) -> dict[str, Any]:
-    model, moments = target.model, target.normalize
-    return {
-        "spec": spec or "memory",
-        "sha256": model_sha256(model),
-        "architecture": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "normalize": moments and [torch.as_tensor(part).reshape(-1).tolist() for part in moments],
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    return (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu ({torch.get_num_threads()} threads)"
-    )
-
-
-def _versions() -> dict[str, str]:
-    return {"robust": robust.__version__, "torch": torch.__version__, "python": platform.python_version()}

@@ -22,7 +22,7 @@ from robust.report import STATUSES
 from robust.rng import Streams
 from robust.sources import Samples
 from robust.suites import Stage
-from robust.target import Target
+from robust.target import Target, out_of_memory
 from robust.threat import Threat
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -56,14 +56,28 @@ class Settings:
 
 
 class Run:
-    """The verdicts of one evaluation while they are found. Per-sample tensors live on the CPU."""
+    """The verdicts of one evaluation while they are found. Per-sample tensors live on the CPU.
 
-    def __init__(self, target: Target, samples: Samples, threat: Threat, settings: Settings) -> None:
+    Args:
+        whole: the samples that `samples` are a part of: what is checked of the model is checked on the
+            first of them, so that every part comes to the same. None: `samples` are all there are.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        samples: Samples,
+        threat: Threat,
+        settings: Settings,
+        whole: Samples | None = None,
+    ) -> None:
         n = len(samples)
         self.target, self.samples, self.threat, self.settings = target, samples, threat, settings
+        self.whole = samples if whole is None else whole
         self.search, self.engine = target.searcher(), engine.PLAIN
         self.entries: list[dict[str, Any]] = []
         self.findings: list[Finding] = []
+        self.since: dict[str, int] = {}  # check -> attacks that were done when it fired
         self.failures: list[str] = []
         self.checks: dict[str, float] = {"forwards": 0, "backwards": 0, "seconds": 0.0}
         self.status = torch.full((n,), SURVIVED)
@@ -88,8 +102,9 @@ class Run:
     def look(self) -> None:
         """Check the model, choose the micro-batch, classify the clean samples."""
         start = time.perf_counter()
-        few = torch.arange(min(diagnose.PREFLIGHT_SAMPLES, len(self.samples)))
-        seen = diagnose.preflight(self.target, *self._load(few)[:2])
+        few = torch.arange(min(diagnose.PREFLIGHT_SAMPLES, len(self.whole)))
+        x, y, _ = self._load(few, self.whole)
+        seen = diagnose.preflight(self.target, x, y)
         self.findings += seen.findings
         self.target.probabilities |= seen.probabilities
         self._differentiable = seen.differentiable
@@ -98,7 +113,7 @@ class Run:
             "backwards": seen.backwards,
             "seconds": time.perf_counter() - start,
         }
-        self._choose_engine(*self._load(few)[:2])
+        self._choose_engine(x, y)
         if not self._micro_batch:
             self._micro_batch = self.search.pick_micro_batch(
                 lambda size: self._load(torch.arange(size) % len(self.samples))[0], len(self.samples)
@@ -112,7 +127,7 @@ class Run:
         if self.settings.precision == "bfloat16":
             self.search, self.engine = engine.half(self.search), "bfloat16"
         elif self.settings.precision == "auto" and self._differentiable and not self.findings:
-            pass_seconds = len(self.samples) * engine.row_seconds(self.search, x, y)
+            pass_seconds = len(self.whole) * engine.row_seconds(self.search, x, y)
             if pass_seconds > _ENGINE_WORTH:
                 self.search, self.engine = engine.fastest(self.search, x, y)
 
@@ -144,14 +159,16 @@ class Run:
 
     def probe(self, stages: Sequence[Stage], *, full: bool) -> None:
         """Run the checks that search, on few samples: one by default, all where asked for."""
-        rows = (self.prediction == self.samples.y).nonzero().squeeze(1)
-        rows = rows[: diagnose.PROBED if full else min(diagnose.PREFLIGHT_SAMPLES, len(self.samples) // 8)]
+        few = diagnose.PROBED if full else min(diagnose.PREFLIGHT_SAMPLES, len(self.whole) // 8)
+        rows = self._first_correct(few)
         if len(rows) < (1 if full else _BOX_ROWS) or not self._differentiable:
             return
         start = time.perf_counter()
-        survived = (self.status[rows] == SURVIVED).to(self.target.device)
+        mine = rows[rows < len(self.samples)]
+        survived = torch.zeros(len(rows), dtype=torch.bool)
+        survived[: len(mine)] = self.status[mine] == SURVIVED
         subject = diagnose.Subject(
-            self.target.searcher(), self.threat, *self._load(rows), survived,
+            self.target.searcher(), self.threat, *self._load(rows, self.whole), survived.to(self.target.device),
             [stage.attack for stage in stages], self._micro_batch, self.settings.seed,
         )  # fmt: skip
         probes = diagnose.FULL if full else diagnose.BRIEF
@@ -168,6 +185,19 @@ class Run:
         self.checks["forwards"] += subject.forwards
         self.checks["backwards"] += subject.backwards
         self.checks["seconds"] += time.perf_counter() - start
+
+    @torch.no_grad()
+    def _first_correct(self, count: int) -> Tensor:
+        """Positions of the first `count` correctly classified samples of the whole."""
+        if self.whole is self.samples:
+            return (self.prediction == self.samples.y).nonzero().squeeze(1)[:count]
+        found = torch.empty(0, dtype=torch.int64)
+        for rows in torch.arange(len(self.whole)).split(self._micro_batch):
+            if len(found) >= count:
+                break
+            x, y, _ = self._load(rows, self.whole)
+            found = torch.cat([found, rows[(self.target.logits(x).argmax(1) == y).cpu()]])
+        return found[:count]
 
     # -- attacks --------------------------------------------------------------------------------
 
@@ -194,15 +224,16 @@ class Run:
             wave = rows[done : done + WAVE * self._micro_batch]
             try:
                 self._attack_wave(attack, wave, entry, cascade=cascade)
-            except torch.OutOfMemoryError:
-                if self._micro_batch == 1:
-                    raise
-                self._micro_batch = max(1, self._micro_batch // 2)
-                continue
             except RobustError:
                 raise
-            except Exception:  # a crash on some samples must not lose the others
-                self._crash(attack, wave, entry)
+            except Exception as error:  # a crash on some samples must not lose the others
+                if not out_of_memory(error):
+                    self._crash(attack, wave, entry)
+                elif self._micro_batch == 1:
+                    raise
+                else:
+                    self._micro_batch //= 2
+                    continue
             done += len(wave)
             self._tell(attack.label, done, len(rows))
         self.rose = self.margin > before
@@ -280,14 +311,10 @@ class Run:
 
     # -- helpers --------------------------------------------------------------------------------
 
-    def _load(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        device = self.target.device
-        x = self.samples.rows(rows).to(device)
-        return (
-            x.clamp(*self.threat.bounds),
-            self.samples.y[rows].to(device),
-            self.samples.ids[rows].to(device),
-        )
+    def _load(self, rows: Tensor, source: Samples | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        device, source = self.target.device, source or self.samples
+        x = source.rows(rows).to(device)
+        return x.clamp(*self.threat.bounds), source.y[rows].to(device), source.ids[rows].to(device)
 
     def _note_failure(self, stage: str, text: str) -> None:
         self.failures.append(f"{stage}: {text}")
@@ -295,6 +322,7 @@ class Run:
     def _find(self, check: Check, seen: str) -> None:
         """Note that a check fired, once."""
         if check.name not in {finding.check for finding in self.findings}:
+            self.since[check.name] = len(self.entries)
             self.findings.append(check.finding(seen))
 
     def _tell(self, stage: str, done: int, total: int) -> None:

@@ -162,6 +162,12 @@ class Target:
             torch.cuda.synchronize(self.device)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on whichever device: a smaller batch may do."""
+    no_room = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return no_room or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+
+
 def _resolve_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return (

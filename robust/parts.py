@@ -1,0 +1,223 @@
+"""An evaluation in parts: ranges of the samples are attacked apart, then joined to one report.
+
+A sample's verdict does not depend on who else is attacked, so parts may be computed in any order and
+place. `robust.evaluate` is the case of one part.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+import robust
+from robust import diagnose
+from robust.diagnose import Finding
+from robust.eot import EOT
+from robust.errors import InputError
+from robust.report import Report
+from robust.run import Run, Settings
+from robust.sources import Samples, model_sha256
+from robust.suites import Stage
+from robust.target import Target
+from robust.threat import Threat
+
+_COUNTS = (
+    "attacked",
+    "broke",
+    "survived",
+    "rejected",
+    "silent",
+    "errors",
+    "forwards",
+    "backwards",
+    "seconds",
+)
+_BEFORE, _AFTER = -1, 1 << 30  # ranks of what was found before the first attack, and after the last
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done to every sample, whichever part it is in."""
+
+    threat: Threat
+    suite: str  # its name
+    stages: Sequence[Stage]
+    cascade: bool = True
+    full_checks: bool = False  # also those that search at length; of the part that begins at 0
+
+
+@dataclass
+class Part:
+    """What attacking the samples at `rows` gave; the fields are those of Report.
+
+    Attributes:
+        rows: positions among the samples, [start, stop).
+        findings: with the rank at which each was made, so that parts can be put in one order.
+        correct: samples classified correctly before any attack.
+    """
+
+    rows: tuple[int, int]
+    verdicts: pd.DataFrame
+    attacks: list[dict[str, Any]]
+    findings: list[tuple[int, Finding]]
+    correct: int
+    checks: dict[str, float]
+    model: dict[str, Any]
+    device: str
+    engine: str
+    seconds: float
+    failures: list[str]
+    eot: dict[str, Any] | None = None
+    examples: dict[str, Tensor] | None = None
+
+
+def attack_part(
+    target: Target, samples: Samples, plan: Plan, settings: Settings, rows: range | None = None
+) -> Part:
+    """Attack the samples at `rows` (None: all).
+
+    The model as a whole is looked at on the first samples of all; the part that begins at 0 counts that.
+
+    Raises:
+        InputError: an empty range, or one that leaves the samples.
+    """
+    rows = range(len(samples)) if rows is None else rows
+    if not 0 <= rows.start < rows.stop <= len(samples):
+        raise InputError(f"rows: expected a range within the {len(samples)} samples, got {rows}")
+    mine = samples if len(rows) == len(samples) else samples.take(slice(rows.start, rows.stop))
+    start = time.perf_counter()
+    with target:
+        run = Run(target, mine, plan.threat, settings, samples)
+        run.look()
+        early = {finding.check for finding in run.findings} - run.since.keys()
+        if rows.start:
+            run.checks |= {"forwards": 0, "backwards": 0}
+        for stage in plan.stages:
+            run.attack(stage, cascade=plan.cascade)
+        if not rows.start:
+            run.probe(plan.stages, full=plan.full_checks)
+    return Part(
+        rows=(rows.start, rows.stop),
+        verdicts=run.table(),
+        attacks=run.entries,
+        findings=[(run.since.get(f.check, _BEFORE if f.check in early else _AFTER), f) for f in run.findings],
+        correct=run.correct,
+        checks=run.checks,
+        model=_describe(target),
+        device=_device_name(target.device),
+        engine=run.engine,
+        seconds=time.perf_counter() - start,
+        failures=run.failures,
+        eot={"samples": target.samples, "vote": target.vote} if isinstance(target, EOT) else None,
+        examples=run.examples() if settings.keep_examples else None,
+    )
+
+
+def join(
+    parts: Sequence[Part],
+    plan: Plan,
+    *,
+    data: Mapping[str, Any],
+    n: int,
+    seed: int = 0,
+    model_spec: str | None = None,
+) -> Report:
+    """The report of parts that together cover the samples.
+
+    Args:
+        parts: in any order.
+        plan: that they were made by.
+        data: {"spec", "sha256"} of the samples, all of them.
+        n: how many they are.
+        seed: that the parts were made with.
+        model_spec: name of the model.
+
+    Raises:
+        InputError: parts that miss samples, overlap, or are of different models or attacks.
+    """
+    parts = sorted(parts, key=lambda part: part.rows)
+    _check_cover(parts, n)
+    attacks = [_total([part.attacks[i] for part in parts]) for i in range(len(parts[0].attacks))]
+    reviewed = diagnose.review(attacks, sum(part.correct for part in parts), cascade=plan.cascade)
+    findings = [*_in_order(parts), *reviewed]
+    return Report(
+        threat=plan.threat,
+        suite=plan.suite,
+        seed=seed,
+        verdicts=pd.concat([part.verdicts for part in parts], ignore_index=True),
+        attacks=attacks,
+        trust=diagnose.verdict(findings),
+        findings=[asdict(finding) for finding in findings],
+        checks={key: sum(part.checks[key] for part in parts) for key in parts[0].checks},
+        model={"spec": model_spec or "memory", **parts[0].model},
+        data=dict(data),
+        device=" + ".join(sorted({part.device for part in parts})),
+        engine=" + ".join(sorted({part.engine for part in parts})),
+        versions=_versions(),
+        seconds=sum(part.seconds for part in parts),
+        cascade=plan.cascade,
+        eot=parts[0].eot,
+        failures=[failure for part in parts for failure in part.failures],
+        examples=_all_examples(parts),
+    )
+
+
+def _check_cover(parts: Sequence[Part], n: int) -> None:
+    ends = [0, *(part.rows[1] for part in parts)]
+    if [part.rows[0] for part in parts] != ends[:-1] or ends[-1] != n:
+        ranges = ", ".join(f"[{a}, {b})" for a, b in (part.rows for part in parts))
+        raise InputError(f"parts: expected ranges that cover the {n} samples once, got {ranges or 'none'}")
+    for key in ("model", "attacks"):
+        if len({str(_identity(part, key)) for part in parts}) > 1:
+            raise InputError(f"parts: they differ in {key}; join only what one plan made")
+
+
+def _identity(part: Part, key: str) -> object:
+    return part.model if key == "model" else [(entry["name"], entry["parameters"]) for entry in part.attacks]
+
+
+def _total(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """One attack's entry over all parts."""
+    return {**entries[0], **{key: sum(entry[key] for entry in entries) for key in _COUNTS}}
+
+
+def _in_order(parts: Sequence[Part]) -> list[Finding]:
+    """Every check that fired, once, as one run over all samples would have noted them."""
+    found: dict[str, Finding] = {}
+    for _, finding in sorted((f for part in parts for f in part.findings), key=lambda ranked: ranked[0]):
+        found.setdefault(finding.check, finding)
+    return list(found.values())
+
+
+def _all_examples(parts: Sequence[Part]) -> dict[str, Tensor] | None:
+    kept = [part.examples for part in parts if part.examples is not None]
+    return {key: torch.cat([examples[key] for examples in kept]) for key in kept[0]} if kept else None
+
+
+def _describe(target: Target) -> dict[str, Any]:
+    model, moments = target.model, target.normalize
+    return {
+        "sha256": model_sha256(model),
+        "architecture": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "normalize": moments and [torch.as_tensor(part).reshape(-1).tolist() for part in moments],
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu ({torch.get_num_threads()} threads)"
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {"robust": robust.__version__, "torch": torch.__version__, "python": platform.python_version()}
