@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from robust.bpda import BPDA as BPDA
     from robust.eot import EOT as EOT
     from robust.errors import RobustError as RobustError
-    from robust.evaluation import assert_robust as assert_robust
     from robust.evaluation import evaluate as evaluate
+    from robust.gate.check import assert_robust as assert_robust
     from robust.hardening import harden as harden
     from robust.report import Report as Report
     from robust.sources import load as load
@@ -36,7 +36,7 @@ except PackageNotFoundError:  # run from a source tree that was never installed
 _HOMES = {
     "RobustError": "robust.errors",
     "evaluate": "robust.evaluation",
-    "assert_robust": "robust.evaluation",
+    "assert_robust": "robust.gate.check",
     "harden": "robust.hardening",
     "Report": "robust.report",
     "load": "robust.sources",

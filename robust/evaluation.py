@@ -76,60 +76,53 @@ def evaluate(
     Raises:
         InputError and its kin: see robust.errors.
     """
-    if precision not in get_args(Precision):
-        raise InputError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {precision!r}")
+    settings = settings_of(seed, batch_size, precision, keep_examples=keep_examples, progress=progress)
     if diagnose not in get_args(Diagnose):
         raise InputError(f"diagnose: expected 'standard' or 'full', got {diagnose!r}")
-    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
-        raise InputError(f"batch_size: expected 'auto' or a positive integer, got {batch_size!r}")
-    target = _as_target(model, threat, normalize, bounds, device)
-    if eot is None and vote != "expectation":
-        raise InputError(f"vote: needs eot, the number of draws that vote {vote!r} is taken over")
-    if eot is not None:
-        target = EOT(target, eot, vote=vote, seed=seed)
+    target = in_expectation(as_target(model, threat, normalize, bounds, device), eot, vote, seed)
     threat = Threat.parse(threat, target.bounds)
     name, stages = resolve(suite, threat)
     samples = as_samples(data, bounds=threat.bounds)
-    micro_batch = None if batch_size == "auto" else batch_size
-    settings = Settings(seed, micro_batch, precision, keep_examples, progress)
     plan = Plan(threat, name, stages, cascade, full_checks=diagnose == "full")
     part = attack_part(target, samples, plan, settings)
     data_info = {"spec": samples.spec, "sha256": samples.sha256}
     return join([part], plan, data=data_info, n=len(samples), seed=seed, model_spec=model_spec)
 
 
-def assert_robust(
-    model: nn.Module | Target, data: Any, *, threat: str | Threat, at_least: float, **options: Any
-) -> Report:
-    """Evaluate, and raise AssertionError with the evidence unless robust accuracy >= `at_least`.
-
-    Args:
-        at_least: fraction in [0, 1].
-        options: as for `evaluate`.
-
-    Returns:
-        The report, when the assertion holds.
-    """
-    if not 0 <= at_least <= 1:
-        raise InputError(f"at_least: expected a fraction in [0, 1], got {at_least!r}")
-    report = evaluate(model, data, threat=threat, **options)
-    if report.statuses["error"]:
-        raise AssertionError(f"undecided: {report.statuses['error']} samples ended in an error\n{report}")
-    if report.robust_accuracy < at_least:
-        best = max(report.attacks, key=lambda entry: int(entry["broke"]))
-        raise AssertionError(
-            f"robust accuracy below {at_least:.1%}\n{report}\nbroke most: {best['label']} ({best['broke']} samples)"
-        )
-    return report
+def settings_of(
+    seed: int,
+    batch_size: int | Literal["auto"],
+    precision: Precision,
+    *,
+    keep_examples: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Settings:
+    """Options of `evaluate`, checked, as a run takes them."""
+    if precision not in get_args(Precision):
+        raise InputError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {precision!r}")
+    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
+        raise InputError(f"batch_size: expected 'auto' or a positive integer, got {batch_size!r}")
+    micro_batch = None if batch_size == "auto" else batch_size
+    return Settings(seed, micro_batch, precision, keep_examples, progress)
 
 
-def _as_target(
+def in_expectation(target: Target, eot: int | None, vote: Vote, seed: int) -> Target:
+    """The target over `eot` draws, where any are asked for."""
+    if eot is not None:
+        return EOT(target, eot, vote=vote, seed=seed)
+    if vote != "expectation":
+        raise InputError(f"vote: needs eot, the number of draws that vote {vote!r} is taken over")
+    return target
+
+
+def as_target(
     model: nn.Module | Target,
     threat: str | Threat,
     normalize: Normalization | None,
     bounds: tuple[float, float] | None,
     device: str | torch.device,
 ) -> Target:
+    """The model as a Target, or the Target that it is."""
     if isinstance(model, Target):
         if normalize is not None:
             raise InputError("normalize: the model is a Target, which has its own; give it there")

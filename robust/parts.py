@@ -10,6 +10,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 import pandas as pd
@@ -96,27 +97,42 @@ def attack_part(
     with target:
         run = Run(target, mine, plan.threat, settings, samples)
         run.look()
-        early = {finding.check for finding in run.findings} - run.since.keys()
         if rows.start:
             run.checks |= {"forwards": 0, "backwards": 0}
         for stage in plan.stages:
             run.attack(stage, cascade=plan.cascade)
+        before_probes = len(run.findings)
         if not rows.start:
             run.probe(plan.stages, full=plan.full_checks)
+    return part_of(run, rows, describe(target), time.perf_counter() - start, before_probes)
+
+
+def part_of(run: Run, rows: range, model: dict[str, Any], seconds: float, before_probes: int) -> Part:
+    """What a run of the samples at `rows` has found so far.
+
+    Args:
+        model: from `describe`.
+        seconds: that the run took.
+        before_probes: how many of its findings were made before the probes, if they ran.
+    """
+    target = run.target
     return Part(
         rows=(rows.start, rows.stop),
         verdicts=run.table(),
         attacks=run.entries,
-        findings=[(run.since.get(f.check, _BEFORE if f.check in early else _AFTER), f) for f in run.findings],
+        findings=[
+            (_AFTER if i >= before_probes else run.since.get(found.check, _BEFORE), found)
+            for i, found in enumerate(run.findings)
+        ],
         correct=run.correct,
         checks=run.checks,
-        model=_describe(target),
+        model=model,
         device=_device_name(target.device),
         engine=run.engine,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         failures=run.failures,
         eot={"samples": target.samples, "vote": target.vote} if isinstance(target, EOT) else None,
-        examples=run.examples() if settings.keep_examples else None,
+        examples=run.examples() if run.settings.keep_examples else None,
     )
 
 
@@ -128,6 +144,7 @@ def join(
     n: int,
     seed: int = 0,
     model_spec: str | None = None,
+    stopped: bool = False,
 ) -> Report:
     """The report of parts that together cover the samples.
 
@@ -138,13 +155,14 @@ def join(
         n: how many they are.
         seed: that the parts were made with.
         model_spec: name of the model.
+        stopped: parts may lack the last attacks; what nothing broke there counts as survived.
 
     Raises:
         InputError: parts that miss samples, overlap, or are of different models or attacks.
     """
     parts = sorted(parts, key=lambda part: part.rows)
-    _check_cover(parts, n)
-    attacks = [_total([part.attacks[i] for part in parts]) for i in range(len(parts[0].attacks))]
+    _check_cover(parts, n, stopped=stopped)
+    attacks = [_total(entries) for entries in zip_longest(*(part.attacks for part in parts))]
     reviewed = diagnose.review(attacks, sum(part.correct for part in parts), cascade=plan.cascade)
     findings = [*_in_order(parts), *reviewed]
     return Report(
@@ -169,22 +187,25 @@ def join(
     )
 
 
-def _check_cover(parts: Sequence[Part], n: int) -> None:
+def _check_cover(parts: Sequence[Part], n: int, *, stopped: bool) -> None:
     ends = [0, *(part.rows[1] for part in parts)]
     if [part.rows[0] for part in parts] != ends[:-1] or ends[-1] != n:
         ranges = ", ".join(f"[{a}, {b})" for a, b in (part.rows for part in parts))
         raise InputError(f"parts: expected ranges that cover the {n} samples once, got {ranges or 'none'}")
-    for key in ("model", "attacks"):
-        if len({str(_identity(part, key)) for part in parts}) > 1:
+    lists = [[(entry["name"], entry["parameters"]) for entry in part.attacks] for part in parts]
+    longest = max(lists, key=len)
+    same = {
+        "model": all(part.model == parts[0].model for part in parts),
+        "attacks": all(own == (longest[: len(own)] if stopped else longest) for own in lists),
+    }
+    for key, holds in same.items():
+        if not holds:
             raise InputError(f"parts: they differ in {key}; join only what one plan made")
 
 
-def _identity(part: Part, key: str) -> object:
-    return part.model if key == "model" else [(entry["name"], entry["parameters"]) for entry in part.attacks]
-
-
-def _total(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """One attack's entry over all parts."""
+def _total(own: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """One attack's entry over all parts that it came to."""
+    entries = [entry for entry in own if entry is not None]
     return {**entries[0], **{key: sum(entry[key] for entry in entries) for key in _COUNTS}}
 
 
@@ -201,7 +222,8 @@ def _all_examples(parts: Sequence[Part]) -> dict[str, Tensor] | None:
     return {key: torch.cat([examples[key] for examples in kept]) for key in kept[0]} if kept else None
 
 
-def _describe(target: Target) -> dict[str, Any]:
+def describe(target: Target) -> dict[str, Any]:
+    """The model in a report, without its name."""
     model, moments = target.model, target.normalize
     return {
         "sha256": model_sha256(model),

@@ -99,8 +99,24 @@ class Run:
 
     # -- before the attacks ---------------------------------------------------------------------
 
-    def look(self) -> None:
-        """Check the model, choose the micro-batch, classify the clean samples."""
+    def look(self, known: Run | None = None) -> None:
+        """Check the model, choose the micro-batch, classify the clean samples.
+
+        `known` is a run of another part of the same whole: what it learnt of the model stays learnt.
+        """
+        if known is None:
+            self._examine()
+        else:
+            self._differentiable, self.search, self.engine = known._differentiable, known.search, known.engine
+            if known._micro_batch < len(known.samples):
+                self._micro_batch = known._micro_batch
+        if not self._micro_batch:
+            self._micro_batch = self.search.pick_micro_batch(
+                lambda size: self._load(torch.arange(size) % len(self.samples))[0], len(self.samples)
+            )
+        self._classify()
+
+    def _examine(self) -> None:
         start = time.perf_counter()
         few = torch.arange(min(diagnose.PREFLIGHT_SAMPLES, len(self.whole)))
         x, y, _ = self._load(few, self.whole)
@@ -114,11 +130,6 @@ class Run:
             "seconds": time.perf_counter() - start,
         }
         self._choose_engine(x, y)
-        if not self._micro_batch:
-            self._micro_batch = self.search.pick_micro_batch(
-                lambda size: self._load(torch.arange(size) % len(self.samples))[0], len(self.samples)
-            )
-        self._classify()
 
     def _choose_engine(self, x: Tensor, y: Tensor) -> None:
         """The copy of the model to search with, where one is asked for or wins."""
@@ -150,11 +161,9 @@ class Run:
         self.clean_margin = self.gaps.amax(1)
         self._clean_gaps = self.gaps.clone()
         self.prediction_adv = self.prediction.clone()
-        self.correct = int((self.status == SURVIVED).sum())
-        if bool((self.status == ERROR).any()):
-            self._note_failure(
-                "clean", f"non-finite logits on {int((self.status == ERROR).sum())} clean samples"
-            )
+        self.correct = self.standing
+        if self.errors:
+            self._note_failure("clean", f"non-finite logits on {self.errors} clean samples")
             self._find(diagnose.NON_FINITE, "NaN or infinity on clean samples")
 
     def probe(self, stages: Sequence[Stage], *, full: bool) -> None:
@@ -200,6 +209,16 @@ class Run:
         return found[:count]
 
     # -- attacks --------------------------------------------------------------------------------
+
+    @property
+    def standing(self) -> int:
+        """Samples that nothing has broken yet."""
+        return int((self.status == SURVIVED).sum())
+
+    @property
+    def errors(self) -> int:
+        """Samples that ended in an error."""
+        return int((self.status == ERROR).sum())
 
     @property
     def margin(self) -> Tensor:
@@ -327,8 +346,7 @@ class Run:
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         if self.settings.progress:
-            surviving = int((self.status == SURVIVED).sum())
-            self.settings.progress(Progress(stage, done, total, surviving, len(self.samples)))
+            self.settings.progress(Progress(stage, done, total, self.standing, len(self.samples)))
 
     def table(self) -> pd.DataFrame:
         """The verdicts; see Report."""

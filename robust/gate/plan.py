@@ -1,0 +1,84 @@
+"""What a gate will cost and how often it errs, by simulation, before a model is attacked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from robust.stats import SequentialTest
+
+FIRST: Final = 20  # samples before the first look
+STEP: Final = 10  # samples at least between two looks
+SHARE: Final = 20  # later portions are a twentieth of what was seen before
+
+
+def looks(limit: int) -> Iterator[int]:
+    """Sample counts at which a sequential gate looks: 20, 30, ... 200, then a twentieth more each time."""
+    seen = min(limit, FIRST)
+    yield seen
+    while seen < limit:
+        seen = min(limit, seen + max(STEP, seen // SHARE))
+        yield seen
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Operating characteristics of a gate: shares of the runs, and samples until it stops."""
+
+    passed: float
+    failed: float
+    undecided: float
+    mean_samples: float
+    median_samples: float
+
+
+def plan(
+    at_least: float,
+    truth: float,
+    *,
+    population: int,
+    max_samples: int | None = None,
+    confidence: float = 0.95,
+    runs: int = 10_000,
+    seed: int = 0,
+    at: Sequence[int] | None = None,
+) -> Plan:
+    """How a sequential gate fares where exactly `truth` of the population survives.
+
+    Args:
+        at_least: the robust accuracy asked for, within (0, 1).
+        truth: the robust accuracy that the model has, in [0, 1].
+        population: samples in the data.
+        max_samples: samples the gate may use; all by default.
+        confidence: of the gate.
+        runs: random orders to try.
+        seed: of these orders.
+        at: sample counts to look at, ascending; those of the gate by default.
+    """
+    test = SequentialTest(at_least, population, confidence)
+    draw = np.random.default_rng(seed)
+    survivors = np.full(runs, round(truth * population))
+    alive = np.arange(runs)
+    seen = np.zeros(runs, dtype=np.int64)
+    outcome, used = np.zeros(runs, dtype=np.int64), np.zeros(runs, dtype=np.int64)
+    before = 0
+    for n in at or looks(max_samples or population):
+        left = survivors[alive] - seen[alive]
+        seen[alive] += draw.hypergeometric(left, population - before - left, n - before)
+        fails, passes = test.boundary(n)
+        outcome[alive[seen[alive] <= fails]] = -1
+        outcome[alive[seen[alive] >= passes]] = 1
+        used[alive] = n
+        alive, before = alive[outcome[alive] == 0], n
+        if not len(alive):
+            break
+    return Plan(
+        passed=float((outcome == 1).mean()),
+        failed=float((outcome == -1).mean()),
+        undecided=float((outcome == 0).mean()),
+        mean_samples=float(used.mean()),
+        median_samples=float(np.median(used)),
+    )
