@@ -91,6 +91,19 @@ def test_it_learns_and_returns_the_best_epoch_in_eval_mode() -> None:
     assert trainer.best.robust_accuracy == max(r.robust_accuracy or 0 for r in trainer.history)
 
 
+def test_validation_takes_any_number_of_samples() -> None:
+    """More than a batch of them, of which the first 128 tell the alignment."""
+    many = some_digits(600)
+    trainer = Trainer(replace(OPTIONS, epochs=2, validation_steps=1), validation=many)
+    trainer.fit(build_net(), some_digits(), clean_loss, threat=THREAT, title="")
+    last = trainer.history[-1]
+    assert last.robust_accuracy is not None
+    assert last.fgsm_accuracy is not None
+    assert last.alignment is not None
+    assert 0 <= last.fgsm_accuracy <= last.clean_accuracy
+    assert 0.3 < last.alignment <= 1
+
+
 def test_weights_are_those_of_the_best_epoch_not_the_last() -> None:
     """Labels are shuffled from epoch 4 on: what follows is worse, and must not be what is returned."""
 

@@ -75,9 +75,10 @@ class Validator:
                     sums[2] += self._standing(self._pgd, *part)
                     sums[3] += self._standing(self._fgsm, *part)
                     left = _ALIGNED - int(sums[5])
-                    cosine = self._alignment(target, x[:left], y[:left], ids[:left])
-                    sums[4] += float(cosine.sum())
-                    sums[5] += len(cosine)
+                    if left > 0:
+                        cosine = self._alignment(target, x[:left], y[:left], ids[:left])
+                        sums[4] += float(cosine.sum())
+                        sums[5] += len(cosine)
         return torch.cat([sums, seen])
 
     def figures(self, counts: Tensor) -> Figures:
