@@ -290,6 +290,36 @@ class Oracle:
         self._ledger.stuck[self._rows[rows]] = True
         self._leaving = rows.clone() if self._leaving is None else self._leaving | rows
 
+    # -- for attacks of other libraries ---------------------------------------------------------
+
+    @property
+    def left(self) -> int | None:
+        """Answers and gradients that a sample may still be given; None for no limit."""
+        return None if self._budget is None else max(0, self._budget - self._spent) // self._target.draws
+
+    def lend(self) -> Callable[[Tensor], Tensor]:
+        """The model, for code that cannot ask row by row: points (M, ...) -> logits (M, C), as far as access goes.
+
+        Without gradient access no graph is made; for decision access logits are 0 and 1. Nothing is counted or
+        recorded: `charge` what it cost, and `visit` what was found.
+        """
+
+        def logits(x: Tensor) -> Tensor:
+            with torch.set_grad_enabled(self._access == "gradient" and torch.is_grad_enabled()):
+                out = torch.cat([self._target.logits(part) for part in x.split(self._micro_batch)])
+            if self._access != "decision":
+                return out
+            return torch.nn.functional.one_hot(out.argmax(1), out.shape[1]).to(out.dtype)
+
+        return logits
+
+    def charge(self, forwards: Tensor, backwards: Tensor) -> None:
+        """Book the answers and gradients that were had on loan, (N,) int64 each."""
+        forwards, backwards = forwards * self._target.draws, backwards * self._target.draws
+        self._ledger.forwards[self._rows] += forwards
+        self._ledger.backwards[self._rows] += backwards
+        self._spent += int((forwards + backwards).max()) if len(forwards) else 0
+
     # -- how it is driven -----------------------------------------------------------------------
 
     def _visit(self, x_adv: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ def join(
         data=dict(data),
         device=" + ".join(sorted({part.device for part in parts})),
         engine=" + ".join(sorted({part.engine for part in parts})),
-        versions=_versions(),
+        versions=_versions(attacks),
         seconds=sum(part.seconds for part in parts),
         cascade=plan.cascade,
         eot=parts[0].eot,
@@ -241,5 +241,8 @@ def _device_name(device: torch.device) -> str:
     )
 
 
-def _versions() -> dict[str, str]:
-    return {"robust": robust.__version__, "torch": torch.__version__, "python": platform.python_version()}
+def _versions(attacks: list[dict[str, Any]]) -> dict[str, str]:
+    """Of this package and of every library whose attacks were used."""
+    libraries = dict(entry["source"].split(" ", 1) for entry in attacks if " " in entry["source"])
+    own = {"robust": robust.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {**own, **libraries}

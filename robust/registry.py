@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from robust.errors import UnknownNameError
+from robust.errors import MissingDependencyError, UnknownNameError
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Annex(Generic[T]):
+    """Names under a prefix that are made when they are asked for.
+
+    Args:
+        make: from a name without its prefix, one of `names`.
+        names: all of them.
+        refuse: raises for a name that is known and cannot be had; else returns.
+    """
+
+    make: Callable[[str], T]
+    names: Callable[[], Iterable[str]]
+    refuse: Callable[[str], None]
 
 
 class Registry(Generic[T]):
@@ -25,6 +41,18 @@ class Registry(Generic[T]):
         self.kind = kind
         self._group = group
         self._items: dict[str, T] = {}
+        self._broken: dict[str, str] = {}  # entry points that do not load, and why
+        self.annexes: dict[str, Annex[T]] = {}
+
+    def annex(
+        self,
+        prefix: str,
+        make: Callable[[str], T],
+        names: Callable[[], Iterable[str]],
+        refuse: Callable[[str], None],
+    ) -> None:
+        """Let `prefix:NAME` be found too. Such names are not iterated over: see `annexes`."""
+        self.annexes[prefix] = Annex(make, names, refuse)
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that files an object under `name`. A taken name raises ValueError."""
@@ -40,14 +68,26 @@ class Registry(Generic[T]):
         return file
 
     def __getitem__(self, name: str) -> T:
+        prefix, _, rest = name.partition(":")
+        if prefix in self.annexes:
+            annex = self.annexes[prefix]
+            annex.refuse(rest)
+            if rest in annex.names():
+                return annex.make(rest)
+            raise UnknownNameError(self._miss(name))
         if name not in self._items:
             self._load_entry_points()
+        if name in self._broken:
+            raise MissingDependencyError(self._broken[name])
         try:
             return self._items[name]
         except KeyError:
             raise UnknownNameError(self._miss(name)) from None
 
     def __contains__(self, name: object) -> bool:
+        prefix, _, rest = str(name).partition(":")
+        if prefix in self.annexes:
+            return rest in self.annexes[prefix].names()
         if name not in self._items:
             self._load_entry_points()
         return name in self._items
@@ -59,12 +99,43 @@ class Registry(Generic[T]):
     def __len__(self) -> int:
         return len(list(iter(self)))
 
+    @property
+    def broken(self) -> dict[str, str]:
+        """Names that other packages announce and that cannot be loaded, and why."""
+        self._load_entry_points()
+        return dict(self._broken)
+
     def _load_entry_points(self) -> None:
         group, self._group = self._group, None
         for entry in entry_points(group=group) if group else ():
-            self.register(entry.name)(entry.load())
+            try:
+                self.register(entry.name)(entry.load())
+            except Exception as error:  # a stranger's package must not take ours down
+                self._broken[entry.name] = self._blame(entry, error)
+
+    def _blame(self, entry: EntryPoint, error: Exception) -> str:
+        package = entry.dist.name if entry.dist else "a package"
+        return (
+            f"{self.kind} {entry.name!r} is announced by {package} ({entry.value}) and cannot be loaded: "
+            f"{type(error).__name__}: {error}"
+        )
 
     def _miss(self, name: str) -> str:
-        near = difflib.get_close_matches(name, list(self._items), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(self._items)) or 'none'}"
-        return f"unknown {self.kind} {name!r}; {hint}"
+        prefix = name.partition(":")[0]
+        if prefix in self.annexes:
+            known = [f"{prefix}:{each}" for each in self.annexes[prefix].names()]
+            hint = f"{len(known)} are known: `robust list {self.kind}s {prefix}`"
+        else:
+            known = [*self._items]
+            if ":" in name:
+                known = [f"{key}:{each}" for key, annex in self.annexes.items() for each in annex.names()]
+            hint = f"known: {', '.join(sorted(self._items)) or 'none'}"
+        near = nearest(name, known)
+        return f"unknown {self.kind} {name!r}; " + (f"did you mean {near!r}?" if near else hint)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` most likely means, whatever its capitals; None where none is like it."""
+    lowered = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
+    return lowered[near[0]] if near else None

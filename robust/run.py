@@ -235,6 +235,7 @@ class Run:
         before = self.margin
         entry: dict[str, Any] = {
             "name": attack.name, "label": attack.label, "parameters": attack.parameters, "access": attack.access,
+            "source": attack.source, "batch_dependent": attack.batch_dependent, "notes": list(attack.notes),
             "selection": {"near": stage.near, "within": stage.within, "share": stage.share, "follows": stage.follows}, "attacked": len(rows),
             "broke": 0, "survived": 0, "rejected": 0, "silent": 0, "errors": 0, "forwards": 0, "backwards": 0, "seconds": 0.0,
         }  # fmt: skip

@@ -130,7 +130,7 @@ def resolve(
         UnsupportedError: an attack does not know the threat's norm.
         InputError: an empty list.
     """
-    if isinstance(suite, str) and suite not in ATTACKS:
+    if isinstance(suite, str) and suite not in ATTACKS and ":" not in suite:
         name, stages = suite, SUITES[suite](threat)
     elif isinstance(suite, str | Attack | Mapping):
         stages = _all(make_attack(suite))

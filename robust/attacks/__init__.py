@@ -1,5 +1,6 @@
 """The attack registry: `ATTACKS` by name, `make_attack` from a name and options."""
 
+from robust.attacks import adapters as adapters  # files the names of other libraries
 from robust.attacks.apgd import APGD
 from robust.attacks.base import ATTACKS, Attack, make_attack
 from robust.attacks.cw import CW

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robust.errors import InputError, UnsupportedError
 from robust.oracle import Access, Finished, Oracle
-from robust.registry import Registry
+from robust.registry import Registry, nearest
 from robust.threat import Threat
 
 
@@ -54,6 +54,21 @@ class Attack(ABC):
     def parameters(self) -> dict[str, Any]:
         """All parameters with their effective values."""
         return asdict(self)
+
+    @property
+    def source(self) -> str:
+        """Whose implementation it is: the package, and of other libraries' attacks the version."""
+        return type(self).__module__.partition(".")[0]
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Whether a sample's result may depend on the samples beside it. Never for attacks that use the oracle alone."""
+        return False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of its results must know."""
+        return ()
 
     @property
     def label(self) -> str:
@@ -97,7 +112,11 @@ def build(cls: type[Any], what: str, options: Mapping[str, object]) -> Any:
     known = [f.name for f in fields(cls)]
     for key in options:
         if key not in known:
-            raise InputError(f"{what}: no option {key!r}; it has {', '.join(known) or 'none'}")
+            near = nearest(key, known)
+            hint = f"did you mean {near!r}? " if near else ""
+            if key in ("eps", "epsilon", "norm", "bounds"):
+                hint = "the threat sets that; "
+            raise InputError(f"{what}: no option {key!r}; {hint}it has {', '.join(known) or 'none'}")
     try:
         return TypeAdapter(cls).validate_python(dict(options))
     except ValidationError as error:
@@ -105,5 +124,6 @@ def build(cls: type[Any], what: str, options: Mapping[str, object]) -> Any:
         if not first["loc"]:  # the class itself refused: its message says all
             raise InputError(first["msg"].removeprefix("Value error, ")) from None
         raise InputError(
-            f"{what}: {'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}"
+            f"{what}: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}, "
+            f"got {first['input']!r}"
         ) from None

@@ -30,7 +30,11 @@ def attack(
     suite: Annotated[str | None, typer.Option("--suite", help="a suite's name [default: standard]")] = None,
     attack_name: Annotated[
         list[str] | None,
-        typer.Option("--attack", metavar="NAME", help="an attack instead of a suite; may be repeated"),
+        typer.Option(
+            "--attack",
+            metavar="NAME",
+            help="an attack instead of a suite (pgd, torchattacks:PGD, art:..., foolbox:...); may be repeated",
+        ),
     ] = None,
     set_: common.SetOption = None,
     limit: common.LimitOption = None,
@@ -157,8 +161,13 @@ def summary(report: Report) -> str:
     widths = [18, None, None, None, None, None, None]
     table = tabulate(rows, heads, tablefmt="simple", maxcolwidths=widths)
     low, high = report.interval
+    dependent = sorted({e["source"] for e in report.attacks if e.get("batch_dependent")})
     lines = [
         table,
+        *(
+            fill(f"{source}: its results may depend on the batch (--set group=1: each sample alone)", 80)
+            for source in dependent
+        ),
         "",
         f"clean accuracy   {report.clean_accuracy:7.2%}   {report.clean_correct} of {report.n}",
         f"robust accuracy  {report.robust_accuracy:7.2%}   {report.statuses['survived']} of {report.n}, "

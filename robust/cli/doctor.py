@@ -11,6 +11,7 @@ EPILOG = "Example: robust doctor"
 _EXTRAS = {
     "torchattacks": "torchattacks",
     "adversarial-robustness-toolbox": "art",
+    "foolbox": "foolbox",
     "matplotlib": "plots",
     "ray": "ray",
 }

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-EPILOG = "Example: robust list attacks"
+EPILOG = "Example: robust list attacks, or: robust list attacks art:SquareAttack"
 
 
 class What(StrEnum):
@@ -22,10 +22,22 @@ class What(StrEnum):
     checks = "checks"
 
 
-def show(what: Annotated[What, typer.Argument(help="what to list")]) -> int:
+def show(
+    what: Annotated[What, typer.Argument(help="what to list")],
+    name: Annotated[
+        str | None, typer.Argument(help="one attack, or one library's: art, art:DeepFool")
+    ] = None,
+) -> int:
     """List what there is by name."""
     from tabulate import tabulate
 
+    from robust.cli import attack_lists
+    from robust.errors import InputError
+
+    if what is What.attacks:
+        return attack_lists.show(name)
+    if name is not None:
+        raise InputError(f"list {what.value}: takes no name, got {name!r}; only attacks are shown one by one")
     heads, rows, widths = _TABLES[what]()
     print(tabulate(rows, heads, tablefmt="simple", maxcolwidths=widths))
     return 0
@@ -42,22 +54,6 @@ def _options(cls: type) -> str:
     from dataclasses import fields
 
     return ", ".join(f"{f.name}={f.default}" for f in fields(cls))
-
-
-def _attacks() -> Table:
-    from robust.attacks import ATTACKS
-
-    rows = [
-        [
-            name,
-            " ".join(ATTACKS[name].norms),
-            ATTACKS[name].access,
-            ATTACKS[name].paper,
-            _options(ATTACKS[name]),
-        ]
-        for name in ATTACKS
-    ]
-    return ["attack", "norms", "access", "paper", "options (--set)"], rows, [None, 7, None, 16, 27]
 
 
 def _defenses() -> Table:
@@ -100,7 +96,6 @@ def _checks() -> Table:
 
 
 _TABLES = {
-    What.attacks: _attacks,
     What.defenses: _defenses,
     What.suites: _suites,
     What.models: _models,

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from torch import nn
 
+from robust.attacks import Attack
 from robust.defenses import EpochResult, Trainer, make_defense
 from robust.errors import InputError, RobustError, StoreError
 from robust.evaluation import evaluate
@@ -207,7 +208,7 @@ class _Sweep:
                 "suite": [
                     name,
                     [
-                        [s.attack.name, s.attack.parameters, s.near, s.within, s.share, s.follows]
+                        [_named(s.attack), s.attack.parameters, s.near, s.within, s.share, s.follows]
                         for s in stages
                     ],
                 ],
@@ -266,6 +267,11 @@ class _Sweep:
         reason = str(error) if isinstance(error, RobustError) else f"{type(error).__name__}: {error}"
         self.result.failures.append(f"{title}: {reason.splitlines()[0] if reason else type(error).__name__}")
         self.tell.failed(title, reason)
+
+
+def _named(attack: Attack) -> str:
+    """Name of the attack, with the version of the library that it comes from."""
+    return attack.name if attack.source == "robust" else f"{attack.name} of {attack.source}"
 
 
 @lru_cache(maxsize=4)
