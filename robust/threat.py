@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -52,7 +53,7 @@ class Threat:
             raise ThreatError(f"threat: expected 'norm:eps' such as 'linf:8/255', got {spec!r}")
         return Threat(norm.strip().lower(), eps.strip(), bounds or (0.0, 1.0))
 
-    @property
+    @functools.cached_property
     def radius(self) -> float:
         """eps as a number."""
         try:
@@ -128,13 +129,13 @@ def _shrink_l2(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     factor = eps / size.norm(dim=1, keepdim=True).clamp_min(1e-30)
     for _ in range(20):
         capped = factor * size >= room
-        left = eps**2 - torch.where(capped, room, 0.0).square().sum(1, keepdim=True)
-        free = torch.where(capped, 0.0, size).norm(dim=1, keepdim=True)
-        update = torch.where(free > 0, left.clamp_min(0).sqrt() / free.clamp_min(1e-30), factor)
-        update = torch.maximum(factor, update).clamp_max(1e30)
-        if torch.equal(update, factor):
+        left = eps**2 - room.masked_fill(~capped, 0.0).square().sum(1, keepdim=True)
+        free = size.masked_fill(capped, 0.0).square().sum(1, keepdim=True)
+        update = (left.clamp_min(0) / free.clamp_min(1e-30)).sqrt()
+        update = torch.where(free > 0, update, factor).clamp_max(1e30)
+        if bool((update <= factor * (1 + 1e-6)).all()):
             break
-        factor = update
+        factor = torch.maximum(factor, update)
     return torch.minimum(factor.clamp_max(1.0) * size, room)
 
 
