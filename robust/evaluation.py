@@ -12,6 +12,7 @@ from robust.attacks import Attack
 from robust.eot import EOT, Vote
 from robust.errors import InputError
 from robust.parts import Plan, attack_part, join
+from robust.quantized import attackable
 from robust.report import Report
 from robust.run import Precision, Progress, Settings
 from robust.sources import as_samples
@@ -129,4 +130,4 @@ def as_target(
         return model
     if bounds is None:
         bounds = threat.bounds if isinstance(threat, Threat) else (0.0, 1.0)
-    return Target(model, normalize=normalize, bounds=bounds, device=device)
+    return Target(attackable(model), normalize=normalize, bounds=bounds, device=device)

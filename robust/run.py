@@ -191,6 +191,7 @@ class Run:
                 continue
             self.findings += [found] if found else []
         self._tell("checks", len(probes), len(probes))
+        self.checks |= subject.figures
         self.checks["forwards"] += subject.forwards
         self.checks["backwards"] += subject.backwards
         self.checks["seconds"] += time.perf_counter() - start

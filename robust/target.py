@@ -6,12 +6,16 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from robust.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from robust.sources.preprocess import Preprocessing
 
 Normalization = tuple[float | Sequence[float], float | Sequence[float]]
 _CANDIDATE_BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -29,6 +33,8 @@ class Target:
         model: module giving logits (N, C) for inputs (N, ...) in `bounds`.
         normalize: (mean, std), numbers or a value per channel, applied to the input first.
         bounds: lowest and highest valid input value.
+        size: (height, width) that the model takes: images of another size are scaled to it, differentiably.
+        preprocessing: where normalize and size were declared; only shown.
         device: "auto" (CUDA where there is one), or any torch device.
         probabilities: the model returns probabilities; the target gives their logarithm. Set by
             `evaluate` when it finds that out by itself.
@@ -48,6 +54,8 @@ class Target:
         bounds: tuple[float, float] = (0.0, 1.0),
         device: str | torch.device = "auto",
         probabilities: bool = False,
+        size: tuple[int, int] | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ModelError(
@@ -59,6 +67,7 @@ class Target:
         self.device = _resolve_device(device)
         self.normalize = normalize
         self.probabilities = probabilities
+        self.size, self.preprocessing = size, preprocessing
         self._mean, self._std = _moments(normalize, self.device)
         self._restore: list[Callable[[], object]] = []
         self._depth = 0
@@ -95,6 +104,8 @@ class Target:
         Raises:
             ModelError: the model fails on the input or returns anything but a float tensor (N, C >= 2).
         """
+        if self.size is not None and x.dim() == 4 and x.shape[2:] != self.size:
+            x = interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
         if self._mean is not None and self._std is not None:
             shape = (-1, *([1] * (x.dim() - 2))) if self._mean.numel() > 1 else ()
             x = (x - self._mean.view(shape)) / self._std.view(shape)

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from robust.errors import DataError, InputError, UnknownNameError, UnsupportedError
+from robust.errors import DataError, InputError, UnknownNameError
 from robust.sources import DATASETS, Samples, as_samples, load_data
 
 RNG = np.random.default_rng(7)
@@ -470,12 +470,10 @@ def test_image_modes(tmp_path: Path, mode: str) -> None:
         (
             "images.csv",
             InputError,
-            "FILE.npz, FILE.parquet, folder:DIR, builtin:NAME[:SPLIT], got 'images.csv'",
+            "FILE.tar, torchvision:NAME[:SPLIT], hf:NAME[:SPLIT], got 'images.csv'",
         ),
         ("ftp:thing", InputError, "expected one of"),
         ("", InputError, "expected one of"),
-        ("torchvision:CIFAR10", UnsupportedError, "not offered in this version; use FILE.npz"),
-        ("hf:mnist", UnsupportedError, "not offered in this version"),
         ("builtin:mnist5", UnknownNameError, "did you mean 'mnist5k'"),
         ("builtin:", UnknownNameError, "unknown data set ''"),
         ("builtin:digits:valid", DataError, "expected split test or train, got 'valid'"),

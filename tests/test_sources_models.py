@@ -21,7 +21,6 @@ from robust.errors import (
     ModelError,
     StoreError,
     UnknownNameError,
-    UnsupportedError,
 )
 from robust.sources import (
     MODELS,
@@ -235,11 +234,6 @@ def test_bad_python_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spec", ["net.py", "net.py:", "net.txt:make", "", "resnet18", "ftp:x", "builtin:"])
 def test_specs_of_no_known_form(spec: str) -> None:
     refused(lambda: load_model(spec), "path/to/file.py:factory, builtin:NAME", repr(spec), error=InputError)
-
-
-@pytest.mark.parametrize("spec", ["hf:org/name", "onnx:net.onnx"])
-def test_forms_not_offered(spec: str) -> None:
-    refused(lambda: load_model(spec), "not offered in this version", "builtin:NAME", error=UnsupportedError)
 
 
 # --- other libraries

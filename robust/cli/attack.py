@@ -75,8 +75,6 @@ def attack(
     from robust.errors import InputError
     from robust.evaluation import evaluate
     from robust.run import Progress
-    from robust.sources import load_model
-    from robust.target import Target
     from robust.threat import Threat
 
     if suite and attack_name:
@@ -90,8 +88,8 @@ def attack(
     parsed = Threat.parse(threat)
     if out is not None:
         common.writable_folder(out)
-    target = Target(load_model(model, weights), normalize=common.normalization(normalize), device=device)
-    chosen = common.samples(data, limit)
+    target = common.target(model, weights, normalize, device)
+    chosen = common.samples(data, limit, target)
     with common.bars() as bars:
         tasks: dict[str, Any] = {}
 

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
     from robust.sources import Samples
-    from robust.target import Normalization
+    from robust.target import Normalization, Target
 
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", metavar="SPEC", help="path/to/file.py:factory, builtin:NAME, torchvision:NAME, ..."
+        "--model",
+        metavar="SPEC",
+        help="path/to/file.py:factory, builtin:, torchvision: or timm:NAME, hf:ORG/NAME, onnx:, "
+        "onnxruntime:, torchscript: or export:FILE",
     ),
 ]
 WeightsOption = Annotated[
@@ -28,7 +31,11 @@ WeightsOption = Annotated[
 ]
 DataOption = Annotated[
     str,
-    typer.Option("--data", metavar="SPEC", help="FILE.npz, FILE.parquet, folder:DIR or builtin:NAME[:SPLIT]"),
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        help="FILE.npz, FILE.parquet, FILE.tar, folder:DIR, builtin:, torchvision: or hf:NAME[:SPLIT]",
+    ),
 ]
 ThreatOption = Annotated[str, typer.Option("--threat", metavar="NORM:EPS", help="such as linf:8/255, l2:0.5")]
 SetOption = Annotated[
@@ -44,7 +51,8 @@ NormalizeOption = Annotated[
     typer.Option(
         "--normalize",
         metavar="MEAN STD",
-        help="what the model expects: 0.13 0.31, or 0.5,0.5,0.5 0.2,0.2,0.2",
+        help="what the model expects: 0.13 0.31, or 0.5,0.5,0.5 0.2,0.2,0.2; 0 1 for none "
+        "[default: what the model's source declares]",
     ),
 ]
 
@@ -83,6 +91,17 @@ def normalization(pair: tuple[str, str] | None) -> Normalization | None:
     return mean, std
 
 
+def target(spec: str, weights: str | None, normalize: tuple[str, str] | None, device: str) -> Target:
+    """Load a model with the preprocessing that it declares, and say which, or with --normalize."""
+    from robust.sources import load
+
+    given = normalization(normalize)
+    found = load(spec, weights, normalize="declared" if given is None else given, device=device)
+    if found.preprocessing is not None:
+        print(f"robust: preprocessing: {found.preprocessing}", file=sys.stderr)
+    return found
+
+
 def batch(text: str) -> int | str:
     """Read --batch-size."""
     from robust.errors import InputError
@@ -94,11 +113,11 @@ def batch(text: str) -> int | str:
     return int(text)
 
 
-def samples(spec: str, limit: int | None) -> Samples:
-    """Load data, cut to --limit."""
+def samples(spec: str, limit: int | None, model: Target | None = None) -> Samples:
+    """Load data, cut to --limit; images of a file are resized and cropped as the model declares."""
     from robust.sources import load_data
 
-    return load_data(spec).limit(limit)
+    return load_data(spec, fit=None if model is None else model.preprocessing).limit(limit)
 
 
 def writable_folder(path: Path) -> Path:

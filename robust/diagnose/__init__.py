@@ -20,9 +20,10 @@ from robust.diagnose.probes import (
     unbounded,
 )
 from robust.diagnose.review import review
+from robust.diagnose.transfer import transfer
 
-BRIEF = (unbounded,)
-FULL = (unbounded, not_converged, doubled_budget, step_size, monotone, random_noise, binarization)
+BRIEF = (unbounded, transfer)
+FULL = (unbounded, transfer, not_converged, doubled_budget, step_size, monotone, random_noise, binarization)
 
 __all__ = [
     "AUDIT", "BRIEF", "CHECKS", "CRASH", "FULL", "NON_FINITE", "PREFLIGHT_SAMPLES", "PROBED", "Check", "Finding",

@@ -91,7 +91,8 @@ DETACHED = _declare(
 )
 GRADIENT_MODEL = _declare(
     "gradient-model",
-    rule="logits with gradients enabled and disabled differ in a prediction or by > 1e-3 of their spread",
+    rule="logits with gradients enabled and disabled differ in a prediction or by > 1e-3 of their spread, or under half "
+    "of the adversarial examples of a quantised model's float twin fool that model",
     detects="the model that is differentiated is not the model that is deployed: what fools one may not fool the other",
     advice="make forward the same in both modes, or attack the deployed one with score and decision attacks",
 )

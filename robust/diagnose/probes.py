@@ -50,6 +50,7 @@ class Subject:
     seed: int = 0
     forwards: int = field(default=0, init=False)
     backwards: int = field(default=0, init=False)
+    figures: dict[str, float] = field(default_factory=dict, init=False)  # for the report, beside the findings
 
     def __len__(self) -> int:
         return len(self.x)

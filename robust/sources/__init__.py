@@ -11,7 +11,8 @@ from robust.sources.architectures import (
 )
 from robust.sources.builtin_data import DATASETS
 from robust.sources.data import as_samples, load_data
-from robust.sources.models import load, load_model
+from robust.sources.models import Opened, load, load_model, open_model
+from robust.sources.preprocess import Preprocessing
 from robust.sources.samples import Samples, check_samples
 from robust.sources.weights import load_weights, model_sha256, save_weights
 
@@ -19,7 +20,9 @@ __all__ = [
     "DATASETS",
     "MODELS",
     "Architecture",
+    "Opened",
     "PreActResNet18",
+    "Preprocessing",
     "ResNet18",
     "Samples",
     "SmallCNN",
@@ -32,5 +35,6 @@ __all__ = [
     "load_model",
     "load_weights",
     "model_sha256",
+    "open_model",
     "save_weights",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +11,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from robust.errors import DataError, InputError, UnsupportedError
+from robust.errors import DataError, InputError
+from robust.sources.archives import read_npz, read_shards, to_tensor
 from robust.sources.builtin_data import DATASETS
-from robust.sources.readers import read_folder, read_npz, read_parquet, to_tensor
+from robust.sources.datasets import read_hub_data, read_torchvision
+from robust.sources.preprocess import Preprocessing
+from robust.sources.readers import read_folder, read_parquet
 from robust.sources.samples import UNIT, Bounds, Samples, check_samples
+from robust.sources.spool import Spool
 
 __all__ = ["DATASETS", "Samples", "as_samples", "check_samples", "load_data"]
 
-FORMS = "FILE.npz, FILE.parquet, folder:DIR, builtin:NAME[:SPLIT]"
+FORMS = "FILE.npz, FILE.parquet, folder:DIR, builtin:NAME[:SPLIT], FILE.tar, torchvision:NAME[:SPLIT], hf:NAME[:SPLIT]"
 
 
 def as_samples(data: object, *, bounds: Bounds = UNIT, num_classes: int | None = None) -> Samples:
-    """Whatever holds labelled samples, read into memory (on the CPU) and checked.
+    """Whatever holds labelled samples, read and checked; what outgrows 256 MiB lies in a temporary file.
 
     Args:
         data: Samples, an (x, y) pair of tensors or arrays, a map-style Dataset of (x, y) items, a
@@ -41,29 +47,43 @@ def as_samples(data: object, *, bounds: Bounds = UNIT, num_classes: int | None =
     return check_samples(_collect(data), bounds, num_classes)
 
 
-def load_data(spec: str, *, bounds: Bounds = UNIT) -> Samples:
-    """Samples from a data SPEC: FILE.npz, FILE.parquet, folder:DIR or builtin:NAME[:SPLIT].
+def load_data(spec: str, *, bounds: Bounds = UNIT, fit: Preprocessing | None = None) -> Samples:
+    """Samples from a data SPEC.
+
+    Args:
+        spec: FILE.npz, FILE.parquet, FILE.tar or NAME-{000..009}.tar (webdataset), folder:DIR,
+            builtin:NAME[:SPLIT], torchvision:NAME[:SPLIT] or hf:NAME[:SPLIT].
+        bounds: lowest and highest valid value of float inputs.
+        fit: resize and crop images that are stored encoded, as a model declares it.
 
     Raises:
         InputError: a SPEC of unknown form.
-        DataError: a file that is missing, damaged or holds something else, or samples that fail a check.
+        DataError: a file that is missing, damaged, hostile or holds something else, or samples that fail
+            a check.
+        MissingDependencyError: a package that the form needs cannot be imported.
     """
-    return as_samples(spec, bounds=bounds)
+    return check_samples(_read(spec, fit), bounds)
 
 
-def _read(spec: str) -> Samples:
+def _read(spec: str, fit: Preprocessing | None = None) -> Samples:
     scheme, _, rest = spec.partition(":")
     if scheme == "builtin":
         name, _, split = rest.partition(":")
         return DATASETS[name](split or "test")
     if scheme == "folder":
-        return read_folder(Path(rest))
+        return read_folder(Path(rest), fit)
     if scheme in ("torchvision", "hf"):
-        raise UnsupportedError(f"data {spec!r}: {scheme}: is not offered in this version; use {FORMS}")
-    reader = {".npz": read_npz, ".parquet": read_parquet}.get(Path(spec).suffix.lower())
-    if reader is None:
-        raise InputError(f"data: expected one of {FORMS}, got {spec!r}")
-    return reader(Path(spec))
+        name, _, split = rest.partition(":")
+        read = read_torchvision if scheme == "torchvision" else read_hub_data
+        return read(name, split or "test", fit)
+    suffix = Path(spec).suffix.lower()
+    if suffix == ".npz":
+        return read_npz(Path(spec))
+    if suffix == ".parquet":
+        return read_parquet(Path(spec), fit)
+    if suffix == ".tar":
+        return read_shards(spec, fit)
+    raise InputError(f"data: expected one of {FORMS}, got {spec!r}")
 
 
 def _collect(data: object) -> Samples:
@@ -84,17 +104,41 @@ def _collect(data: object) -> Samples:
 def _from_batches(loader: DataLoader[Any]) -> Samples:
     # Iterating a DataLoader draws from torch's global generator, which is the caller's.
     with torch.random.fork_rng(devices=[]):
-        pairs = [_pair(batch, f"batch {i}") for i, batch in enumerate(loader)]
-    return _in_order(
-        _join(torch.cat, [x for x, _ in pairs], "x"), _join(torch.cat, [y for _, y in pairs], "y")
-    )
+        return _spooled(_pair(batch, f"batch {i}") for i, batch in enumerate(loader))
 
 
 def _from_items(dataset: Dataset[Any]) -> Samples:
+    def items() -> Iterator[tuple[Tensor, Tensor]]:
+        for i in range(len(dataset)):  # type: ignore[arg-type]
+            x, y = _pair(dataset[i], f"item {i}")
+            yield x.unsqueeze(0), y.unsqueeze(0)
+
     with torch.random.fork_rng(devices=[]):
-        pairs = [_pair(dataset[i], f"item {i}") for i in range(len(dataset))]  # type: ignore[arg-type]
-    return _in_order(
-        _join(torch.stack, [x for x, _ in pairs], "x"), _join(torch.stack, [y for _, y in pairs], "y")
+        samples = _spooled(items())
+    names = getattr(dataset, "classes", None)
+    listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return replace(samples, class_names=tuple(names)) if listed and names else samples
+
+
+def _spooled(pairs: Iterable[tuple[Tensor, Tensor]]) -> Samples:
+    """Batches (n, ...), (n,) one after another, in the order in which they come."""
+    spool, labels = Spool("x"), []
+    for x, y in pairs:
+        if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+            raise DataError(
+                f"x and y: expected as many inputs as labels, got x {tuple(x.shape)} and y {tuple(y.shape)}"
+            )
+        spool.append(x.to(torch.float32) if x.is_floating_point() else x.clone())
+        labels.append(y)
+    if not labels:
+        raise DataError("data: expected at least one sample, got none")
+    stored = spool.finish()
+    return Samples(
+        stored.rows,
+        torch.cat(labels),
+        torch.arange(len(stored.rows)),
+        pages=stored.pages,
+        x_sha256=stored.sha256,
     )
 
 
@@ -102,18 +146,6 @@ def _pair(item: object, where: str) -> tuple[Tensor, Tensor]:
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         raise DataError(f"data {where}: expected (x, y), got {type(item).__name__}")
     return to_tensor(f"x of {where}", item[0]), to_tensor(f"y of {where}", item[1])
-
-
-def _join(join: Any, parts: list[Tensor], name: str) -> Tensor:
-    if not parts:
-        raise DataError("data: expected at least one sample, got none")
-    if len(dtypes := {str(part.dtype) for part in parts}) > 1:
-        raise DataError(f"{name}: expected one type in every sample, got {', '.join(sorted(dtypes))}")
-    try:
-        joined: Tensor = join(parts)
-    except RuntimeError as e:
-        raise DataError(f"{name}: expected the same shape in every sample ({e}); resize them first") from e
-    return joined
 
 
 def _in_order(x: Tensor, y: Tensor) -> Samples:

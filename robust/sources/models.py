@@ -7,82 +7,125 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robust.errors import InputError, MissingDependencyError, ModelError, UnknownNameError, UnsupportedError
+from robust.errors import InputError, MissingDependencyError, ModelError, UnknownNameError
+from robust.quantized import attackable
 from robust.sources.architectures import MODELS, Architecture
+from robust.sources.hub import read_hub
+from robust.sources.onnx_model import read_onnx, read_onnx_runtime
+from robust.sources.preprocess import Preprocessing, beside, of_metadata, of_timm, of_torchvision
 from robust.sources.pyfile import model_from_file
 from robust.sources.samples import UNIT, Bounds
 from robust.sources.weights import load_weights, model_sha256, save_weights
 from robust.target import Normalization, Target
 
-__all__ = ["MODELS", "Architecture", "load", "load_model", "load_weights", "model_sha256", "save_weights"]
+__all__ = [
+    "MODELS", "Architecture", "Opened", "load", "load_model", "load_weights", "model_sha256", "open_model",
+    "save_weights",
+]  # fmt: skip
 
 FORMS = (
-    "path/to/file.py:factory, builtin:NAME, torchvision:NAME, timm:NAME, torchscript:FILE, export:FILE.pt2"
+    "path/to/file.py:factory, builtin:NAME, torchvision:NAME, timm:NAME, hf:ORG/NAME, onnx:FILE, "
+    "onnxruntime:FILE, torchscript:FILE, export:FILE.pt2"
 )
+DECLARED: Final = "declared"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model and what its source says of it.
+
+    Args:
+        model: on the CPU.
+        preprocessing: what it wants done to its images; None where the source does not say.
+        class_names: names of classes 0, 1, ..., where the source has them.
+    """
+
+    model: nn.Module
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 def load_model(spec: str, weights: str | Path | None = None, *, seed: int = 0) -> nn.Module:
     """The model that a SPEC names, on the CPU.
 
-    `path/to/file.py:factory` runs that file. `torchscript:` and `export:` run the graph stored in the
-    file, and torch evaluates expressions found there: load only files that you trust. Nothing is
-    downloaded: without weights the builtin:, torchvision: and timm: models are freshly initialised.
+    `path/to/file.py:factory` runs that file. `onnx:`, `onnxruntime:`, `torchscript:` and `export:` run the
+    graph stored in the file, and torch evaluates expressions found in the last two: load only files that
+    you trust. Only `hf:` fetches anything, and only JSON and safetensors; without weights the builtin:,
+    torchvision: and timm: models are freshly initialised.
 
     Args:
-        spec: path/to/file.py:factory, builtin:NAME, torchvision:NAME, timm:NAME, torchscript:FILE or
-            export:FILE.pt2.
+        spec: path/to/file.py:factory, builtin:NAME, torchvision:NAME, timm:NAME, hf:ORG/NAME[@REVISION]
+            or hf:FOLDER, onnx:FILE (converted, with gradients), onnxruntime:FILE (as it is, without),
+            torchscript:FILE or export:FILE.pt2.
         weights: a state dict to load into it (see load_weights).
         seed: of the initial weights, where no others are loaded; the global random state stays as it is.
 
     Raises:
         InputError: a SPEC of unknown form.
-        UnsupportedError: a form that this version does not offer.
+        UnsupportedError: an ONNX operator that cannot be converted.
         UnknownNameError: no such built-in, torchvision or timm model.
         ModelError: a file that is missing, damaged or does not give an nn.Module; weights that do not fit.
-        MissingDependencyError: torchvision or timm cannot be imported.
+        MissingDependencyError: a package that the form needs cannot be imported.
+    """
+    return open_model(spec, weights, seed=seed).model
+
+
+def open_model(spec: str, weights: str | Path | None = None, *, seed: int = 0) -> Opened:
+    """The model that a SPEC names, with the preprocessing and class names that its source declares.
+
+    Raises:
+        InputError and its kin: as load_model does.
     """
     scheme, _, name = spec.partition(":")
-    loaders: dict[str, Callable[[str], nn.Module]] = {
-        "builtin": lambda n: MODELS[n](),
-        "torchvision": _torchvision,
-        "timm": _timm,
-        "torchscript": _torchscript,
-        "export": _exported,
-    }
-    if scheme in ("hf", "onnx"):
-        raise UnsupportedError(f"model {spec!r}: {scheme}: is not offered in this version; use {FORMS}")
-    if scheme in loaders and not name:
+    if scheme in _LOADERS and not name:
         raise InputError(f"model: expected a name after {scheme}:, got {spec!r}; the forms are {FORMS}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = loaders[scheme](name) if scheme in loaders else _from_python(spec)
+        opened = _LOADERS[scheme](name) if scheme in _LOADERS else Opened(_from_python(spec))
+    model = opened.model
     if weights is not None:
         # An exported program's names are those of the model it was made from, without the wrapper's.
         load_weights(model.program if isinstance(model, ExportedModel) else model, weights)
-    return model
+    return opened
 
 
 def load(
     spec: str,
     weights: str | Path | None = None,
     *,
-    normalize: Normalization | None = None,
+    normalize: Normalization | Literal["declared"] | None = DECLARED,
     bounds: Bounds = UNIT,
     device: str | torch.device = "auto",
+    seed: int = 0,
 ) -> Target:
-    """The model that a SPEC names, as a Target: load_model, then normalisation, bounds and device.
+    """The model that a SPEC names, as a Target: load_model, then preprocessing, bounds and device.
+
+    Args:
+        normalize: (mean, std); "declared" takes what the source declares, with the image size; None
+            nothing.
 
     Raises:
         InputError: as load_model does, and for an unusable normalisation or device.
     """
-    return Target(load_model(spec, weights), normalize=normalize, bounds=bounds, device=device)
+    opened = open_model(spec, weights, seed=seed)
+    declared = opened.preprocessing if normalize == DECLARED else None
+    given = normalize if normalize != DECLARED else None if declared is None else declared.normalize
+    return Target(
+        attackable(opened.model),
+        normalize=given,
+        size=None if declared is None else declared.size,
+        bounds=bounds,
+        device=device,
+        preprocessing=declared,
+    )
 
 
 def _from_python(spec: str) -> nn.Module:
@@ -92,18 +135,29 @@ def _from_python(spec: str) -> nn.Module:
     return model_from_file(Path(path), factory)
 
 
-def _torchvision(name: str) -> nn.Module:
+def _torchvision(name: str) -> Opened:
     models = _optional("torchvision", "torchvision.models")
     _check_name("torchvision", name, models.list_models())
-    model: nn.Module = models.get_model(name, weights=None)
-    return model
+    return Opened(models.get_model(name, weights=None), of_torchvision(models, name))
 
 
-def _timm(name: str) -> nn.Module:
+def _timm(name: str) -> Opened:
     timm = _optional("timm", "timm")
-    _check_name("timm", name, timm.list_models())
+    _check_name("timm", name.partition(".")[0], timm.list_models())
     model: nn.Module = timm.create_model(name, pretrained=False)
-    return model
+    return Opened(model, of_timm(getattr(model, "pretrained_cfg", {}), f"timm's configuration of {name}"))
+
+
+def _onnx(name: str) -> Opened:
+    return _with_metadata(_existing(name), *read_onnx(_existing(name)))
+
+
+def _onnxruntime(name: str) -> Opened:
+    return _with_metadata(_existing(name), *read_onnx_runtime(_existing(name)))
+
+
+def _with_metadata(path: Path, model: nn.Module, entries: dict[str, str]) -> Opened:
+    return Opened(model, of_metadata(entries, f"metadata of {path}") or beside(path))
 
 
 def _optional(package: str, module: str) -> Any:
@@ -124,14 +178,14 @@ def _check_name(package: str, name: str, known: list[str]) -> None:
         raise UnknownNameError(f"unknown {package} model {name!r}; {hint}")
 
 
-def _torchscript(name: str) -> nn.Module:
+def _torchscript(name: str) -> Opened:
     path = _existing(name)
     read: Callable[..., nn.Module] = torch.jit.load
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # deprecated, and still what the file needs
             warnings.simplefilter("ignore", DeprecationWarning)
-            return read(str(path), map_location="cpu")
+            return Opened(read(str(path), map_location="cpu"), beside(path))
     except (RuntimeError, ValueError) as e:
         reason = str(e).partition("\n")[0]
         raise ModelError(
@@ -139,7 +193,7 @@ def _torchscript(name: str) -> nn.Module:
         ) from e
 
 
-def _exported(name: str) -> nn.Module:
+def _exported(name: str) -> Opened:
     path = _existing(name)
     try:
         with _no_pickles():
@@ -149,7 +203,7 @@ def _exported(name: str) -> nn.Module:
             f"model export:{path}: cannot be loaded ({type(e).__name__}: {str(e).partition(chr(10))[0]}); "
             "expected a file of torch.export.save without pickled objects"
         ) from e
-    return ExportedModel(program.module())
+    return Opened(ExportedModel(program.module()), beside(path))
 
 
 class ExportedModel(nn.Module):
@@ -196,3 +250,15 @@ def _existing(name: str) -> Path:
     if not path.is_file():
         raise ModelError(f"model {path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     return path
+
+
+_LOADERS: dict[str, Callable[[str], Opened]] = {
+    "builtin": lambda name: Opened(MODELS[name]()),
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "hf": lambda name: Opened(*read_hub(name)),
+    "onnx": _onnx,
+    "onnxruntime": _onnxruntime,
+    "torchscript": _torchscript,
+    "export": _exported,
+}

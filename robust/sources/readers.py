@@ -1,116 +1,68 @@
-"""Samples from files: npz, Parquet, and folders of images."""
+"""Samples from Parquet files and folders of images."""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Iterable
-from io import BytesIO
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
-from torch import Tensor
 
 from robust.errors import DataError
+from robust.sources.archives import require_file
+from robust.sources.images import IMAGE_SUFFIXES, Encoded, decode
+from robust.sources.limits import DATA_BYTES, ENTRY_BYTES, check_size
+from robust.sources.preprocess import Preprocessing
 from robust.sources.samples import Samples
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
-_CHANNELS = (1, 3)
-_GRAY, _DEEP = ("1", "L", "LA"), ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-Array = npt.NDArray[Any]
+_ROWS: Final = 64  # of a Parquet file, read at a time
 
 
-def to_tensor(name: str, array: Any) -> Tensor:
-    """A tensor on the CPU from a tensor or anything numpy takes, sharing memory where that is safe.
-
-    Raises:
-        DataError: ragged, a PIL image, or of a type that torch has not (strings, objects).
-    """
-    if isinstance(array, Image.Image):
-        raise DataError(f"{name}: expected a tensor, got a PIL image; add a transform such as ToTensor()")
-    if isinstance(array, Tensor):
-        return array.detach().cpu()
-    try:
-        plain = np.asarray(array)
-        native = np.ascontiguousarray(plain, dtype=plain.dtype.newbyteorder("=")).reshape(plain.shape)
-        return torch.from_numpy(native if native.flags.writeable else native.copy())
-    except (TypeError, ValueError) as e:
-        raise DataError(
-            f"{name}: expected a numeric tensor or array, got {type(array).__name__} ({e})"
-        ) from e
-
-
-def read_npz(path: Path) -> Samples:
-    """Arrays x and y of an npz file; x becomes (N, C, H, W).
-
-    Raises:
-        DataError: no such file, truncated or no npz, pickled objects in it, x or y missing, or a
-            layout that cannot be told.
-    """
-    _require_file(path)
-    try:
-        with path.open("rb") as stream:  # np.load leaves a path that it cannot read open
-            x, y = _npz_arrays(np.load(stream, allow_pickle=False), path)
-    except DataError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, EOFError) as e:
-        raise DataError(f"data {path}: truncated or damaged npz ({e}); write or download it again") from e
-    except ValueError as e:
-        raise DataError(
-            f"data {path}: not an npz of plain numeric arrays ({e}); pickled objects are never loaded"
-        ) from e
-    except OSError as e:
-        raise DataError(f"data {path}: cannot be read ({e})") from e
-    return _samples(_channels_first(to_tensor("x", x), path), to_tensor("y", y), str(path))
-
-
-def read_parquet(path: Path) -> Samples:
+def read_parquet(path: Path, fit: Preprocessing | None = None) -> Samples:
     """Columns image (encoded bytes, or a struct with a field bytes) and label of a Parquet file.
 
+    A column group of integers is taken along; class names come from the metadata that the Hugging Face
+    library `datasets` leaves. The file is read a few rows at a time.
+
     Raises:
-        DataError: no such file, no Parquet, a column missing or of another type, an image that cannot
-            be decoded or differs in size.
+        DataError: no such file, no Parquet, a column missing or of another type, over the size limit, an
+            image that cannot be decoded or differs in size.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    _require_file(path)
+    require_file(path)
+    columns: dict[str, list[int]] = {}
     try:
         with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            missing = [name for name in ("image", "label") if name not in names]
-            if missing:
-                raise DataError(
-                    f"data {path}: expected columns image and label, {' and '.join(missing)} missing; "
-                    f"the columns are {', '.join(names) or 'none'}"
-                )
-            table = file.read(columns=["image", "label"])
-    except (pa.ArrowException, OSError) as e:
+            names = _columns(file, path)
+            columns = {name: [] for name in names if name != "image"}
+            stored = decode(_cells(file, names, columns, path), f"data {path}", fit)
+            class_names = _class_names(file.schema_arrow.metadata)
+    except (pa.ArrowException, OSError, MemoryError) as e:
         raise DataError(f"data {path}: truncated, damaged or no Parquet file ({e})") from e
-    label = table.column("label")
-    if not pa.types.is_integer(label.type) or label.null_count:
-        raise DataError(
-            f"data {path}: expected column label of integers without nulls, got {label.type} "
-            f"with {label.null_count} nulls"
-        )
-    images = [_cell_bytes(cell, row, path) for row, cell in enumerate(table.column("image").to_pylist())]
-    decoded = ((f"row {row} of {path}", BytesIO(raw)) for row, raw in enumerate(images))
-    return _samples(_decode(decoded, path), to_tensor("label", label.to_numpy()), str(path))
+    labels, groups = (
+        torch.tensor(columns[name], dtype=torch.int64) if name in columns else None
+        for name in ("label", "group")
+    )
+    assert labels is not None
+    return Samples(
+        stored.rows, labels, torch.arange(len(labels)), str(path), class_names, groups,
+        pages=stored.pages, x_sha256=stored.sha256,
+    )  # fmt: skip
 
 
-def read_folder(path: Path) -> Samples:
+def read_folder(path: Path, fit: Preprocessing | None = None) -> Samples:
     """A folder with a sub-folder of images per class; the sorted folder names are labels 0, 1, ...
 
     Raises:
-        DataError: no such folder, no class folders, a class without images, an image that cannot be
-            decoded or differs in size.
+        DataError: no such folder, no class folders, a class without images, a link that leads out of the
+            folder, an image that cannot be decoded or differs in size.
     """
     if not path.is_dir():
         raise DataError(f"data folder {path}: no such folder")
+    home = path.resolve()
     classes = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise DataError(f"data folder {path}: expected a sub-folder of images per class, found none")
@@ -124,43 +76,62 @@ def read_folder(path: Path) -> Samples:
             )
         files += images
         labels += [label] * len(images)
-    x = _decode(((str(file), file) for file in files), path)
+    stored = decode((_image(file, home) for file in files), f"data folder {path}", fit)
     names = tuple(folder.name for folder in classes)
     y = torch.tensor(labels, dtype=torch.int64)
-    return Samples(x, y, torch.arange(len(y)), f"folder:{path}", names)
+    return Samples(
+        stored.rows,
+        y,
+        torch.arange(len(y)),
+        f"folder:{path}",
+        names,
+        pages=stored.pages,
+        x_sha256=stored.sha256,
+    )
 
 
-def _npz_arrays(archive: object, path: Path) -> tuple[Array, Array]:
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DataError(f"data {path}: a single array, not an npz; save with np.savez(file, x=x, y=y)")
-    with archive:
-        if not {"x", "y"} <= set(archive.files):
-            found = ", ".join(sorted(archive.files)) or "none"
-            raise DataError(f"data {path}: expected arrays x and y, found {found}")
-        return archive["x"], archive["y"]
+def _image(file: Path, home: Path) -> Encoded:
+    if not file.resolve().is_relative_to(home):
+        raise DataError(f"image {file}: a link to {file.resolve()}, outside of {home}; refused")
+    check_size(f"image {file}", file.stat().st_size, ENTRY_BYTES, DataError)
+    return Encoded(str(file), file)
 
 
-def _samples(x: Tensor, y: Tensor, spec: str) -> Samples:
-    return Samples(x, y, torch.arange(len(x)), spec)
+def _columns(file: Any, path: Path) -> list[str]:
+    """The columns to read, after their types and the declared sizes are checked."""
+    import pyarrow as pa
 
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"data {path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
-
-
-def _channels_first(x: Tensor, path: Path) -> Tensor:
-    """(N, H, W), (N, H, W, C) or (N, C, H, W) -> (N, C, H, W); C is the axis of 1 or 3."""
-    if x.ndim == 3:
-        return x.unsqueeze(1)
-    first, last = (x.shape[1] in _CHANNELS, x.shape[3] in _CHANNELS) if x.ndim == 4 else (False, False)
-    if first == last:
-        why = "axes 1 and 3 could both be channels" if first else "no axis of 1 or 3 channels"
+    schema = file.schema_arrow
+    missing = [name for name in ("image", "label") if name not in schema.names]
+    if missing:
         raise DataError(
-            f"data {path}: expected x as (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3, "
-            f"got {tuple(x.shape)}: {why}; pass the tensors themselves, or save x in a clear layout"
+            f"data {path}: expected columns image and label, {' and '.join(missing)} missing; "
+            f"the columns are {', '.join(schema.names) or 'none'}"
         )
-    return x if first else x.permute(0, 3, 1, 2).contiguous()
+    if not pa.types.is_integer(schema.field("label").type):
+        raise DataError(f"data {path}: expected column label of integers, got {schema.field('label').type}")
+    grouped = "group" in schema.names and pa.types.is_integer(schema.field("group").type)
+    sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
+    for size in (sum(max(0, size) for size in sizes), -min(sizes, default=0)):
+        check_size(f"data {path}", size, DATA_BYTES, DataError)
+    return ["image", "label", *(["group"] if grouped else [])]
+
+
+def _cells(file: Any, names: list[str], columns: dict[str, list[int]], path: Path) -> Iterator[Encoded]:
+    """The images, row by row; integers go to their columns."""
+    row = 0
+    for batch in file.iter_batches(batch_size=_ROWS, columns=names):
+        for name, numbers in columns.items():
+            column = batch.column(name)
+            if column.null_count:
+                raise DataError(
+                    f"data {path}: expected column {name} of integers without nulls, got {column.type} "
+                    f"with {column.null_count} nulls"
+                )
+            numbers += column.to_pylist()
+        for cell in batch.column("image"):
+            yield Encoded(f"row {row} of {path}", _cell_bytes(cell.as_py(), row, path))
+            row += 1
 
 
 def _cell_bytes(cell: Any, row: int, path: Path) -> bytes:
@@ -173,36 +144,11 @@ def _cell_bytes(cell: Any, row: int, path: Path) -> bytes:
     return raw
 
 
-def _decode(images: Iterable[tuple[str, Path | BytesIO]], path: Path) -> Tensor:
-    """Named image files -> (N, 1, H, W) uint8, or (N, 3, H, W) if any of them has colour."""
-    arrays: list[Array] = []
-    for name, source in images:
-        array = _decode_one(name, source)
-        if arrays and array.shape[:2] != arrays[0].shape[:2]:
-            (h, w), (h0, w0) = array.shape[:2], arrays[0].shape[:2]
-            raise DataError(
-                f"image {name}: expected all images of one size, got {w}x{h} after {w0}x{h0}; "
-                "resize them first"
-            )
-        arrays.append(array)
-    if not arrays:
-        raise DataError(f"data {path}: expected at least one sample, got none")
-    channels = max(array.shape[2] for array in arrays)
-    stacked = np.stack([np.broadcast_to(array, (*array.shape[:2], channels)) for array in arrays])
-    return torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
-
-
-def _decode_one(name: str, source: Path | BytesIO) -> Array:
-    """One image -> (H, W, 1) or (H, W, 3) uint8; transparency is dropped."""
+def _class_names(metadata: dict[bytes, bytes] | None) -> tuple[str, ...] | None:
+    """Names of the labels among the metadata, where there are any that can be read."""
     try:
-        with Image.open(source) as image:
-            if image.mode in _DEEP:
-                raise DataError(f"image {name}: expected 8 bits a channel, got mode {image.mode}; convert it")
-            if image.mode in _GRAY:
-                return np.asarray(image.convert("L"))[:, :, None]
-            # Palettes with transparency convert to RGB by way of RGBA only.
-            return np.asarray((image.convert("RGBA") if image.mode == "P" else image).convert("RGB"))
-    except DataError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise DataError(f"image {name}: cannot be decoded ({e})") from e
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        names = features["label"]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) and names else None

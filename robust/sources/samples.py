@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from robust.errors import DataError
 from robust.rng import Streams
 from robust.sources.digest import add_tensor
+from robust.sources.spool import Pages, Stored, gathered, in_parts
 from robust.threat import TOLERANCE
 
 Bounds = tuple[float, float]
@@ -31,6 +33,10 @@ class Samples:
         ids: (N,) int64 stable sample ids: the position in the full source unless the source has others.
         spec: where they came from: a data SPEC, or "memory".
         class_names: name of label 0, 1, ... where the source names them.
+        groups: (N,) int64 group of each sample, for fairness; None where the source has none.
+        group_names: name of group 0, 1, ...
+        pages: of the file that x is mapped from; None where x is in memory.
+        x_sha256: of the bytes of x, where they were hashed while they were read.
     """
 
     x: Tensor
@@ -38,6 +44,10 @@ class Samples:
     ids: Tensor
     spec: str = "memory"
     class_names: tuple[str, ...] | None = None
+    groups: Tensor | None = None
+    group_names: tuple[str, ...] | None = None
+    pages: Pages | None = field(default=None, repr=False)
+    x_sha256: str | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -46,12 +56,29 @@ class Samples:
         """Inputs at these positions as a fresh float32 tensor, uint8 scaled by 1/255: -> (n, ...)."""
         part = self.x[index]
         if part.dtype == torch.uint8:
-            return part.to(torch.float32).div_(255)
-        return part.to(torch.float32, copy=True)
+            rows = part.to(torch.float32).div_(255)
+        else:
+            rows = part.to(torch.float32, copy=True)
+        if self.pages is not None:
+            self.pages.release()
+        return rows
 
     def take(self, index: Index) -> Samples:
         """The samples at these positions (a slice, positions or an (N,) bool mask), ids kept."""
-        return replace(self, x=self.x[index], y=self.y[index], ids=self.ids[index])
+        where = torch.arange(len(self))[index]
+        if self.pages is None:
+            stored = Stored(self.x[index], "")
+        else:
+            stored = gathered(self.x, where, self.pages, f"data {self.spec}")
+        return replace(
+            self,
+            x=stored.rows,
+            y=self.y[index],
+            ids=self.ids[index],
+            groups=None if self.groups is None else self.groups[index],
+            pages=stored.pages,
+            x_sha256=stored.sha256 or None,
+        )
 
     def limit(self, n: int | None, seed: int = 0) -> Samples:
         """A fair sample of n: the first n of a seeded random order of the ids, put back in id order.
@@ -71,11 +98,22 @@ class Samples:
 
     @property
     def sha256(self) -> str:
-        """Hash over dtype, shape and bytes of x, y and ids."""
-        digest = hashlib.sha256()
-        for name, tensor in (("x", self.x), ("y", self.y), ("ids", self.ids)):
+        """Hash over type, shape and bytes of x, y and ids; of x only once."""
+        if self.x_sha256 is None:
+            object.__setattr__(self, "x_sha256", _bytes_sha256(self.x, self.pages))
+        digest = hashlib.sha256(f"{self.x.dtype} {tuple(self.x.shape)} {self.x_sha256}".encode())
+        for name, tensor in (("y", self.y), ("ids", self.ids)):
             add_tensor(digest, name, tensor)
         return digest.hexdigest()
+
+
+def _bytes_sha256(rows: Tensor, pages: Pages | None) -> str:
+    digest = hashlib.sha256()
+    for part in in_parts(rows):
+        digest.update(rows[part].cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        if pages is not None:
+            pages.release()
+    return digest.hexdigest()
 
 
 def check_samples(samples: Samples, bounds: Bounds = UNIT, num_classes: int | None = None) -> Samples:
@@ -106,7 +144,15 @@ def check_samples(samples: Samples, bounds: Bounds = UNIT, num_classes: int | No
         raise DataError(f"x: expected at least one sample, got shape {tuple(samples.x.shape)}")
     if num_classes is None and samples.class_names:
         num_classes = len(samples.class_names)
-    return replace(samples, x=_inputs(samples.x, bounds), y=_labels(samples.y, num_classes))
+    if samples.groups is not None and samples.groups.shape != samples.y.shape:
+        raise DataError(
+            f"groups: expected one per sample, shape {tuple(samples.y.shape)}, got {tuple(samples.groups.shape)}"
+        )
+    x = _inputs(samples.x, bounds, samples.pages)
+    same = x.dtype == samples.x.dtype
+    return replace(
+        samples, x=x, y=_labels(samples.y, num_classes), x_sha256=samples.x_sha256 if same else None
+    )
 
 
 def _labels(y: Tensor, num_classes: int | None) -> Tensor:
@@ -130,7 +176,7 @@ def _labels(y: Tensor, num_classes: int | None) -> Tensor:
     return y
 
 
-def _inputs(x: Tensor, bounds: Bounds) -> Tensor:
+def _inputs(x: Tensor, bounds: Bounds, pages: Pages | None = None) -> Tensor:
     if x.dtype == torch.uint8:
         if tuple(bounds) != UNIT:
             raise DataError(
@@ -143,14 +189,25 @@ def _inputs(x: Tensor, bounds: Bounds) -> Tensor:
             f"x: expected uint8 (0..255) or floats, got {x.dtype}; convert with x.to(torch.uint8)"
         )
     x = x.to(torch.float32)
-    low, high = (float(v) for v in x.aminmax())
-    if not (torch.isfinite(torch.tensor([low, high])).all()):  # aminmax hands NaN on
+    low, high = _extremes(x, pages)
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(_not_finite(x))
     if low < bounds[0] - TOLERANCE or high > bounds[1] + TOLERANCE:
         raise DataError(
             f"x: expected values in {tuple(bounds)}, found {low:g} to {high:g}; {_range_advice(low, high)}"
         )
     return x
+
+
+def _extremes(x: Tensor, pages: Pages | None) -> tuple[float, float]:
+    """Least and largest value; NaN where there is any."""
+    found = []
+    for part in in_parts(x):
+        found += list(x[part].aminmax())  # aminmax hands NaN on
+        if pages is not None:
+            pages.release()
+    low, high = torch.stack(found).aminmax()
+    return float(low), float(high)
 
 
 def _not_finite(x: Tensor) -> str:
