@@ -130,4 +130,6 @@ def as_target(
         return model
     if bounds is None:
         bounds = threat.bounds if isinstance(threat, Threat) else (0.0, 1.0)
-    return Target(attackable(model), normalize=normalize, bounds=bounds, device=device)
+    if isinstance(model, nn.Module):  # anything else the Target refuses
+        model = attackable(model)
+    return Target(model, normalize=normalize, bounds=bounds, device=device)

@@ -173,7 +173,7 @@ def join(
         attacks=attacks,
         trust=diagnose.verdict(findings),
         findings=[asdict(finding) for finding in findings],
-        checks={key: sum(part.checks[key] for part in parts) for key in parts[0].checks},
+        checks={key: sum(part.checks.get(key, 0) for part in parts) for key in parts[0].checks},
         model={"spec": model_spec or "memory", **parts[0].model},
         data=dict(data),
         device=" + ".join(sorted({part.device for part in parts})),

@@ -85,10 +85,14 @@ class Spool:
         rows = rows.detach().contiguous()
         if not self._count:
             self._shape, self._dtype = tuple(rows.shape[1:]), rows.dtype
-        if tuple(rows.shape[1:]) != self._shape or rows.dtype != self._dtype:
+        if rows.dtype != self._dtype:
             raise DataError(
-                f"{self._name}: expected the same shape and one type in every sample, {self._shape} {self._dtype}; got "
-                f"{tuple(rows.shape[1:])} {rows.dtype}; resize and convert them first"
+                f"{self._name}: expected one type in every sample, got {self._dtype}, {rows.dtype}; convert them first"
+            )
+        if tuple(rows.shape[1:]) != self._shape:
+            raise DataError(
+                f"{self._name}: expected the same shape in every sample, got {self._shape}, "
+                f"{tuple(rows.shape[1:])}; resize them first"
             )
         size = rows.numel() * rows.element_size()
         check_size(self._name, self._bytes + size, DATA_BYTES, DataError)
