@@ -11,7 +11,7 @@ from torch import nn
 from robust.attacks import Attack
 from robust.eot import EOT, Vote
 from robust.errors import InputError
-from robust.parts import Plan, attack_part, join
+from robust.parts import PartInterrupted, Plan, attack_part, join
 from robust.quantized import attackable
 from robust.report import Report
 from robust.run import Precision, Progress, Settings
@@ -23,6 +23,14 @@ from robust.threat import Threat
 Suite = str | Attack | Mapping[str, Any] | Iterable[str | Attack | Mapping[str, Any]]
 
 Diagnose = Literal["standard", "full"]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during an attack. `report`: what was found; samples still standing then count as errors."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__("interrupted during an attack")
+        self.report = report
 
 
 def evaluate(
@@ -76,6 +84,7 @@ def evaluate(
 
     Raises:
         InputError and its kin: see robust.errors.
+        Interrupted: Ctrl-C during an attack; its `report` keeps what was found until then.
     """
     settings = settings_of(seed, batch_size, precision, keep_examples=keep_examples, progress=progress)
     if diagnose not in get_args(Diagnose):
@@ -85,9 +94,16 @@ def evaluate(
     name, stages = resolve(suite, threat)
     samples = as_samples(data, bounds=threat.bounds)
     plan = Plan(threat, name, stages, cascade, full_checks=diagnose == "full")
-    part = attack_part(target, samples, plan, settings)
+    stopped = False
+    try:
+        part = attack_part(target, samples, plan, settings)
+    except PartInterrupted as cut:
+        part, stopped = cut.part, True
     data_info = {"spec": samples.spec, "sha256": samples.sha256}
-    return join([part], plan, data=data_info, n=len(samples), seed=seed, model_spec=model_spec)
+    report = join([part], plan, data=data_info, n=len(samples), seed=seed, model_spec=model_spec)
+    if stopped:
+        raise Interrupted(report)
+    return report
 
 
 def settings_of(

@@ -120,6 +120,7 @@ class Oracle:
             agrees that its point is adversarial. None: the target judges itself.
         prior: what earlier attacks have found out; without, the attack pays for what it asks of it.
         stays_inside: every visited point lies in the threat; else only those that do count for the gaps.
+        tick: called after every query with the passes spent so far by a row that took part in all.
         observe: watch the points; without, no row ever leaves and the ledger stays empty: for
             training, which wants the attack's last point of every row.
     """
@@ -141,6 +142,7 @@ class Oracle:
         judge: Target | None = None,
         prior: Prior | None = None,
         stays_inside: bool = True,
+        tick: Callable[[int], None] | None = None,
         observe: bool = True,
     ) -> None:
         self.x, self.y, self.ids, self.threat = x, y, ids, threat
@@ -150,7 +152,7 @@ class Oracle:
         self._target, self._judge = target, judge
         self._seed, self._purpose = seed, purpose
         self._access, self._micro_batch = access, max(1, micro_batch // target.draws)
-        self._budget, self._spent = budget, 0
+        self._budget, self._spent, self._tick = budget, 0, tick
         self._minimize, self._observe = minimize, observe
         self._unbooked = [0, 0]  # passes of the live rows that the ledger does not show yet
         self._rows = torch.arange(len(x), device=x.device)
@@ -379,6 +381,8 @@ class Oracle:
         self._spent += forwards + backwards
         self._unbooked[0] += forwards
         self._unbooked[1] += backwards
+        if self._tick is not None:
+            self._tick(self._spent)
 
     def _book(self) -> None:
         """Write the live rows' passes into the ledger: before rows change, and before it is read."""

@@ -35,6 +35,7 @@ _COUNTS = (
     "survived",
     "rejected",
     "silent",
+    "unstarted",
     "errors",
     "forwards",
     "backwards",
@@ -79,6 +80,14 @@ class Part:
     examples: dict[str, Tensor] | None = None
 
 
+class PartInterrupted(KeyboardInterrupt):
+    """Ctrl-C during an attack. `part`: what was found; samples still standing then count as errors."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__("interrupted during an attack")
+        self.part = part
+
+
 def attack_part(
     target: Target, samples: Samples, plan: Plan, settings: Settings, rows: range | None = None
 ) -> Part:
@@ -88,6 +97,7 @@ def attack_part(
 
     Raises:
         InputError: an empty range, or one that leaves the samples.
+        PartInterrupted: Ctrl-C during an attack.
     """
     rows = range(len(samples)) if rows is None else rows
     if not 0 <= rows.start < rows.stop <= len(samples):
@@ -101,10 +111,16 @@ def attack_part(
             run.checks |= {"forwards": 0, "backwards": 0}
         for stage in plan.stages:
             run.attack(stage, cascade=plan.cascade)
+            if run.interrupted:
+                run.stop()
+                break
         before_probes = len(run.findings)
-        if not rows.start:
+        if not rows.start and not run.interrupted:
             run.probe(plan.stages, full=plan.full_checks)
-    return part_of(run, rows, describe(target), time.perf_counter() - start, before_probes)
+    part = part_of(run, rows, describe(target), time.perf_counter() - start, before_probes)
+    if run.interrupted:
+        raise PartInterrupted(part)
+    return part
 
 
 def part_of(run: Run, rows: range, model: dict[str, Any], seconds: float, before_probes: int) -> Part:

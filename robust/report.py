@@ -32,7 +32,8 @@ class Report:
             audited adversarial example; NaN where none), margin (the highest seen: best other logit
             minus the label's), prediction_adv, forwards, backwards.
         attacks: a dict per attack: name, label, parameters, attacked, broke, survived, rejected (claims
-            that the audit refused), silent (samples with a misclassified point in the search and no claim), errors, forwards, backwards, seconds.
+            that the audit refused), silent (samples with a misclassified point in the search and no claim),
+            unstarted (the attack found nowhere to begin), errors, forwards, backwards, seconds.
         cascade: each attack saw only what the ones before it left standing; otherwise each saw every
             correctly classified sample, and `survived` is its robust count alone.
         trust: "trusted", "suspect" or "unreliable", from `findings` [{check, severity, message}].

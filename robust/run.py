@@ -29,6 +29,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 # Micro-batches of rows an attack works on at once, so that its passes stay full as rows leave.
 WAVE: Final = 4
 _ENGINE_WORTH: Final = 0.25  # seconds a pass over all samples must take before faster copies are looked for
+_LONG: Final = 500  # queries from which a search shows its progress within a wave
+_TELL_EVERY: Final = 0.2  # seconds
 _BOX_ROWS: Final = 8  # fewer say nothing about the box
 MISCLASSIFIED, BROKEN, SURVIVED, ERROR = range(4)
 
@@ -93,6 +95,7 @@ class Run:
         self.forwards = torch.zeros(n, dtype=torch.int64)
         self.backwards = torch.zeros(n, dtype=torch.int64)
         self.correct = 0
+        self.interrupted = False
         self._examples: dict[int, Tensor] = {}
         self._micro_batch = settings.micro_batch or 0
         self._differentiable = True
@@ -238,13 +241,14 @@ class Run:
             "name": attack.name, "label": attack.label, "parameters": attack.parameters, "access": attack.access,
             "source": attack.source, "batch_dependent": attack.batch_dependent, "notes": list(attack.notes),
             "selection": {"near": stage.near, "within": stage.within, "share": stage.share, "follows": stage.follows}, "attacked": len(rows),
-            "broke": 0, "survived": 0, "rejected": 0, "silent": 0, "errors": 0, "forwards": 0, "backwards": 0, "seconds": 0.0,
+            "broke": 0, "survived": 0, "rejected": 0, "silent": 0, "unstarted": 0, "errors": 0, "forwards": 0, "backwards": 0, "seconds": 0.0,
         }  # fmt: skip
         start, done = time.perf_counter(), 0
         while done < len(rows):
             wave = rows[done : done + WAVE * self._micro_batch]
             try:
-                self._attack_wave(attack, wave, entry, cascade=cascade)
+                tick = self._watch(attack, done, len(wave), len(rows))
+                self._attack_wave(attack, wave, entry, tick, cascade=cascade)
             except RobustError:
                 raise
             except Exception as error:  # a crash on some samples must not lose the others
@@ -255,6 +259,8 @@ class Run:
                 else:
                     self._micro_batch //= 2
                     continue
+            if self.interrupted:
+                break
             done += len(wave)
             self._tell(attack.label, done, len(rows))
         self.rose = self.margin > before
@@ -275,7 +281,36 @@ class Run:
             eligible &= near | (draw < stage.share)
         return eligible & self.rose if stage.follows else eligible
 
-    def _attack_wave(self, attack: Attack, rows: Tensor, entry: dict[str, Any], *, cascade: bool) -> None:
+    def _watch(self, attack: Attack, done: int, wave: int, total: int) -> Callable[[int], None] | None:
+        """What shows progress within a wave of a long search that states its queries."""
+        queries = getattr(attack, "queries", 0)
+        if not self.settings.progress or queries < _LONG:
+            return None
+        told = time.monotonic()
+
+        def tick(spent: int) -> None:
+            nonlocal told
+            if time.monotonic() - told > _TELL_EVERY:
+                told = time.monotonic()
+                self._tell(attack.label, done + wave * min(spent, queries) // queries, total)
+
+        return tick
+
+    def stop(self) -> None:
+        """After an interruption: samples that the whole suite did not pass over have no verdict."""
+        hurt = self.status == SURVIVED
+        self.status[hurt] = ERROR
+        self._note_failure("interrupted", f"{int(hurt.sum())} samples were not attacked to the end")
+
+    def _attack_wave(
+        self,
+        attack: Attack,
+        rows: Tensor,
+        entry: dict[str, Any],
+        tick: Callable[[int], None] | None,
+        *,
+        cascade: bool,
+    ) -> None:
         x, y, ids = self._load(rows)
         known = (self.gaps if cascade else self._clean_gaps)[rows]  # alone, an attack starts from nothing
         prior = Prior(known.to(x.device), self.clean_margin[rows].to(x.device))
@@ -283,9 +318,12 @@ class Run:
             self.search, x, y, ids, self.threat,
             seed=self.settings.seed, purpose=attack.label, access=attack.access, micro_batch=self._micro_batch,
             judge=None if self.search is self.target else self.target,
-            prior=prior, stays_inside=attack.stays_inside,
+            prior=prior, stays_inside=attack.stays_inside, tick=tick,
         )  # fmt: skip
-        attack(oracle)
+        try:
+            attack(oracle)
+        except KeyboardInterrupt:  # what was found is kept
+            self.interrupted = True
         ledger = oracle.ledger
         checked = self._judge(rows, ledger, x, y, entry)
         for total, spent in ((self.forwards, ledger.forwards), (self.backwards, ledger.backwards)):
@@ -295,6 +333,10 @@ class Run:
         self.reach[rows] = self.reach[rows].fmin(ledger.distance.cpu())
         assert ledger.gaps is not None
         self.gaps[rows] = self.gaps[rows].fmax(ledger.gaps.cpu())
+        stuck = int((ledger.stuck & ~ledger.broken).sum())
+        if stuck:
+            entry["unstarted"] += stuck
+            self._find(diagnose.NO_START, f"{attack.label} found nowhere to begin")
         entry["silent"] += int(((ledger.margin > 0) & ~ledger.broken & ~ledger.failed).sum())
         failed = (ledger.failed & ~ledger.broken).cpu()
         if bool(failed.any()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import DEVICES
@@ -14,14 +16,18 @@ from robust.target import Target
 from robust.threat import NORMS, Threat
 
 RADII = {"linf": "0.15", "l2": "0.9", "l1": "4", "l0": "6"}
-CHEAP: dict[str, dict[str, int]] = {  # fewer passes than the defaults; attacks not named run as they are
+CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attacks not named run as they are
     "apgd": {"steps": 20},
     "cw": {"steps": 40, "binary_search_steps": 4},
     "fab": {"steps": 8, "targets": 3},
     "fmn": {"steps": 40},
     "multitargeted": {"steps": 6, "targets": 3, "odi_steps": 2},
     "sigma-zero": {"steps": 40},
+    "hopskipjump": {"queries": 400, "probes": 8, "start_tries": 4},
+    "rays": {"queries": 150},
+    "spsa": {"queries": 140, "samples": 6},
     "square": {"queries": 300},
+    "transfer": {"surrogate": f"{Path(__file__).parent / 'surrogate.py'}:digits"},
 }
 CASES = [(name, norm) for name in ATTACKS for norm in ATTACKS[name].norms]
 

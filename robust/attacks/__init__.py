@@ -8,10 +8,15 @@ from robust.attacks.ddn import DDN
 from robust.attacks.fab import FAB
 from robust.attacks.fgsm import FGSM
 from robust.attacks.fmn import FMN
+from robust.attacks.hopskipjump import HopSkipJump
 from robust.attacks.multitargeted import MultiTargeted
+from robust.attacks.noise import Noise
 from robust.attacks.pgd import PGD
+from robust.attacks.rays import RayS
 from robust.attacks.sigma_zero import SigmaZero
+from robust.attacks.spsa import SPSA
 from robust.attacks.square import Square
+from robust.attacks.transfer import Transfer
 
 __all__ = [
     "APGD",
@@ -22,9 +27,14 @@ __all__ = [
     "FGSM",
     "FMN",
     "PGD",
+    "SPSA",
     "Attack",
+    "HopSkipJump",
     "MultiTargeted",
+    "Noise",
+    "RayS",
     "SigmaZero",
     "Square",
+    "Transfer",
     "make_attack",
 ]

@@ -73,7 +73,7 @@ def attack(
     """Attack a model and report its robust accuracy, sample by sample."""
     from robust.attacks import make_attack
     from robust.errors import InputError
-    from robust.evaluation import evaluate
+    from robust.evaluation import Interrupted, evaluate
     from robust.run import Progress
     from robust.threat import Threat
 
@@ -99,22 +99,28 @@ def attack(
             left = "" if step.stage == "clean" else f"  standing {step.surviving}/{step.n}"
             bars.update(tasks[step.stage], completed=step.done, description=step.stage + left)
 
-        report = evaluate(
-            target,
-            chosen,
-            threat=parsed,
-            suite=attacks or suite or "standard",
-            seed=seed,
-            batch_size=cast("int | Literal['auto']", common.batch(batch_size)),
-            precision=cast("Precision", precision),
-            diagnose=cast("Diagnose", diagnose),
-            eot=eot,
-            vote=cast("Literal['expectation', 'majority']", vote),
-            keep_examples=save_examples,
-            model_spec=model,
-            progress=show,
-        )
+        interrupted = False
+        try:
+            report = evaluate(
+                target,
+                chosen,
+                threat=parsed,
+                suite=attacks or suite or "standard",
+                seed=seed,
+                batch_size=cast("int | Literal['auto']", common.batch(batch_size)),
+                precision=cast("Precision", precision),
+                diagnose=cast("Diagnose", diagnose),
+                eot=eot,
+                vote=cast("Literal['expectation', 'majority']", vote),
+                keep_examples=save_examples,
+                model_spec=model,
+                progress=show,
+            )
+        except Interrupted as stopped:
+            report, interrupted = stopped.report, True
     _deliver(report, json_, out)
+    if interrupted:
+        common.fail("interrupted; samples that were not attacked to the end have no verdict", 130)
     return 3 if report.statuses["error"] else 0
 
 

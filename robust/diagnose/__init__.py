@@ -6,7 +6,7 @@ and the probes search on a few samples: `BRIEF` after every evaluation, `FULL` w
 """
 
 from robust.diagnose.binarization import binarization
-from robust.diagnose.checks import AUDIT, CHECKS, CRASH, NON_FINITE, Check, Finding, verdict
+from robust.diagnose.checks import AUDIT, CHECKS, CRASH, NO_START, NON_FINITE, Check, Finding, verdict
 from robust.diagnose.checks import page as checks_page
 from robust.diagnose.preflight import PREFLIGHT_SAMPLES, Preflight, preflight
 from robust.diagnose.probes import (
@@ -26,6 +26,21 @@ BRIEF = (unbounded, transfer)
 FULL = (unbounded, transfer, not_converged, doubled_budget, step_size, monotone, random_noise, binarization)
 
 __all__ = [
-    "AUDIT", "BRIEF", "CHECKS", "CRASH", "FULL", "NON_FINITE", "PREFLIGHT_SAMPLES", "PROBED", "Check", "Finding",
-    "Preflight", "Subject", "checks_page", "preflight", "review", "verdict",
+    "AUDIT",
+    "BRIEF",
+    "CHECKS",
+    "CRASH",
+    "FULL",
+    "NON_FINITE",
+    "NO_START",
+    "PREFLIGHT_SAMPLES",
+    "PROBED",
+    "Check",
+    "Finding",
+    "Preflight",
+    "Subject",
+    "checks_page",
+    "preflight",
+    "review",
+    "verdict",
 ]  # fmt: skip

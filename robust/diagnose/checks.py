@@ -137,6 +137,13 @@ CRASH = _declare(
     detects="a bug in the attack or a model that cannot take every input of the box",
     advice="its samples count as errors: see failures",
 )
+NO_START = _declare(
+    "no-start",
+    rule="a decision attack found no misclassified point to begin with for some samples (`unstarted` of its entry)",
+    detects="a model that gives one class nearly everywhere; such samples stand because nothing attacked them",
+    advice="add gradient or score attacks to the suite, or give the attack more start_tries or queries",
+    severity="suspect",
+)
 AUDIT = _declare(
     "audit",
     rule="a claimed adversarial example failed the re-measurement of norm, box, finiteness or class",

@@ -1,0 +1,154 @@
+"""HopSkipJump, a walk along the boundary by decisions alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robust.attacks.base import ATTACKS, Attack
+from robust.attacks.geometry import per_row
+from robust.errors import InputError
+from robust.oracle import Access, Oracle, State
+
+_HALVINGS = 12  # of a step until it stays misclassified
+
+
+@ATTACKS.register("hopskipjump")
+@dataclass(frozen=True)
+class HopSkipJump(Attack):
+    """HopSkipJump (Chen, Jordan & Wainwright 2020, arXiv 1904.02144): minimum l2 or linf norm from labels alone.
+
+    From a misclassified point it searches the boundary towards x, estimates the boundary's normal there
+    from the labels of points around, steps along it and searches again.
+
+    The starting point is looked for in this order: the negative of x, then in turn a plain colour,
+    uniform noise, and noise of the box's ends only. A sample for which none of `start_tries` is
+    misclassified goes unattacked, and the report says so.
+
+    Args:
+        queries: forward passes at most, >= start_tries + 50.
+        probes: points for the first estimate of the normal, >= 2; later ones take sqrt(step) times as many.
+        start_tries: points tried as a start, >= 1.
+    """
+
+    name: ClassVar[str] = "hopskipjump"
+    norms: ClassVar[tuple[str, ...]] = ("l2", "linf")
+    access: ClassVar[Access] = "decision"
+    paper: ClassVar[str] = "Chen et al. 2020"
+    minimum_norm: ClassVar[bool] = True
+
+    queries: int = 5000
+    probes: int = 100
+    start_tries: int = 50
+
+    def __post_init__(self) -> None:
+        if self.start_tries < 1 or self.probes < 2 or self.queries < self.start_tries + 50:
+            raise InputError(
+                "hopskipjump: expected start_tries >= 1, probes >= 2 and queries >= start_tries + 50, got "
+                f"{self.start_tries}, {self.probes} and {self.queries}"
+            )
+
+    def run(self, oracle: Oracle) -> None:
+        l2, values = oracle.threat.norm == "l2", oracle.x[0].numel()
+        theta = values**-1.5 if l2 else values**-2.0  # the paper's precision of the search
+        halvings = min(25, math.ceil(-math.log2(theta)))
+        s = oracle.state()
+        self._start(oracle, s)
+        s.before = _distance(s.x_adv - oracle.x, l2=l2)
+        self._search(oracle, s, halvings, l2=l2)
+        left = self.queries - self.start_tries - halvings
+        for step in oracle.steps(self.queries):
+            probes = min(int(self.probes * math.sqrt(step + 1)), left - _HALVINGS - halvings)
+            if probes < 2:
+                break
+            left -= probes + _HALVINGS + halvings
+            s.distance = _distance(s.x_adv - oracle.x, l2=l2)
+            low, high = oracle.threat.bounds
+            scale = math.sqrt(values) * theta if l2 else values * theta
+            s.delta = torch.full_like(s.distance, 0.1 * (high - low)) if step == 0 else scale * s.before
+            normal = self._normal(oracle, s, step, probes)
+            s.direction = (
+                normal / per_row(normal.flatten(1).norm(dim=1).clamp_min(1e-30), normal)
+                if l2
+                else normal.sign()
+            )
+            s.before = s.distance
+            self._step(oracle, s, step)
+            self._search(oracle, s, halvings, l2=l2)
+
+    def _start(self, oracle: Oracle, s: State) -> None:
+        """A misclassified point for every row; rows without one go."""
+        low, high = oracle.threat.bounds
+        s.x_adv, s.found = oracle.x, torch.zeros_like(oracle.y, dtype=torch.bool)
+        for attempt in oracle.steps(self.start_tries):
+            streams, shape = oracle.random("start", attempt), oracle.x.shape[1:]
+            if attempt == 0:
+                point = low + high - oracle.x
+            elif attempt % 3 == 1:
+                colours = streams.uniform((shape[0], *([1] * (len(shape) - 1))), low, high)
+                point = colours.expand_as(oracle.x)
+            elif attempt % 3 == 2:
+                point = streams.uniform(shape, low, high)
+            else:
+                point = low + (high - low) * streams.integers(shape, 0, 2).to(oracle.x.dtype)
+            wrong = oracle.decide(point)
+            s.x_adv = torch.where(per_row(wrong, point), point, s.x_adv)
+            s.found = s.found | wrong
+            oracle.rest(wrong)
+        oracle.give_up(~s.found)
+        for _ in oracle.steps(1):  # they leave between steps
+            pass
+
+    def _search(self, oracle: Oracle, s: State, halvings: int, *, l2: bool) -> None:
+        """Move x_adv towards x as far as it stays misclassified: along the line, or by clipping (linf)."""
+        s.near = torch.zeros_like(s.before)
+        s.far = torch.ones_like(s.before) if l2 else _distance(s.x_adv - oracle.x, l2=False)
+        s.end = s.x_adv
+        for _ in oracle.steps(halvings):
+            middle = (s.near + s.far) / 2
+            point = _towards(s.end, oracle.x, middle, l2=l2)
+            wrong = oracle.decide(point)
+            s.x_adv = torch.where(per_row(wrong, point), point, s.x_adv)
+            s.near, s.far = torch.where(wrong, s.near, middle), torch.where(wrong, middle, s.far)
+
+    def _normal(self, oracle: Oracle, s: State, step: int, probes: int) -> Tensor:
+        """The boundary's normal by Monte Carlo: mean of (label - mean label) * direction."""
+        s.along, s.sum = torch.zeros_like(oracle.x), torch.zeros_like(oracle.x)
+        s.labels = torch.zeros_like(s.distance)
+        for probe in oracle.steps(probes):
+            streams, shape = oracle.random("probe", step, probe), oracle.x.shape[1:]
+            noise = streams.normal(shape) if oracle.threat.norm == "l2" else streams.uniform(shape, -1, 1)
+            noise = noise / per_row(noise.flatten(1).norm(dim=1).clamp_min(1e-30), noise)
+            point = oracle.clip(s.x_adv + per_row(s.delta, noise) * noise)
+            went = (point - s.x_adv) / per_row(s.delta, noise).clamp_min(1e-30)
+            label = oracle.decide(point).to(went.dtype) * 2 - 1
+            s.along, s.sum = s.along + per_row(label, went) * went, s.sum + went
+            s.labels = s.labels + label
+        mean = per_row(s.labels / probes, s.sum)
+        one_sided = mean.abs() == 1
+        return torch.where(one_sided, s.along, s.along - mean * s.sum)
+
+    def _step(self, oracle: Oracle, s: State, step: int) -> None:
+        """Along the normal: distance / sqrt(step), halved until the point is misclassified."""
+        s.size = s.distance / math.sqrt(step + 1)
+        for _ in oracle.steps(_HALVINGS):
+            point = oracle.clip(s.x_adv + per_row(s.size, s.direction) * s.direction)
+            wrong = oracle.decide(point)
+            s.x_adv = torch.where(per_row(wrong, point), point, s.x_adv)
+            s.size = s.size / 2
+            oracle.rest(wrong)
+
+
+def _distance(delta: Tensor, *, l2: bool) -> Tensor:
+    flat = delta.flatten(1)
+    return flat.norm(dim=1) if l2 else flat.abs().amax(1)
+
+
+def _towards(end: Tensor, x: Tensor, share: Tensor, *, l2: bool) -> Tensor:
+    """Share of the way from x to end (l2), or end clipped to within `share` of x (linf)."""
+    share = per_row(share, x)
+    return x + share * (end - x) if l2 else torch.minimum(torch.maximum(end, x - share), x + share)

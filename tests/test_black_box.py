@@ -1,0 +1,188 @@
+"""Score and decision attacks: known answers, budgets, nowhere to begin, interruption."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import Linear
+from torch import Tensor, nn
+
+import robust
+from robust.attacks import ATTACKS, SPSA, HopSkipJump, Noise, RayS, Square, Transfer
+from robust.errors import InputError
+from robust.evaluation import Interrupted
+from robust.oracle import Ledger, Oracle
+from robust.run import Progress
+from robust.target import Target
+from robust.threat import Threat
+
+
+def plane(values: int, n: int = 2) -> tuple[Linear, Tensor, Tensor, Tensor]:
+    """A two-class linear model, points in the middle of the box, labels, and (w_y - w_other)."""
+    generator = torch.Generator().manual_seed(values)
+    model = Linear(torch.randn(2, values, generator=generator), torch.zeros(2))
+    x = 0.5 + 0.05 * torch.randn(n, values, generator=generator)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+        gap = model.weight[y] - model.weight[1 - y]
+    return model, x, y, gap
+
+
+def search(attack: object, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Ledger:
+    with Target(model, device="cpu") as target:
+        oracle = Oracle(
+            target, x, y, torch.arange(len(x)), threat, access=attack.access, minimize=True,  # type: ignore[attr-defined]
+        )  # fmt: skip
+        attack(oracle)  # type: ignore[operator]
+    return oracle.ledger
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "slack"),
+    [
+        (HopSkipJump(queries=1500, probes=30), "l2", 1.1),
+        (HopSkipJump(queries=1500, probes=30), "linf", 1.25),
+        (RayS(queries=800), "linf", 1.15),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_decision_attacks_come_near_the_minimal_perturbation(
+    attack: HopSkipJump, norm: str, slack: float
+) -> None:
+    model, x, y, gap = plane(16)
+    distance = (x * gap).sum(1).abs() / gap.norm(p=1 if norm == "linf" else 2, dim=1)
+    ledger = search(attack, model, x, y, Threat(norm, "0.0001"))
+    ratio = ledger.distance / distance
+    assert (ratio >= 1 - 1e-4).all()
+    assert (ratio <= slack).all(), ratio
+    assert (ledger.forwards <= attack.queries).all()
+
+
+def test_spsa_follows_the_slope() -> None:
+    model, x, y, gap = plane(16, n=1)
+    for norm, dual in (("linf", 1), ("l2", 2)):
+        exact = (x * gap).sum(1).abs() / gap.norm(p=dual, dim=1)
+        for i in range(len(x)):
+            for share, breaks in ((0.999, False), (1.15, True)):
+                threat = Threat(norm, repr(float(share * exact[i])))
+                ledger = search(SPSA(queries=900, samples=6), model, x[i : i + 1], y[i : i + 1], threat)
+                assert ledger.broken.item() is breaks
+                assert ledger.forwards.item() <= 900
+
+
+def test_spsa_goes_where_there_is_no_gradient(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    class Steps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = net((x * 50).round() / 50)
+            return out
+
+    attack = SPSA(queries=400, samples=12, delta=0.05)
+    report = robust.evaluate(
+        Steps(), digits, threat="linf:0.2", suite=["pgd", attack], cascade=False, device="cpu", batch_size=64
+    )
+    blind, estimated = report.attacks
+    assert blind["broke"] <= 3  # by its random start alone
+    assert estimated["broke"] > 30
+
+
+class Stubborn(nn.Module):
+    """Class 0 everywhere but on the samples themselves."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("known", x.flatten(1)[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = (torch.cdist(x.flatten(1), self.known) < 1e-3).any(1).float()  # type: ignore[arg-type]
+        return torch.stack([1 - seen, seen], 1)
+
+
+@pytest.mark.parametrize(
+    "attack", [HopSkipJump(queries=100, start_tries=12), RayS(queries=60)], ids=lambda a: a.name
+)
+def test_nowhere_to_begin_is_said(attack: HopSkipJump, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits[0][:4], torch.tensor([0, 1, 1, 1])
+    report = robust.evaluate(Stubborn(x), (x, y), threat="linf:0.3", suite=attack, device="cpu")
+    (entry,) = report.attacks
+    assert (entry["attacked"], entry["broke"], entry["unstarted"]) == (4, 3, 1)
+    assert report.verdicts["status"].tolist() == ["survived", "broken", "broken", "broken"]
+    assert "no-start" in {finding["check"] for finding in report.findings}
+    assert report.trust != "trusted"
+
+
+@pytest.mark.parametrize("name", ["hopskipjump", "rays", "spsa", "square"])
+def test_progress_within_a_search_and_ctrl_c_keeps_what_was_found(
+    name: str, net: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robust.run._TELL_EVERY", 0.0)
+    shown: list[Progress] = []
+
+    def stop(step: Progress) -> None:
+        shown.append(step)
+        if step.stage.startswith(name) and step.surviving < 64 and step.done >= 3:
+            raise KeyboardInterrupt
+
+    attack = ATTACKS[name](queries=4000)  # type: ignore[call-arg]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        robust.evaluate(
+            net,
+            digits,
+            threat="linf:0.12",
+            suite=["fgsm", attack],
+            device="cpu",
+            batch_size=64,
+            progress=stop,
+        )
+    assert isinstance(caught.value, Interrupted)
+    report = caught.value.report
+    within = [step.done for step in shown if step.stage.startswith(name)]
+    assert len(within) > 3
+    assert within == sorted(within)
+    assert sum(report.statuses.values()) == 64
+    assert report.statuses["survived"] == 0
+    assert report.statuses["broken"] >= report.attacks[0]["broke"] > 0
+    assert report.statuses["error"] > 0
+    assert report.failures == [
+        f"interrupted: {report.statuses['error']} samples were not attacked to the end"
+    ]
+
+
+def test_transfer_needs_and_names_its_surrogate(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(InputError, match="needs a surrogate"):
+        robust.evaluate(net, digits, threat="linf:0.1", suite="transfer")
+    with pytest.raises(InputError, match="expected a model SPEC"):
+        Transfer(surrogate=3)
+    own = Transfer(surrogate=Target(net, device="cpu"))
+    assert own.label == "transfer(Sequential)"
+    report = robust.evaluate(net, digits, threat="linf:0.15", suite=own, device="cpu", batch_size=64)
+    assert report.robust_accuracy < 0.4
+    assert report.backwards <= report.checks["backwards"]
+    assert report.to_dict()["attacks"][0]["parameters"]["surrogate"] == "Sequential"
+
+
+def test_noise_is_the_floor(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    report = robust.evaluate(
+        net, digits, threat="linf:0.15", suite=[Noise(), "pgd"], cascade=False, device="cpu", batch_size=64
+    )
+    floor, strong = report.attacks
+    assert 0 < floor["broke"] < strong["broke"]
+    assert floor["forwards"] <= 64 * 101 + floor["broke"]
+
+
+@pytest.mark.parametrize(
+    ("attack", "change"),
+    [
+        (SPSA(), {"queries": 10}),
+        (SPSA(), {"delta": 0}),
+        (RayS(), {"tolerance": 1}),
+        (HopSkipJump(), {"queries": 60}),
+        (Noise(), {"queries": 0}),
+        (Transfer(), {"steps": 0}),
+    ],
+    ids=str,
+)
+def test_bad_parameters_are_refused(attack: Square, change: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"{attack.name}: expected"):
+        replace(attack, **change)
