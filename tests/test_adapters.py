@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 import robust
 from robust.attacks import ATTACKS, Attack, make_attack
-from robust.attacks.adapters import LIBRARIES, Library, Torchattacks
+from robust.attacks.adapters import LIBRARIES, Library, Torchattacks, adapter_of
 from robust.cli import main
 from robust.errors import InputError, MissingDependencyError, UnknownNameError, UnsupportedError
 from robust.losses import margin
@@ -285,7 +286,9 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(
         ATTACKS.annexes,
         "absent",
-        ATTACKS.annexes["torchattacks"].__class__(library.adapter, library.names, library.refuse),
+        ATTACKS.annexes["torchattacks"].__class__(
+            partial(adapter_of, library), library.names, library.refuse
+        ),
     )
     told = r'need no-such-library, which is not installed; pip install "robust-harness\[torchattacks\]"'
     with pytest.raises(MissingDependencyError, match=told):

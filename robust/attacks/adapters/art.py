@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robust.attacks.adapters.base import Job, Library, Peer
+from robust.attacks.adapters.library import Job, Library, Peer
 
 _APGD_STEP = {"step": "eps_step", "share": 2.0, "steps": ""}
 _CLASSES = "makes a backward pass for every class and step"

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from robust.attacks.adapters.base import Job, Library, Peer
+from robust.attacks.adapters.library import Job, Library, Peer
 
 _MADRY, _BIM, _MI = "Madry et al. 2018", "Kurakin et al. 2017", "Dong et al. 2018"
 _NOISE, _FMN, _BB = "Rauber et al. 2020", "Pintor et al. 2021", "Brendel et al. 2019"

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from robust.attacks.adapters.base import Job, Library, Peer
+from robust.attacks.adapters.library import Job, Library, Peer
 
 
 def _gradient_sign(paper: str, share: float = 2.5, steps: str = "steps", differs: str = "") -> Peer:
