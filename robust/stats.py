@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
@@ -66,6 +66,58 @@ def mcnemar(b: int, c: int) -> float:
 
     b, c = _count("b", b), _count("c", c)
     return float(binomtest(b, b + c).pvalue) if b + c else 1.0
+
+
+def paired_interval(b: int, c: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of the difference of two paired rates, (b - c) / n (Tango 1998).
+
+    It contains 0 exactly where McNemar's statistic (b - c)^2 / (b + c) does not reach significance.
+
+    Args:
+        b: pairs in which only the first succeeds, >= 0.
+        c: pairs in which only the second succeeds, >= 0.
+        n: pairs in all, >= b + c. For n = 0 nothing is known: the interval is (-1, 1).
+        confidence: coverage, within (0, 1).
+
+    Raises:
+        InputError: an argument out of range.
+    """
+    from scipy.optimize import bisect as root
+    from scipy.stats import norm
+
+    b, c, n = _count("b", b), _count("c", c), _count("n", n)
+    if b + c > n:
+        raise InputError(
+            f"n: expected at least b + c = {b + c}, got {n}; the pairs that differ are among all"
+        )
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence: expected a fraction within (0, 1) such as 0.95, got {confidence!r}")
+    if n == 0:
+        return -1.0, 1.0
+    z = float(norm.ppf(0.5 + confidence / 2))
+    middle = (b - c) / n
+
+    def excess(d: float, side: float) -> float:
+        """Difference seen, less that of d, less `side` times z standard errors under d."""
+        linear = -b - c + (2 * n - b + c) * d
+        only_c = (max(linear**2 + 8 * n * c * d * (1 - d), 0.0) ** 0.5 - linear) / (4 * n)
+        variance = max(n * (2 * only_c + d * (1 - d)), 0.0)
+        return b - c - n * d - side * z * variance**0.5
+
+    step = 1e-9  # where no pair differs, the standard error at the middle itself is 0: a root that is none
+    low = -1.0 if excess(-1.0, 1) <= 0 else root(excess, -1.0, middle - step, args=(1,), xtol=1e-12)
+    high = 1.0 if excess(1.0, -1) >= 0 else root(excess, middle + step, 1.0, args=(-1,), xtol=1e-12)
+    return float(low), float(high)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted for being several (Holm 1979): reject those under alpha, and at most a share alpha
+    of such families has any wrong rejection. In the order given."""
+    adjusted, floor = [0.0] * len(p), 0.0
+    for rank, place in enumerate(sorted(range(len(p)), key=lambda at: p[at])):
+        floor = max(floor, min(1.0, (len(p) - rank) * p[place]))
+        adjusted[place] = floor
+    return adjusted
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, help="Records of robust accuracy per model and defense.", rich_markup_mode=None
 )
+imports = typer.Typer(no_args_is_help=True, help="Take in other leaderboards.", rich_markup_mode=None)
+app.add_typer(imports, name="import")
 
 
 class Format(StrEnum):
@@ -29,6 +31,26 @@ class Format(StrEnum):
     csv = "csv"
     latex = "latex"
     json = "json"
+
+
+class Trust(StrEnum):
+    """Which verdicts to show."""
+
+    trusted = "trusted"
+    suspect = "suspect"
+    unreliable = "unreliable"
+    unknown = "unknown"
+
+
+class Sort(StrEnum):
+    """What to sort the rows of a board by."""
+
+    robust = "robust"
+    clean = "clean"
+    worst = "worst"
+    passes = "passes"
+    model = "model"
+    defense = "defense"
 
 
 @app.callback()
@@ -42,12 +64,123 @@ def show(
         str, typer.Argument(metavar="STORE", help="a sweep's --out folder, or any fsspec URL of records")
     ],
     fmt: Annotated[Format, typer.Option("--format", help="how to print it")] = Format.terminal,
+    threat: Annotated[
+        str | None, typer.Option("--threat", metavar="NORM[:EPS]", help="only boards of this threat")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="TEXT", help="only boards on this data")
+    ] = None,
+    suite: Annotated[
+        str | None, typer.Option("--suite", metavar="NAME", help="only boards of this suite")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", metavar="TEXT", help="only models named so")] = None,
+    defense: Annotated[
+        str | None, typer.Option("--defense", metavar="TEXT", help="only defenses named so")
+    ] = None,
+    trust: Annotated[Trust | None, typer.Option("--trust", help="only rows of this verdict")] = None,
+    sort: Annotated[Sort, typer.Option("--sort", help="order within a board")] = Sort.robust,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="rows per board")] = None,
 ) -> int:
-    """Print the ranked table of a store."""
-    from robust.leaderboard import Store, render
+    """Print the ranked tables of a store.
+
+    Ranks are among all rows of a board, whatever is shown of it: a range where paired tests, at 5 % for
+    the board as a whole, cannot tell. Unreliable rows have none and stand below.
+    """
+    from functools import partial
+
+    from robust.leaderboard import Store, choose, render, survivors
 
     width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
-    print(render(Store(store).records(), fmt.value, width=width))
+    where = Store(store)
+    records, references = where.entries()
+    chosen = partial(
+        choose, threat=threat, data=data, suite=suite, model=model, defense=defense,
+        trust=trust and trust.value, sort=sort.value, limit=limit,
+    )  # fmt: skip
+    survived = survivors(where, records)
+    print(render(records, fmt.value, width=width, references=references, survived=survived, chosen=chosen))
+    return 0
+
+
+@app.command("compare", epilog="Example: robust leaderboard compare robust-demo 1f3a 9c07")
+def compare(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="a folder, or any fsspec URL")],
+    a: Annotated[str, typer.Argument(metavar="A", help="the first digits of a record's id")],
+    b: Annotated[str, typer.Argument(metavar="B", help="of another's")],
+    json_: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="write the result as JSON")
+    ] = None,
+) -> int:
+    """Compare two records sample by sample: difference, interval and exact test, per class too."""
+    import json
+
+    from robust.errors import StoreError
+    from robust.leaderboard import Store, comparison_text
+    from robust.leaderboard import compare as run
+
+    where = Store(store)
+    left, right = where.get(a), where.get(b)
+    found = run(left, right, where.verdicts(left), where.verdicts(right))
+    text = json.dumps(found.to_dict(), indent=1)
+    if json_ is not None and json_ != "-":
+        try:
+            Path(json_).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"--json: cannot write {json_}: {error.strerror or error}") from error
+    print(text if json_ == "-" else comparison_text(found))
+    return 0
+
+
+@imports.callback()
+def _imports() -> None:
+    """Take in other leaderboards."""
+
+
+@imports.command(
+    "robustbench", epilog="Example: robust leaderboard import robustbench model_info --out board"
+)
+def import_robustbench(
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="entries, one a line, or RobustBench's model_info folder")
+    ],
+    out: Annotated[str, typer.Option("--out", metavar="STORE", help="a folder, or any fsspec URL")],
+) -> int:
+    """Take in RobustBench's entries as reference rows, marked as reported elsewhere."""
+    from robust.leaderboard import Store, read_robustbench
+
+    found, store = read_robustbench(path), Store(out)
+    for reference in found.references:
+        store.add_reference(reference)
+    print(f"{len(found.references)} entries filed in {out}")
+    if found.repeated:
+        print(f"{found.repeated} came twice in the same words")
+    for note, count in sorted(found.oddities.items()):
+        print(f"{count} with a note: {note}")
+    return 0
+
+
+@app.command("publish", epilog="Example: robust leaderboard publish robust-demo --out site")
+def publish(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="a folder, or any fsspec URL")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder of the site; made if missing")],
+) -> int:
+    """Make a static site of a store: boards, a page per entry, comparisons, exports; and the files to verify it."""
+    from robust.leaderboard import Store
+    from robust.leaderboard.site import publish as run
+
+    written = run(Store(store), out)
+    print(f"{len(written)} files; open {out / 'index.html'}")
+    return 0
+
+
+@app.command("schema", epilog="Example: robust leaderboard schema > record.schema.json")
+def schema() -> int:
+    """Print the JSON schema of a record."""
+    import json
+
+    from robust.leaderboard import Record
+
+    print(json.dumps(Record.model_json_schema(), indent=1))
     return 0
 
 
@@ -164,13 +297,16 @@ def _target(
     """The model to verify with, in front of it what the record says, unless told otherwise."""
     from contextlib import suppress
 
+    from robust.eot import EOT
     from robust.errors import StoreError
     from robust.sources import load_model
     from robust.target import Normalization, Target
 
-    bounds = (0.0, 1.0)
+    bounds, eot, seed = (0.0, 1.0), None, 0
     moments: Normalization | None = common.normalization(normalize)
     with suppress(StoreError):  # a damaged record is the verification's to tell
         record = store.read(name)
         bounds, moments = record.threat.bounds, moments or record.model.normalize
-    return Target(load_model(model, weights), normalize=moments, bounds=bounds, device=device)
+        eot, seed = record.suite.eot, record.seed
+    target = Target(load_model(model, weights), normalize=moments, bounds=bounds, device=device)
+    return target if eot is None else EOT(target, eot["samples"], vote=eot["vote"], seed=seed)

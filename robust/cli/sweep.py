@@ -34,7 +34,7 @@ def sweep(
 
     Run it again to go on after an interruption: what is there is not computed again.
     """
-    from robust.leaderboard import render
+    from robust.leaderboard import Store, render, survivors
     from robust.sweep import demonstration, load_config, run_sweep
 
     plan = demonstration() if config is None else load_config(config)
@@ -46,7 +46,8 @@ def sweep(
     with common.bars() as bars:
         command = " ".join(["robust", *sys.argv[1:]])
         result = run_sweep(plan, out, device=device, listener=_watch(bars), command=command)
-    print(render(result.records, "terminal", width=80))
+    survived = survivors(Store(out), result.records)
+    print(render(result.records, "terminal", width=80, survived=survived))
     print(
         f"{result.computed} evaluations computed, {result.reused} found in {out}, {time.perf_counter() - start:.0f} s; "
         f"`robust leaderboard show {out}` prints this again"

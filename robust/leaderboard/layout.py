@@ -48,9 +48,9 @@ def board_text(heading: str, rows: pd.DataFrame, fmt: str, width: int) -> str:
             escape(row["model"]),
             escape(_defense(row)),
             percent(row["clean"]),
-            " ".join(_robust(row)),
+            " ".join(filter(None, _robust(row))),
             *(percent(row[attack]) for attack in attacks),
-            f"{row['passes']:.0f}",
+            _passes(row),
             f"{row['trust']} {FLAGS[row['trust']]}".strip(),
         ]
         for row in rows.to_dict("records")
@@ -69,7 +69,9 @@ def notes_text(rows: pd.DataFrame, width: int) -> str:
         for row in flagged.to_dict("records"):
             checks.setdefault(f"{row['model']} + {_defense(row)}", set()).update(row["checks"].split())
         whom = [f"{name} ({', '.join(sorted(found))})" if found else name for name, found in checks.items()]
-        if whom:
+        if trust == "unknown" and len(flagged):  # whole boards of them
+            notes.append(f"{FLAGS[trust]} {meaning}")
+        elif whom:
             notes.append(_fill(plain(f"{FLAGS[trust]} {meaning}: {'; '.join(whom)}"), width))
     return "\n".join(notes)
 
@@ -140,7 +142,7 @@ def _wide(rows: pd.DataFrame, attacks: list[str], room: int, style: TableFormat)
             _cut(row["model"], room),
             _cut(_defense(row), room),
             percent(row["clean"]),
-            " ".join(_robust(row)),
+            " ".join(filter(None, _robust(row))),
             *_rest(row, attacks),
         ]
         for row in rows.to_dict("records")
@@ -165,7 +167,7 @@ def _stacked(rows: pd.DataFrame, attacks: list[str], room: int, style: TableForm
 
 def _rest(row: _Row, attacks: list[str]) -> list[str]:
     numbers = [percent(row[attack]) for attack in attacks]
-    return [*numbers, f"{row['passes']:.0f}", FLAGS[row["trust"]]]
+    return [*numbers, _passes(row), FLAGS[row["trust"]]]
 
 
 def _table(
@@ -198,7 +200,11 @@ def _defense(row: _Row) -> str:
 
 def _robust(row: _Row) -> tuple[str, str]:
     low, high = (percent(row[end]) for end in ("low", "high"))
-    return percent(row["robust"]), f"[{low}, {high}]"
+    return percent(row["robust"]), "" if math.isnan(row["low"]) else f"[{low}, {high}]"
+
+
+def _passes(row: _Row) -> str:
+    return "-" if math.isnan(row["passes"]) else f"{row['passes']:.0f}"
 
 
 def _cut(name: object, room: int) -> str:

@@ -228,7 +228,7 @@ def _content(report: Report, name: str, model: dict[str, Any]) -> dict[str, Any]
             "bounds": threat.bounds,
             "knowledge": max(seen, key=ACCESS.index),
         },
-        "suite": {"name": report.suite, "cascade": report.cascade},
+        "suite": {"name": report.suite, "cascade": report.cascade, "eot": report.eot},
         "seed": report.seed,
         "attacks": [
             {key: entry[key] for key in AttackInfo.model_fields if key in entry} for entry in report.attacks

@@ -133,10 +133,14 @@ class AttackInfo(Part):
 
 
 class SuiteInfo(Part):
-    """The suite; with `cascade` each attack saw only what the ones before it left standing."""
+    """The suite; with `cascade` each attack saw only what the ones before it left standing.
+
+    `eot` says how a randomised model was judged: {"samples", "vote"}.
+    """
 
     name: Text
     cascade: bool
+    eot: Parameters | None = None
 
 
 class Rate(Part):

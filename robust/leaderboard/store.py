@@ -17,6 +17,7 @@ from torch import Tensor
 from robust.errors import StoreError, UnknownNameError
 from robust.leaderboard.artefacts import read_verdicts, sha256, verdicts_bytes, verdicts_sha256
 from robust.leaderboard.record import Record
+from robust.leaderboard.reference import Reference
 
 _IO_ERRORS: Final = (OSError, NotImplementedError)  # the latter from read-only kinds of filesystem
 
@@ -109,6 +110,50 @@ class Store:
             ) from error
         return record.id
 
+    def add_reference(self, reference: Reference) -> str:
+        """File a figure that others reported; what is there already is left alone.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        name, content = f"{reference.id}.json", reference.dumps().encode()
+        try:
+            if name not in self._names("references"):
+                self._write(f"references/{name}", content)
+        except _IO_ERRORS as error:
+            raise StoreError(
+                f"store: cannot write to {self.url}: {_reason(error)}; give a folder or URL that can be written"
+            ) from error
+        return reference.id
+
+    def references(self) -> list[Reference]:
+        """All figures that others reported, sorted by id; there may be none.
+
+        Raises:
+            StoreError: a damaged one (named).
+        """
+        found = []
+        for name in self._names("references"):
+            where = f"{self.url}/references/{name}"
+            try:
+                text = self._fs.cat_file(f"{self._root}/references/{name}").decode()
+            except (*_IO_ERRORS, UnicodeDecodeError) as error:
+                raise StoreError(f"{where}: cannot be read: {_reason(error)}") from error
+            reference = Reference.loads(text, where)
+            if name != f"{reference.id}.json":
+                raise StoreError(f"{where}: holds {reference.short_id}; it was renamed, name it by its id")
+            found.append(reference)
+        return found
+
+    def entries(self) -> tuple[list[Record], list[Reference]]:
+        """All records and all references.
+
+        Raises:
+            StoreError: neither any record nor any reference there, or a damaged one (named).
+        """
+        references = self.references()
+        return (self.records() if self._names() or not references else []), references
+
     def records(self) -> list[Record]:
         """All records, sorted by id.
 
@@ -159,6 +204,20 @@ class Store:
         """
         return read_verdicts(self.verdicts_file(record))
 
+    def record_file(self, record: Record) -> bytes:
+        """The file of a record, as it is filed.
+
+        Raises:
+            StoreError: missing.
+        """
+        try:
+            content: bytes = self._fs.cat_file(f"{self._root}/records/{record.id}.json")
+        except _IO_ERRORS as error:
+            raise StoreError(
+                f"{self.url}/records/{record.id}.json: cannot be read: {_reason(error)}"
+            ) from error
+        return content
+
     def verdicts_file(self, record: Record) -> bytes:
         """The Parquet file of a record's verdict table.
 
@@ -186,11 +245,11 @@ class Store:
             return None
         return self._read(_examples_path(record), record.artefacts.examples_sha256)
 
-    def _names(self) -> list[str]:
-        """File names of the records, sorted; those under a temporary name are no records yet."""
+    def _names(self, folder: str = "records") -> list[str]:
+        """File names of the records, or of another folder, sorted; those under a temporary name are no records yet."""
         self._fs.invalidate_cache()
         try:
-            paths = self._fs.ls(f"{self._root}/records", detail=False)
+            paths = self._fs.ls(f"{self._root}/{folder}", detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except _IO_ERRORS as error:

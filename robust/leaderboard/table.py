@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from itertools import groupby
 from typing import Any, Final
 
@@ -13,40 +15,64 @@ import pandas as pd
 from robust.errors import InputError
 from robust.leaderboard.artefacts import sha256
 from robust.leaderboard.layout import board_text, csv_text, notes_text
+from robust.leaderboard.rank import Survived, ranks
 from robust.leaderboard.record import Record
+from robust.leaderboard.reference import Reference
 from robust.leaderboard.schema import AttackInfo
 
 FORMATS: Final = ("terminal", "markdown", "csv", "latex", "json")
 FIXED: Final = (
-    "board", "rank", "model", "defense", "variant", "clean", "robust", "low", "high", "passes", "trust", "checks", "n", "id",
+    "board", "rank", "model", "defense", "variant", "clean", "robust", "low", "high", "worst", "passes", "trust", "checks", "n", "id",
 )  # fmt: skip
 
 
-def leaderboard_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """A row per record, ranked within its board.
+def leaderboard_frame(
+    records: Iterable[Record], *, references: Iterable[Reference] = (), survived: Survived | None = None
+) -> pd.DataFrame:
+    """A row per record and per reference, ranked within its board.
 
     Records share a board where norm, eps as written, bounds, data (by hash) and suite (its attacks with
     their parameters) are the same. Within it the higher robust accuracy comes first; unreliable records
-    come last and have the rank "-". A rank is a range, "1-2", where 95 % intervals overlap: between
-    those surely better and those surely worse.
+    come last and have the rank "-". A rank is a range, "1-2", between those surely better and those
+    surely worse; see `ranks`. References have boards of their own (norm, eps as written, data set, where
+    they come from), for nothing says on which samples and with what attacks they were measured.
+
+    Args:
+        records: what was measured here.
+        references: what others reported.
+        survived: which samples survived, from `survivors`, for paired tests.
 
     Returns:
         Columns board, rank, model, defense, variant (what tells rows of one model and defense apart),
-        clean, robust, low, high (fractions), passes (forward and backward, per sample), trust, checks
-        (those that fired), n, id, then one per attack: robust accuracy under it, NaN where it was not run.
+        clean, robust, low, high (fractions), worst (robust accuracy of the worst class), passes (forward
+        and backward, per sample), trust, checks (those that fired), n, id, then one per attack: robust
+        accuracy under it, NaN where it was not run.
     """
-    boards = [list(members) for _, members in groupby(sorted(records, key=_order), key=_board_key)]
-    headings = _headings(boards)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"board": heading, "rank": rank, "variant": variant, **_row(record)}
-        for group, heading in zip(boards, headings, strict=True)
-        for record, rank, variant in zip(group, _ranks(group), _variants(group), strict=True)
+        for heading, group in boards(records)
+        for record, rank, variant in zip(group, ranks(group, survived), _variants(group), strict=True)
     ]
+    rows += reference_rows(references)
     frame = pd.DataFrame(rows, columns=None if rows else list(FIXED))
     return frame[[*FIXED, *(name for name in frame.columns if name not in FIXED)]]
 
 
-def render(records: Iterable[Record], fmt: str = "terminal", *, width: int | None = None) -> str:
+def boards(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
+    """Heading and records, the best first, of each board."""
+    groups = [list(members) for _, members in groupby(sorted(records, key=_order), key=_board_key)]
+    return list(zip(_headings(groups), groups, strict=True))
+
+
+def render(
+    records: Iterable[Record],
+    fmt: str = "terminal",
+    *,
+    width: int | None = None,
+    references: Iterable[Reference] = (),
+    survived: Survived | None = None,
+    chosen: Callable[[pd.DataFrame], pd.DataFrame] | None = None,
+) -> str:
     """The ranked table as text: one table per board, with a heading that says what it is of.
 
     Names are stripped of control characters and escaped for the format, except in JSON, which keeps
@@ -55,6 +81,8 @@ def render(records: Iterable[Record], fmt: str = "terminal", *, width: int | Non
     Args:
         fmt: "terminal", "markdown", "csv", "latex" or "json".
         width: columns of the terminal, taken as 60 where fewer; 80 if not given.
+        references, survived: as for `leaderboard_frame`.
+        chosen: takes the ranked frame and returns what of it to show, see `choose`.
 
     Raises:
         InputError: another format.
@@ -62,16 +90,78 @@ def render(records: Iterable[Record], fmt: str = "terminal", *, width: int | Non
     if fmt not in FORMATS:
         raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {fmt!r}")
     width = max(width or 80, 60)
-    frame = leaderboard_frame(records)
+    frame = leaderboard_frame(records, references=references, survived=survived)
+    frame = frame if chosen is None else chosen(frame)
     if fmt == "json":
         return frame.to_json(orient="records", indent=1, force_ascii=False, double_precision=15)
     if fmt == "csv":
         return _csv(frame)
     if frame.empty:
         return "no records"
-    boards = [board_text(str(name), rows, fmt, width) for name, rows in frame.groupby("board", sort=False)]
+    texts = [board_text(str(name), rows, fmt, width) for name, rows in frame.groupby("board", sort=False)]
     notes = notes_text(frame, width) if fmt == "terminal" else ""
-    return "\n\n".join([*boards, *([notes] if notes else [])])
+    return "\n\n".join([*texts, *([notes] if notes else [])])
+
+
+def reference_rows(references: Iterable[Reference]) -> list[dict[str, Any]]:
+    """Rows of `leaderboard_frame` for what others reported: ranked by score alone, ties as ranges."""
+    rows = []
+    for key, members in groupby(sorted(references, key=_reference_order), key=_reference_board):
+        group = list(members)
+        scores = [ref.robust for ref in group if ref.robust is not None and not ref.unreliable]
+        for reference in group:
+            score = None if reference.unreliable else reference.robust
+            rank = "-"
+            if score is not None:
+                first = 1 + sum(other > score for other in scores)
+                last = first + scores.count(score) - 1
+                rank = str(first) if first == last else f"{first}-{last}"
+            rows.append({"board": reference_heading(key), "rank": rank, **_reference_row(reference)})
+    return rows
+
+
+def choose(
+    frame: pd.DataFrame,
+    *,
+    threat: str | None = None,
+    data: str | None = None,
+    suite: str | None = None,
+    model: str | None = None,
+    defense: str | None = None,
+    trust: str | None = None,
+    sort: str = "robust",
+    limit: int | None = None,
+) -> pd.DataFrame:
+    """The rows of a `leaderboard_frame` that fit, with the ranks that they have among all.
+
+    Args:
+        threat, data, suite: text in the board's heading: threat its beginning ("linf", "linf:8/255").
+        model, defense: text in the name, whatever its case.
+        trust: the exact verdict.
+        sort: a column: "robust", "clean", "worst" (the highest first), "passes", "model", "defense".
+            Within each board; unreliable rows stay below.
+        limit: so many rows per board.
+    """
+    keep = pd.Series(True, index=frame.index)
+    heading = frame["board"].astype(str)
+    if threat is not None:
+        keep &= (heading + ",").str.match(rf"{re.escape(threat.lower())}[:, ]")
+    for part in filter(None, (data, f"suite {suite}," if suite else None)):
+        keep &= heading.str.contains(part, case=False, regex=False)
+    for column, text in (("model", model), ("defense", defense)):
+        if text is not None:
+            keep &= frame[column].astype(str).str.contains(text, case=False, regex=False)
+    if trust is not None:
+        keep &= frame["trust"] == trust
+    rows = frame[keep]
+    if sort != "robust":
+        falling = sort in ("clean", "worst")
+        order = rows.assign(_board=pd.factorize(rows["board"])[0], _low=rows["trust"] == "unreliable")
+        order = order.sort_values(
+            ["_board", "_low", sort], ascending=[True, True, not falling], kind="stable"
+        )
+        rows = rows.loc[order.index]
+    return rows if limit is None else rows.groupby("board", sort=False).head(limit)
 
 
 def _board_key(record: Record) -> tuple[Hashable, ...]:
@@ -79,7 +169,8 @@ def _board_key(record: Record) -> tuple[Hashable, ...]:
     threat, suite = record.threat, record.suite
     attacks = json.dumps([[attack.name, attack.parameters] for attack in record.attacks], sort_keys=True)
     where = (threat.norm, threat.radius, threat.eps, threat.bounds, record.data.sha256, record.data.n)
-    return *where, suite.name, suite.cascade, attacks
+    judged = json.dumps(suite.eot, sort_keys=True)
+    return *where, threat.targeted, suite.name, suite.cascade, judged, attacks
 
 
 def _order(record: Record) -> tuple[Any, ...]:
@@ -108,17 +199,6 @@ def _heading(record: Record) -> str:
         f"{threat.norm}:{threat.eps}{bounds}, {data.spec} (n = {data.n}, sha256 {data.sha256[:8]}), "
         f"suite {suite.name}, {listed}"
     )
-
-
-def _ranks(group: list[Record]) -> list[str]:
-    ranked = [record.robust for record in group if record.trust != "unreliable"]
-    out = []
-    for record in group:
-        first = 1 + sum(other.low > record.robust.high for other in ranked)
-        last = len(ranked) - sum(other.high < record.robust.low for other in ranked)
-        span = str(first) if first == last else f"{first}-{last}"
-        out.append("-" if record.trust == "unreliable" else span)
-    return out
 
 
 def _variants(group: list[Record]) -> list[str]:
@@ -153,12 +233,48 @@ def _row(record: Record) -> dict[str, object]:
         "robust": record.robust.value,
         "low": record.robust.low,
         "high": record.robust.high,
+        "worst": math.nan if record.fairness is None else record.fairness.value,
         "passes": (record.cost.forwards + record.cost.backwards) / record.data.n,
         "trust": record.trust,
         "checks": " ".join(sorted({finding.check for finding in record.findings})),
         "n": record.data.n,
         "id": record.short_id,
         **{_column(attack): attack.survived / record.data.n for attack in record.attacks if attack.attacked},
+    }
+
+
+def _reference_board(reference: Reference) -> tuple[str, ...]:
+    return reference.norm, reference.eps or "", reference.dataset, reference.origin
+
+
+def reference_heading(key: tuple[str, ...]) -> str:
+    """Heading of a board of references."""
+    norm, eps, dataset, origin = key
+    threat = f"{norm}:{eps}" if eps else norm
+    return f"{threat}, {dataset}, reported by {origin}, not measured here"
+
+
+def _reference_order(reference: Reference) -> tuple[Any, ...]:
+    score = math.inf if reference.robust is None else -reference.robust
+    return *_reference_board(reference), reference.unreliable, score, reference.name, reference.id
+
+
+def _reference_row(reference: Reference) -> dict[str, object]:
+    return {
+        "model": reference.name,
+        "defense": reference.architecture,
+        "variant": "",
+        "clean": math.nan if reference.clean is None else reference.clean,
+        "robust": math.nan if reference.robust is None else reference.robust,
+        **dict.fromkeys(("low", "high", "worst", "passes"), math.nan),
+        "trust": "unreliable" if reference.unreliable else "unknown",
+        "checks": "",
+        "n": None,
+        "id": reference.short_id,
+        **{
+            f"{name} (reported)" if name != "reported" else name: value
+            for name, value in reference.scores.items()
+        },
     }
 
 

@@ -1,0 +1,66 @@
+"""Adversarial examples as small pictures inside the page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+from torch import Tensor
+
+from robust.leaderboard.record import Record
+
+_SHOWN = 8
+_LARGEST = 512  # pixels a side
+
+
+def panels(
+    record: Record, verdicts: pd.DataFrame, examples: Mapping[str, Tensor] | None, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The first examples: what they are of, and clean, adversarial and difference as data URLs.
+
+    Only grey and RGB images of moderate size can be shown; the clean side needs the points saved beside.
+    """
+    if examples is None or not _are_images(examples["x_adv"]):
+        return []
+    table, found = verdicts.set_index("sample_id"), []
+    low, high = record.threat.bounds
+    for place, id_ in enumerate(examples["sample_id"][:_SHOWN].tolist()):
+        row = table.loc[id_]
+        x_adv = (examples["x_adv"][place] - low) / (high - low)
+        images = [(_png(x_adv), "adversarial")]
+        if "x" in examples:
+            x = (examples["x"][place] - low) / (high - low)
+            change = x_adv - x
+            images = [
+                (_png(x), "clean"),
+                *images,
+                (_png(0.5 + change / (2 * change.abs().amax().clamp_min(1e-9))), "difference, scaled"),
+            ]
+        label, taken = int(row["label"]), int(row.get("prediction_adv", -1))
+        found.append(
+            {
+                "sample": id_,
+                "label": names[label],
+                "taken": names[taken] if 0 <= taken < len(names) else "another class",
+                "distance": f"{record.threat.norm} distance {row['distance']:.4g}",
+                "images": images,
+            }
+        )
+    return found
+
+
+def _are_images(x: Tensor) -> bool:
+    return x.dim() == 4 and x.shape[1] in (1, 3) and max(x.shape[2:]) <= _LARGEST
+
+
+def _png(x: Tensor) -> str:
+    """A (C, H, W) picture in [0, 1] as a data URL."""
+    pixels = (x.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+    sink = BytesIO()
+    image.save(sink, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}"

@@ -1,0 +1,325 @@
+"""The published site: what is on it, that names cannot break it, and that a browser agrees."""
+
+from __future__ import annotations
+
+import csv
+import html.parser
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from chromium import BINARY, Chromium
+from test_leaderboard import make_report
+from test_leaderboard_compare import ROWS
+
+from robust.cli import main
+from robust.errors import StoreError
+from robust.leaderboard import Record, Store, compare, examples_bytes, read_robustbench, verify
+from robust.leaderboard.site import publish
+from robust.leaderboard.site.exports import badge
+from robust.threat import Threat
+
+NASTY = "<script>alert(1)</script>\"'&</textarea>\u202e\x1b[31m"
+
+
+def file_report(store: Store, name: str, robust: int, *, shift: int = 0, **changes: Any) -> Record:
+    """File a record of 100 samples of ten classes, the broken ones taken for the next class."""
+    report = make_report(robust=robust, **changes)
+    verdicts = report.verdicts
+    statuses = verdicts.drop(columns="sample_id").to_dict("list")
+    for column, values in statuses.items():
+        verdicts[column] = values[shift:] + values[:shift]
+    verdicts["label"] = [index % 10 for index in range(100)]
+    verdicts["prediction"] = (verdicts["label"] + (verdicts["status"] == "misclassified")) % 10
+    verdicts["prediction_adv"] = (verdicts["label"] + (verdicts["status"] != "survived")) % 10
+    verdicts["distance"] = verdicts["distance"] * 0.02
+    ids = verdicts["sample_id"][verdicts["status"] == "broken"].to_numpy()[:3]
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    examples = examples_bytes({"sample_id": torch.tensor(ids), "x_adv": (x + 0.01).clamp(0, 1), "x": x})
+    record = Record.from_report(
+        report, name=name, defense={"name": "none", "parameters": {}}, examples=examples, command=f"robust {name}",
+        model={"source": "https://host.example/weights"}, paper={"title": name, "url": "https://paper.example/1"},
+    )  # fmt: skip
+    store.add(record, verdicts, examples=examples)
+    return record
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("store")
+    store = Store(folder)
+    finding = {"check": "logit-scale", "severity": "unreliable", "message": f"{NASTY} seen"}
+    file_report(store, "strong", 60)
+    file_report(store, "strong", 45, threat=Threat("linf", "16/255"))
+    file_report(store, "middle", 40, shift=30)
+    file_report(store, NASTY, 40)
+    file_report(store, "masked", 85, wrong=10, trust="unreliable", findings=[finding])
+    entries = folder / "entries.jsonl"
+    entries.write_text("".join(json.dumps({**row, "name": NASTY}) + "\n" for row in ROWS))
+    for reference in read_robustbench(entries).references:
+        store.add_reference(reference)
+    return store
+
+
+@pytest.fixture(scope="module")
+def site(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    publish(store, folder)
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_publishing_twice_gives_the_same_bytes(store: Store, site: Path, tmp_path: Path) -> None:
+    publish(Store(store.url), tmp_path)
+    files = sorted(path.relative_to(site) for path in site.rglob("*") if path.is_file())
+    assert files == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert [name for name in files if (site / name).read_bytes() != (tmp_path / name).read_bytes()] == []
+
+
+def test_links_lead_to_files_and_scripts_come_from_the_site(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        for tag, attributes in Page(path).tags:
+            for key in ("href", "src"):
+                address = attributes.get(key)
+                if address is None or address.startswith(("#", "data:")):
+                    continue
+                if address.startswith("https://"):
+                    assert (tag, key) == ("a", "href"), "only links that the reader follows lead off the site"
+                    continue
+                assert (path.parent / address.partition("?")[0]).is_file(), (path.name, address)
+
+
+def test_names_cannot_break_out(site: Path) -> None:
+    pages = [Page(path) for path in site.rglob("*.html")]
+    assert any("<script>alert(1)</script>" in page.text for page in pages)
+    for page in pages:
+        scripts = [attributes for tag, attributes in page.tags if tag == "script"]
+        assert all(attributes.get("src", "").startswith(("static/", "data/")) for attributes in scripts)  # type: ignore[union-attr]
+        assert not [
+            tag
+            for tag, attributes in page.tags
+            if any(key.startswith("on") and key != "onsubmit" for key in attributes)
+        ]
+        assert not [a for _, a in page.tags if str(a.get("href", "")).startswith("javascript")]
+        assert "\x1b" not in page.text
+        assert "\u202e" not in page.text
+
+
+def test_an_entry_shows_what_its_record_says(site: Path, store: Store) -> None:
+    records = {(r.model.name, r.threat.eps): r for r in store.records()}
+    strong, masked = records["strong", "8/255"], records["masked", "8/255"]
+    text = " ".join(Page(site / f"entries/{strong.short_id}.html").text.split())
+    for wanted in ("60.0 % robust", "90.0 % clean", "Accuracy against eps", "90.0 % at 0, 60.0 % at 8/255, 45.0 % at 16/255",
+                   "Worst class", "Confusion under attack", "sample", strong.id, strong.data.sha256):  # fmt: skip
+        assert wanted in text
+    page = Page(site / f"entries/{strong.short_id}.html")
+    assert sum(tag == "img" for tag, _ in page.tags) == 9
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+    assert all(
+        attributes.get("aria-label") or attributes.get("aria-hidden")
+        for tag, attributes in page.tags
+        if tag == "svg"
+    )
+    flagged = " ".join(Page(site / f"entries/{masked.short_id}.html").text.split())
+    assert "! unreliable" in flagged
+    assert "logit-scale (unreliable)" in flagged
+
+
+def test_unreliable_entries_stand_in_a_body_of_their_own(site: Path) -> None:
+    (board,) = (path for path in site.glob("board-*.html") if "masked" in path.read_text())
+    text = board.read_text()
+    first, second = re.findall(r"<tbody.*?</tbody>", text, re.DOTALL)
+    assert ("masked" in first, "masked" in second, 'class="unreliable"' in second) == (False, True, True)
+
+
+def test_the_site_is_a_store_that_can_be_verified(site: Path) -> None:
+    paths = list((site / "records").glob("*.json"))
+    assert len(paths) == 5
+    checks = [
+        outcome
+        for path in paths
+        for outcome in verify(*Store.locate(path))
+        if outcome.check in ("record", "verdicts")
+    ]
+    assert [outcome.ok for outcome in checks] == [True] * 10
+    assert len(Store(site).references()) == len(ROWS)
+
+
+def test_exports(site: Path, store: Store) -> None:
+    rows = list(csv.DictReader((site / "leaderboard.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 5 + len(ROWS) == len(json.loads((site / "leaderboard.json").read_text()))
+    assert r"\begin{tabular}" in (site / "leaderboard.tex").read_text()
+    assert "| # | model" in " ".join((site / "leaderboard.md").read_text().split())
+    assert json.loads((site / "record.schema.json").read_text())["title"] == "Record"
+    strong = next(r for r in store.records() if (r.model.name, r.threat.eps) == ("strong", "8/255"))
+    assert json.loads((site / f"badges/{strong.short_id}.json").read_text()) == {
+        "schemaVersion": 1, "label": "robust linf:8/255", "message": "60.0 % [50.2, 69.1]", "color": "blue",
+    }  # fmt: skip
+    masked = next(r for r in store.records() if r.trust == "unreliable")
+    assert json.loads(badge(masked))["message"] == "unreliable"
+
+
+def test_the_model_card_fragment_is_yaml_that_the_hub_reads(site: Path, store: Store) -> None:
+    yaml = pytest.importorskip("yaml")
+    for record in store.records():
+        text = (site / f"cards/{record.short_id}.md").read_text(encoding="utf-8")
+        _, front, body = text.split("---\n", 2)
+        (model,) = yaml.safe_load(front)["model-index"]
+        (result,) = model["results"]
+        assert model["name"] == f"{record.model.name} + none"
+        assert result["task"]["type"] == "image-classification"
+        assert (result["dataset"]["name"], result["dataset"]["type"]) == ("digits", "digits")
+        assert [(m["type"], m["value"]) for m in result["metrics"]] == [
+            ("accuracy", record.clean.value), ("robust_accuracy", record.robust.value),
+        ]  # fmt: skip
+        assert record.id in body
+        assert "<script" not in body
+
+
+def test_files_of_entries_that_are_gone_go_and_others_stay(store: Store, tmp_path: Path) -> None:
+    other = Store(tmp_path / "store")
+    record = file_report(other, "alone", 50)
+    publish(store, tmp_path / "site")
+    (tmp_path / "site" / "CNAME").write_text("mine")
+    written = publish(other, tmp_path / "site")
+    left = {
+        str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*") if path.is_file()
+    }
+    assert left == {*written, "site.json", "CNAME"}
+    assert f"entries/{record.short_id}.html" in left
+
+
+def test_folders_of_somebody_else_are_left_alone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "index.html").write_text("precious")
+    monkeypatch.setattr(sys, "argv", ["robust", "leaderboard", "publish", store.url, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert (stop.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+    (tmp_path / "site.json").write_text("[]")
+    with pytest.raises(StoreError, match="not from a publication"):
+        publish(store, tmp_path)
+    with pytest.raises(StoreError, match="robust sweep"):
+        publish(Store(tmp_path / "nothing"), tmp_path / "new")
+
+
+# -- in a browser -----------------------------------------------------------------------------------
+
+browser_needed = pytest.mark.skipif(BINARY is None, reason="no Chromium here")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    with Chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+MODELS = "[...document.querySelectorAll('#board tbody tr:not([hidden]) th a')].map(a => a.textContent)"
+
+
+@browser_needed
+def test_a_browser_sorts_filters_opens_and_compares(browser: Chromium, site: Path, store: Store) -> None:
+    browser.open(site / "index.html")
+    browser.run("[...document.querySelectorAll('tbody a')].find(a => a.textContent === 'linf:8/255').click()")
+    browser.until("document.getElementById('board') && document.readyState === 'complete'")
+    nasty = "<script>alert(1)</script>\"'&</textarea> [31m"
+    models = browser.run(MODELS)
+    assert (models[0], models[-1], len(models)) == ("strong", "masked", 4)
+    heading = "[...document.querySelectorAll('#board thead th')].find(th => th.textContent.startsWith('{}'))"
+    browser.run(heading.format("model") + ".focus()")
+    browser.press("Enter", "\r")
+    down = browser.run(MODELS)
+    browser.press(" ", " ")
+    up = browser.run(MODELS)
+    assert sorted(map(str.lower, up[:3])) == [name.lower() for name in up[:3]] == down[2::-1]
+    assert down[3] == up[3] == "masked"  # below, whatever the order
+    assert browser.run("document.querySelectorAll('[aria-sort]').length") == 1
+    browser.run(
+        "var f = document.getElementById('filter'); f.value = 'MID none'; f.dispatchEvent(new Event('input'))"
+    )
+    assert browser.run(MODELS) == ["middle"]
+    assert browser.run("document.getElementById('shown').textContent") == "1 of 4"
+    browser.run("f.value = ''; f.dispatchEvent(new Event('input'))")
+    browser.run(
+        "var t = document.getElementById('trust'); t.value = 'unreliable'; t.dispatchEvent(new Event('change'))"
+    )
+    assert browser.run(MODELS) == ["masked"]
+    browser.run("document.querySelector('#board tbody tr:not([hidden]) a').click()")
+    browser.until("document.querySelector('.findings') !== null && document.readyState === 'complete'")
+    assert nasty.split('"')[0] in browser.run("document.querySelector('.findings').textContent")
+    assert browser.run("document.querySelectorAll('main script').length") == 0
+
+    records = {(r.model.name, r.threat.eps): r for r in store.records()}
+    a, b = records["strong", "8/255"], records["middle", "8/255"]
+    browser.open(site / "compare.html", f"?a={a.short_id}")
+    browser.run(
+        f"var s = document.getElementById('b'); s.value = '{b.short_id}'; s.dispatchEvent(new Event('change'))"
+    )
+    browser.until("document.querySelector('.verdict') !== null")
+    cells = browser.run(
+        "[...document.querySelectorAll('#result tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    found = compare(a, b, store.verdicts(a), store.verdicts(b))
+    whole = found.whole
+    assert cells[0][:4] == ["all", "100", "60.0", "40.0"]
+    assert cells[0][4] == f"+20.0 [{100 * whole.low:+.1f}, {100 * whole.high:+.1f}]"
+    assert [int(text) for text in cells[0][5:7]] == [whole.only_a, whole.only_b]
+    assert float(cells[0][7]) == pytest.approx(whole.p, rel=0.05)
+    for row, part in zip(cells[1:11], found.classes, strict=True):
+        assert [row[0], int(row[5]), int(row[6])] == [part.name, part.only_a, part.only_b]
+        assert float(row[8]) == pytest.approx(part.p_holm, rel=0.05)
+    assert len(cells) == 11 + whole.only_a + whole.only_b
+    assert browser.errors == []
+    assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
+
+
+@browser_needed
+@pytest.mark.parametrize("width", [390, 1200])
+def test_no_page_is_wider_than_its_window(browser: Chromium, site: Path, store: Store, width: int) -> None:
+    browser.send(
+        "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 500
+    )
+    entry = store.records()[0].short_id
+    for path in (
+        site / "index.html",
+        *site.glob("board-*.html"),
+        site / f"entries/{entry}.html",
+        site / "compare.html",
+    ):
+        browser.open(path)
+        assert browser.run("document.documentElement.scrollWidth") <= width, path.name
+    assert browser.errors == []
+
+
+@browser_needed
+def test_statistics_in_the_browser_are_those_of_python(browser: Chromium, site: Path) -> None:
+    from robust.stats import holm, mcnemar, paired_interval
+
+    browser.open(site / "compare.html")
+    for b, c, n in ((0, 0, 10), (5, 0, 5), (12, 3, 40), (300, 250, 10000), (1, 9, 1000), (2000, 1500, 10000)):
+        found = browser.run(f"[robustStats.mcnemar({b}, {c}), ...robustStats.interval({b}, {c}, {n})]")
+        assert found == pytest.approx([mcnemar(b, c), *paired_interval(b, c, n)], rel=1e-6, abs=1e-7)
+    p = [0.01, 0.04, 0.03, 0.9]
+    assert browser.run(f"robustStats.holm({p})") == pytest.approx(holm(p))
