@@ -7,7 +7,7 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
 import torch
@@ -16,6 +16,10 @@ from safetensors.torch import load_file, save_file
 from robust.errors import StoreError
 from robust.stats import interval
 from robust.threat import Threat
+
+if TYPE_CHECKING:
+    from robust.sources import Samples
+    from robust.target import Target
 
 SCHEMA_VERSION = 1
 STATUSES = ("misclassified", "broken", "survived", "error")
@@ -136,6 +140,14 @@ class Report:
             "eot": self.eot,
             "versions": self.versions,
         }
+
+    def plot(
+        self, folder: str | Path, *, target: Target | None = None, samples: Samples | None = None
+    ) -> list[Path]:
+        """Draw the report as PNG and SVG files; see `robust.explain.explain`, which this calls."""
+        from robust.explain import explain
+
+        return explain(self, folder, target=target, samples=samples)
 
     def save(self, folder: str | Path) -> Path:
         """Write report.json, verdicts.parquet and, where kept, examples.safetensors; each atomically.

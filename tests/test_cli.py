@@ -101,6 +101,36 @@ def test_attack_writes_json_alone_to_standard_output_and_a_report(files: Path) -
     assert len(report.examples["sample_id"]) == found["statuses"]["broken"] > 0
 
 
+def test_attack_explains_itself_in_pictures(files: Path, inside: Callable[..., Outcome]) -> None:
+    pytest.importorskip("matplotlib")
+    done = inside(
+        "attack", *COMMON, "--threat", "linf:0.1", "--attack", "pgd", "--out", "out", "--explain", "pictures", cwd=files
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {"panels.png", "losses.svg"} <= {file.name for file in (files / "pictures").iterdir()}
+    assert "panels.png" in done.stderr
+    assert Report.load(files / "out").examples is None  # only --save-examples keeps them
+
+
+def test_waiting_threads_yield_soon_unless_the_user_chose() -> None:
+    code = "import os, robust.threads as t; t.yield_soon(); print(os.environ.get('GOMP_SPINCOUNT'))"
+
+    def spins(**environment: str) -> str:
+        clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**clean, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    assert int(spins()) > 0
+    assert spins(GOMP_SPINCOUNT="7") == "7"
+    assert spins(OMP_WAIT_POLICY="ACTIVE") == "None"
+
+
 def test_attack_prints_a_table_of_eighty_columns(files: Path, inside: Callable[..., Outcome]) -> None:
     done = inside("attack", *COMMON, "--threat", "l2:0.5", "--suite", "quick", cwd=files)
     assert done.returncode == 0, done.stderr

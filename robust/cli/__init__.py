@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from robust import threads
 from robust.cli import attack, doctor, harden, leaderboard, lists, sweep
 from robust.cli.common import fail
 from robust.errors import RobustError
@@ -29,6 +30,7 @@ app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 
 def main() -> None:
     """Entry point: errors on purpose are one line and status 2, an interruption is status 130."""
+    threads.yield_soon()
     try:
         status = app(standalone_mode=False)
         if status == _INTERRUPTED:  # the parser turns Ctrl-C into this status

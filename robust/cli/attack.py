@@ -69,6 +69,10 @@ def attack(
     save_examples: Annotated[
         bool, typer.Option("--save-examples", help="keep the adversarial examples in --out")
     ] = False,
+    explain: Annotated[
+        Path | None,
+        typer.Option("--explain", metavar="DIR", help="draw where passes went, classes, confusion, panels"),
+    ] = None,
 ) -> int:
     """Attack a model and report its robust accuracy, sample by sample."""
     from robust.attacks import make_attack
@@ -86,8 +90,9 @@ def attack(
         raise InputError("--save-examples: needs --out, the folder to keep them in")
     attacks = [make_attack(name, **options) for name in attack_name or ()]
     parsed = Threat.parse(threat)
-    if out is not None:
-        common.writable_folder(out)
+    for folder in (out, explain):
+        if folder is not None:
+            common.writable_folder(folder)
     target = common.target(model, weights, normalize, device)
     chosen = common.samples(data, limit, target)
     with common.bars() as bars:
@@ -112,13 +117,18 @@ def attack(
                 diagnose=cast("Diagnose", diagnose),
                 eot=eot,
                 vote=cast("Literal['expectation', 'majority']", vote),
-                keep_examples=save_examples,
+                keep_examples=save_examples or explain is not None,
                 model_spec=model,
                 progress=show,
             )
         except Interrupted as stopped:
             report, interrupted = stopped.report, True
+    pictures = report.plot(explain, target=target, samples=chosen) if explain else []
+    if not save_examples:
+        report.examples = None
     _deliver(report, json_, out)
+    for picture in pictures:
+        print(picture, file=sys.stderr)
     if interrupted:
         common.fail("interrupted; samples that were not attacked to the end have no verdict", 130)
     return 3 if report.statuses["error"] else 0
@@ -151,7 +161,7 @@ def summary(report: Report) -> str:
 
     rows = [
         (
-            e["label"],
+            e["label"].replace(",", ", "),
             e["attacked"],
             e["broke"],
             e["survived"],

@@ -1,0 +1,231 @@
+"""Pictures of a report: where the passes went, which classes fell, what was seen (matplotlib, extra `[plots]`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+
+from robust import diagnose
+from robust.attacks import PGD
+from robust.errors import InputError, MissingDependencyError, StoreError
+from robust.stats import interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from robust.report import Report
+    from robust.sources import Samples
+    from robust.target import Target
+
+FORMATS: Final = ("png", "svg")
+_TRACE: Final = PGD(steps=40, loss="margin", schedule="cosine")
+_TRACED: Final = 32  # samples whose margins are followed
+_PANELS: Final = 6
+# Okabe & Ito's palette, told apart by colour-blind readers too.
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#999999"
+
+
+def explain(
+    report: Report,
+    folder: str | Path,
+    *,
+    target: Target | None = None,
+    samples: Samples | None = None,
+    formats: Iterable[str] = FORMATS,
+) -> list[Path]:
+    """Draw a report into a folder.
+
+    passes: what each attack of the suite cost and broke. classes: clean and robust accuracy per class with
+    95 % Wilson intervals. confusion: what the broken samples were taken for. With the samples and kept
+    examples, panels: clean image, perturbation and adversarial image. With the target too, losses: the
+    highest margin against the steps of a PGD, and confidences in the panels.
+
+    Args:
+        report: of the evaluation, with `keep_examples` for the panels.
+        target: the model as it was evaluated.
+        samples: the data as it was evaluated.
+        formats: "png", "svg" or "pdf".
+
+    Returns:
+        The files, in the order above.
+
+    Raises:
+        MissingDependencyError: no matplotlib.
+        InputError: unknown format, or samples that are not the report's.
+        StoreError: the folder cannot be written.
+    """
+    formats = tuple(formats)
+    if unknown := [f for f in formats if f not in (*FORMATS, "pdf")]:
+        raise InputError(f"formats: expected png, svg or pdf, got {unknown[0]!r}")
+    if samples is not None and samples.ids.tolist() != report.verdicts.sample_id.tolist():
+        raise InputError("samples: they are not those of the report: expected the data it was made from")
+    pictures: dict[str, Callable[[], Figure]] = {
+        "passes": lambda: passes(report),
+        "classes": lambda: classes(report),
+        "confusion": lambda: confusion(report),
+    }
+    if samples is not None and report.examples is not None and len(report.examples["sample_id"]):
+        pictures["panels"] = lambda: panels(report, samples, target)
+    if samples is not None and target is not None:
+        pictures["losses"] = lambda: losses(report, samples, target)
+    return [file for name, draw in pictures.items() for file in _write(draw(), Path(folder), name, formats)]
+
+
+def passes(report: Report) -> Figure:
+    """A bar per attack: its forward and backward passes, and how many samples it broke."""
+    figure, axes = _figure(7, 1.2 + 0.42 * (len(report.attacks) + 1))
+    names = [_shorten(entry["label"]) for entry in report.attacks] + ["checks"]
+    forwards = [entry["forwards"] for entry in report.attacks] + [report.checks["forwards"]]
+    backwards = [entry["backwards"] for entry in report.attacks] + [report.checks["backwards"]]
+    rows = np.arange(len(names))
+    axes.barh(rows, forwards, color=_BLUE, label="forward")
+    axes.barh(rows, backwards, left=forwards, color=_ORANGE, label="backward")
+    for row, entry in enumerate(report.attacks):
+        end = forwards[row] + backwards[row]
+        axes.annotate(
+            f"broke {entry['broke']} of {entry['attacked']}", (end, row), (4, 0), textcoords="offset points",
+            va="center", fontsize=8,
+        )  # fmt: skip
+    axes.set(yticks=rows, yticklabels=names, xlabel="passes of one sample")
+    axes.set_xlim(right=1.25 * max(f + b for f, b in zip(forwards, backwards, strict=True)) or 1)
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    return figure
+
+
+def classes(report: Report) -> Figure:
+    """Clean and robust accuracy of every class, with 95 % Wilson intervals."""
+    groups = list(report.verdicts.groupby("label"))
+    figure, axes = _figure(max(5, 0.55 * len(groups) + 2), 3.6)
+    for shift, color, name in ((-0.18, _GREY, "clean"), (0.18, _BLUE, "robust")):
+        for column, (_, rows) in enumerate(groups):
+            right = rows.prediction == rows.label if name == "clean" else rows.status == "survived"
+            k, n = int(right.sum()), len(rows)
+            low, high = interval(k, n)
+            axes.bar(column + shift, k / n, 0.34, color=color, label=name if not column else None)
+            axes.errorbar(
+                column + shift, k / n, [[k / n - low], [high - k / n]], color="black", capsize=2, lw=1
+            )
+    axes.set(
+        xticks=range(len(groups)), xticklabels=[str(label) for label, _ in groups], xlabel="class",
+        ylabel="accuracy", ylim=(0, 1.05),
+    )  # fmt: skip
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.15))
+    return figure
+
+
+def confusion(report: Report) -> Figure:
+    """Labels against what the samples are taken for under attack; standing samples on the diagonal."""
+    table = report.verdicts
+    count = int(max(table.label.max(), table.prediction_adv.max())) + 1
+    matrix = np.zeros((count, count), dtype=np.int64)
+    np.add.at(matrix, (table.label.to_numpy(), table.prediction_adv.to_numpy()), 1)
+    share = matrix / matrix.sum(1, keepdims=True).clip(min=1)
+    figure, axes = _figure(max(4, 0.45 * count + 1.4), max(3.6, 0.45 * count + 1))
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if count <= 20:
+        for (row, column), value in np.ndenumerate(matrix):
+            if value:
+                color = "white" if share[row, column] > 0.6 else "black"
+                axes.text(column, row, str(value), ha="center", va="center", fontsize=7, color=color)
+        axes.set(xticks=range(count), yticks=range(count))
+    axes.set(xlabel="taken for, under attack", ylabel="label")
+    return figure
+
+
+def panels(report: Report, samples: Samples, target: Target | None = None) -> Figure:
+    """A row per broken sample, nearest first: clean, perturbation (stretched), adversarial."""
+    assert report.examples is not None
+    nearest = report.verdicts[report.verdicts.status == "broken"].sort_values("distance").head(_PANELS)
+    where = {int(sample): row for row, sample in enumerate(report.examples["sample_id"].tolist())}
+    figure, grid = _grid(len(nearest), 3)
+    for axes, (row, verdict) in zip(grid, nearest.iterrows(), strict=True):
+        x = samples.rows(torch.tensor([int(str(row))]))
+        x_adv = report.examples["x_adv"][where[int(verdict.sample_id)]][None]
+        delta = x_adv - x
+        size = float(delta.abs().max()) or 1.0
+        low, high = report.threat.bounds
+        shown = ((x - low) / (high - low), (delta / size + 1) / 2, (x_adv - low) / (high - low))
+        titles = (
+            f"{verdict.label}{_confidence(target, x, int(verdict.label))}",
+            f"perturbation, {report.threat.norm} {verdict.distance:.3g}",
+            f"{verdict.prediction_adv}{_confidence(target, x_adv, int(verdict.prediction_adv))}",
+        )
+        for cell, image, title in zip(axes, shown, titles, strict=True):
+            cell.imshow(_picture(image[0]), cmap="gray", vmin=0, vmax=1)
+            cell.set_title(title, fontsize=8)
+            cell.axis("off")
+    return figure
+
+
+def losses(report: Report, samples: Samples, target: Target) -> Figure:
+    """The highest margin so far against the steps of a PGD on the margin, run anew on a few samples."""
+    figure, axes = _figure(6.4, 3.6)
+    correct = np.flatnonzero((report.verdicts.prediction == report.verdicts.label).to_numpy())[:_TRACED]
+    rows = torch.from_numpy(correct)
+    with target:
+        x, y, ids = (t.to(target.device) for t in (samples.rows(rows), samples.y[rows], samples.ids[rows]))
+        survived = torch.from_numpy((report.verdicts.status == "survived").to_numpy(copy=True))[rows]
+        subject = diagnose.Subject(target, report.threat, x, y, ids, survived, [_TRACE], 64, report.seed)
+        margins = subject.trace(_TRACE, torch.arange(len(rows))).cpu()
+    for stands, color, name in ((False, _ORANGE, "broken"), (True, _GREEN, "standing")):
+        lines = margins[:, survived == stands]
+        axes.plot(lines.numpy(), color=color, lw=0.8, alpha=0.6)
+        axes.plot([], [], color=color, label=f"{name} ({lines.shape[1]})")
+    axes.axhline(0, color="black", lw=0.8, ls="--")
+    axes.set(xlabel=f"steps of {_TRACE.label}", ylabel="highest margin so far")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _confidence(target: Target | None, x: torch.Tensor, label: int) -> str:
+    if target is None:
+        return ""
+    with target, torch.no_grad():
+        return f", {float(target.logits(x.to(target.device)).softmax(1)[0, label]):.0%}"
+
+
+def _picture(image: torch.Tensor) -> Any:
+    """(C, H, W) as matplotlib wants it; anything else as one row of pixels."""
+    image = image.clamp(0, 1)
+    if image.dim() == 3:
+        return image[0].numpy() if len(image) != 3 else image.permute(1, 2, 0).numpy()
+    return image.flatten()[None].numpy()
+
+
+def _shorten(label: str, length: int = 44) -> str:
+    return label if len(label) <= length else f"{label[: length - 1]}…"
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, grid = _grid(1, 1, (width, height))
+    return figure, grid[0][0]
+
+
+def _grid(rows: int, columns: int, size: tuple[float, float] | None = None) -> tuple[Figure, Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as Blank
+    except Exception as error:
+        raise MissingDependencyError(
+            f'pictures need matplotlib, which does not import ({error}): pip install "robust-harness[plots]"'
+        ) from error
+    figure = Blank(figsize=size or (2.1 * columns, 2.1 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _write(figure: Figure, folder: Path, name: str, formats: tuple[str, ...]) -> list[Path]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / f"{name}.{kind}" for kind in formats]
+        for file in files:
+            figure.savefig(file, dpi=150)
+    except OSError as error:
+        raise StoreError(f"pictures: cannot write to {folder}: {error}") from error
+    return files

@@ -1,0 +1,77 @@
+"""Pictures: drawn from a real evaluation, deterministic in what they show, clear where they cannot be."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from torch import Tensor, nn
+
+import robust
+from robust.errors import InputError, MissingDependencyError
+from robust.report import Report
+from robust.sources import Samples, as_samples
+from robust.target import Target
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def evaluated(net: nn.Module, digits: tuple[Tensor, Tensor]) -> tuple[Report, Target, Samples]:
+    samples = as_samples(digits, bounds=(0.0, 1.0))
+    target = Target(net, device="cpu")
+    return (
+        robust.evaluate(target, samples, threat="linf:0.15", suite="quick", keep_examples=True),
+        target,
+        samples,
+    )
+
+
+def test_a_report_draws_all_its_pictures(evaluated: tuple[Report, Target, Samples], tmp_path: Path) -> None:
+    report, target, samples = evaluated
+    files = report.plot(tmp_path, target=target, samples=samples)
+    names = ["passes", "classes", "confusion", "panels", "losses"]
+    assert [file.name for file in files] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+    assert all(file.stat().st_size > 1000 for file in files)
+    assert (tmp_path / "passes.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "losses.svg").read_text()
+
+
+def test_without_data_what_can_be_drawn_is_drawn(
+    evaluated: tuple[Report, Target, Samples], tmp_path: Path
+) -> None:
+    report, _, _ = evaluated
+    report.save(tmp_path / "report")
+    files = Report.load(tmp_path / "report").plot(tmp_path / "pictures")
+    assert {file.stem for file in files} == {"passes", "classes", "confusion"}
+
+
+def test_the_numbers_in_the_pictures_are_the_reports(evaluated: tuple[Report, Target, Samples]) -> None:
+    from robust import explain
+
+    report, _, _ = evaluated
+    shown = [text.get_text() for text in explain.passes(report).axes[0].texts]
+    assert shown == [f"broke {entry['broke']} of {entry['attacked']}" for entry in report.attacks]
+    cells = [int(text.get_text()) for text in explain.confusion(report).axes[0].texts]
+    assert sum(cells) == report.n
+    bars = [patch.get_height() for patch in explain.classes(report).axes[0].patches]  # type: ignore[attr-defined]
+    table = report.verdicts.groupby("label")
+    assert bars[len(table) :] == pytest.approx(
+        (table.status.apply(lambda s: (s == "survived").mean())).tolist()
+    )
+
+
+def test_what_cannot_be_drawn_is_said(
+    evaluated: tuple[Report, Target, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robust.explain import explain
+
+    report, target, samples = evaluated
+    with pytest.raises(InputError, match="formats: expected png, svg or pdf, got 'gif'"):
+        explain(report, tmp_path, formats=["gif"])
+    with pytest.raises(InputError, match="not those of the report"):
+        explain(report, tmp_path, target=target, samples=samples.limit(5))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingDependencyError, match=r"robust-harness\[plots\]"):
+        explain(report, tmp_path)
