@@ -50,6 +50,7 @@ def evaluate(
     vote: Vote = "expectation",
     cascade: bool = True,
     keep_examples: bool = False,
+    minimize: bool = False,
     model_spec: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
@@ -79,6 +80,8 @@ def evaluate(
         cascade: let each attack see only the survivors of those before it. Without, every attack sees
             every correctly classified sample, and the report has each one's robust accuracy alone.
         keep_examples: keep the audited adversarial examples in the report.
+        minimize: let every attack go on, on every correctly classified sample, for its nearest adversarial
+            point: one run of a minimum-norm attack then gives `report.curve`. The verdicts stay those at eps.
         model_spec: name of the model for the report.
         progress: called with a Progress as work is done.
 
@@ -93,7 +96,7 @@ def evaluate(
     threat = Threat.parse(threat, target.bounds)
     name, stages = resolve(suite, threat)
     samples = as_samples(data, bounds=threat.bounds)
-    plan = Plan(threat, name, stages, cascade, full_checks=diagnose == "full")
+    plan = Plan(threat, name, stages, cascade, full_checks=diagnose == "full", minimize=minimize)
     stopped = False
     try:
         part = attack_part(target, samples, plan, settings)

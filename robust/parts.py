@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -53,6 +53,7 @@ class Plan:
     stages: Sequence[Stage]
     cascade: bool = True
     full_checks: bool = False  # also those that search at length; of the part that begins at 0
+    minimize: bool = False  # attacks go on after their first success, and all see every sample
 
 
 @dataclass
@@ -105,7 +106,7 @@ def attack_part(
     mine = samples if len(rows) == len(samples) else samples.take(slice(rows.start, rows.stop))
     start = time.perf_counter()
     with target:
-        run = Run(target, mine, plan.threat, settings, samples)
+        run = Run(target, mine, plan.threat, replace(settings, minimize=plan.minimize), samples)
         run.look()
         if rows.start:
             run.checks |= {"forwards": 0, "backwards": 0}
@@ -178,8 +179,9 @@ def join(
     """
     parts = sorted(parts, key=lambda part: part.rows)
     _check_cover(parts, n, stopped=stopped)
+    cascade = plan.cascade and not plan.minimize
     attacks = [_total(entries) for entries in zip_longest(*(part.attacks for part in parts))]
-    reviewed = diagnose.review(attacks, sum(part.correct for part in parts), cascade=plan.cascade)
+    reviewed = diagnose.review(attacks, sum(part.correct for part in parts), cascade=cascade)
     findings = [*_in_order(parts), *reviewed]
     return Report(
         threat=plan.threat,
@@ -196,7 +198,8 @@ def join(
         engine=" + ".join(sorted({part.engine for part in parts})),
         versions=_versions(attacks),
         seconds=sum(part.seconds for part in parts),
-        cascade=plan.cascade,
+        cascade=cascade,
+        minimize=plan.minimize,
         eot=parts[0].eot,
         failures=[failure for part in parts for failure in part.failures],
         examples=_all_examples(parts),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,9 +14,9 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
-from robust.errors import StoreError
+from robust.errors import InputError, StoreError
 from robust.stats import interval
-from robust.threat import Threat
+from robust.threat import TOLERANCE, Threat
 
 if TYPE_CHECKING:
     from robust.sources import Samples
@@ -34,13 +35,15 @@ class Report:
         verdicts: a row per sample: sample_id, label, prediction, status (misclassified | broken |
             survived | error), attack (label of the one that broke it, or empty), distance (of the
             audited adversarial example; NaN where none), margin (the highest seen: best other logit
-            minus the label's), prediction_adv, forwards, backwards.
+            minus the label's), nearest (distance of the nearest audited adversarial point, in or out of
+            the threat; 0 where misclassified, NaN where none was seen), prediction_adv, forwards, backwards.
         attacks: a dict per attack: name, label, parameters, attacked, broke, survived, rejected (claims
             that the audit refused), silent (samples with a misclassified point in the search and no claim),
             unstarted (the attack found nowhere to begin), errors, forwards, backwards, seconds.
         cascade: each attack saw only what the ones before it left standing; otherwise each saw every
             correctly classified sample, and `survived` is its robust count alone.
         trust: "trusted", "suspect" or "unreliable", from `findings` [{check, severity, message}].
+        minimize: every attack went on after its first success, for the nearest point: see `curve`.
         engine: the copy of the model that was searched with: "plain", "folded", "channels_last", "bfloat16".
         eot: {"samples", "vote"} where a randomised model was judged in expectation.
         checks: passes and seconds spent on diagnostics.
@@ -62,6 +65,7 @@ class Report:
     seconds: float
     engine: str = "plain"
     cascade: bool = True
+    minimize: bool = False
     eot: dict[str, Any] | None = None
     failures: list[str] = field(default_factory=list)
     examples: dict[str, torch.Tensor] | None = None
@@ -97,6 +101,41 @@ class Report:
         """95 % Wilson interval of the robust accuracy."""
         return interval(self.statuses["survived"], self.n)
 
+    def curve(self, eps: Iterable[float | str]) -> pd.DataFrame:
+        """Robust accuracy against eps, from each sample's nearest adversarial point: one run gives all.
+
+        Args:
+            eps: radii in the threat's norm, such as 0, 0.5 or "8/255".
+
+        Returns:
+            A row per eps: eps (as a number), robust_accuracy and its 95 % interval (low, high), all
+            fractions. As every verdict by attack, an upper bound.
+
+        Raises:
+            InputError: the evaluation did not minimize, or no attack searched so far out.
+        """
+        if not self.minimize:
+            raise InputError(
+                "curve: expected a report of evaluate(..., minimize=True); here every search ended at its first "
+                f"adversarial point inside {self.threat}"
+            )
+        radii = [
+            0.0 if str(e).strip() in ("0", "0.0") else replace(self.threat, eps=str(e)).radius for e in eps
+        ]
+        reach = torch.inf if any(attack["minimum_norm"] for attack in self.attacks) else self.threat.radius
+        if radii and max(radii) > reach:
+            raise InputError(
+                f"curve: eps: expected at most {self.threat.eps}, the radius that was searched, got {max(radii)}; "
+                "add a minimum-norm attack such as fmn to the suite"
+            )
+        intact = self.verdicts["status"].isin(["survived", "broken"])
+        rows = []
+        for radius in radii:
+            reached = self.verdicts["nearest"] <= radius + TOLERANCE * max(1.0, radius)
+            k = int((intact & ~reached).sum())
+            rows.append((radius, k / self.n, *interval(k, self.n)))
+        return pd.DataFrame(rows, columns=["eps", "robust_accuracy", "low", "high"])
+
     @property
     def forwards(self) -> int:
         """Forward passes of one sample, all together: clean, attacks, audit, diagnostics."""
@@ -121,6 +160,7 @@ class Report:
             "seconds": self.seconds,
             "attacks": self.attacks,
             "cascade": self.cascade,
+            "minimize": self.minimize,
             "trust": self.trust,
             "findings": self.findings,
             "checks": self.checks,
@@ -205,6 +245,7 @@ class Report:
         return cls(
             threat=Threat(threat["norm"], threat["eps"], (threat["bounds"][0], threat["bounds"][1])),
             verdicts=verdicts,
+            minimize=raw.get("minimize", False),
             examples=load_file(examples) if examples.exists() else None,
             eot=raw.get("eot"),
             **{key: raw[key] for key in (*kept, "seconds", "engine", "cascade", "failures")},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import pandas as pd
@@ -55,6 +55,7 @@ class Settings:
     precision: Precision = "auto"
     keep_examples: bool = False
     progress: Callable[[Progress], None] | None = None
+    minimize: bool = False  # search each sample's nearest adversarial point, in or out of the threat
 
 
 class Run:
@@ -87,6 +88,7 @@ class Run:
         self.prediction_adv = torch.zeros(n, dtype=torch.int64)
         self.broken_by = torch.full((n,), -1)
         self.distance = torch.full((n,), torch.nan, dtype=torch.float64)
+        self.nearest = torch.full((n,), torch.nan, dtype=torch.float64)  # audited, in or out of the threat
         self.clean_margin = torch.full((n,), -torch.inf)
         self.gaps = torch.empty(n, 0)  # (n, C) once the clean samples are classified
         # Distance of the nearest adversarial point seen, in or out of the threat.
@@ -240,6 +242,7 @@ class Run:
         entry: dict[str, Any] = {
             "name": attack.name, "label": attack.label, "parameters": attack.parameters, "access": attack.access,
             "source": attack.source, "batch_dependent": attack.batch_dependent, "notes": list(attack.notes),
+            "minimum_norm": attack.minimum_norm,
             "selection": {"near": stage.near, "within": stage.within, "share": stage.share, "follows": stage.follows}, "attacked": len(rows),
             "broke": 0, "survived": 0, "rejected": 0, "silent": 0, "unstarted": 0, "errors": 0, "forwards": 0, "backwards": 0, "seconds": 0.0,
         }  # fmt: skip
@@ -270,7 +273,9 @@ class Run:
 
     def _chosen(self, stage: Stage, *, cascade: bool) -> Tensor:
         """The samples that a stage is to see, each by what is known of itself alone: (n,) bool."""
-        eligible = (self.status == SURVIVED) | ((self.status == BROKEN) & (not cascade))
+        eligible = (self.status == SURVIVED) | (
+            (self.status == BROKEN) & (self.settings.minimize or not cascade)
+        )
         if stage.near is not None or stage.within is not None:
             near = torch.zeros_like(eligible)
             if stage.near is not None:
@@ -318,7 +323,7 @@ class Run:
             self.search, x, y, ids, self.threat,
             seed=self.settings.seed, purpose=attack.label, access=attack.access, micro_batch=self._micro_batch,
             judge=None if self.search is self.target else self.target,
-            prior=prior, stays_inside=attack.stays_inside, tick=tick,
+            prior=prior, stays_inside=attack.stays_inside, minimize=self.settings.minimize, tick=tick,
         )  # fmt: skip
         try:
             attack(oracle)
@@ -347,22 +352,28 @@ class Run:
 
     def _judge(self, rows: Tensor, ledger: Ledger, x: Tensor, y: Tensor, entry: dict[str, Any]) -> int:
         """Re-measure the claims on the plain model and write the verdicts; returns the passes that took."""
-        claims = ledger.broken.nonzero().squeeze(1)
+        minimize = self.settings.minimize
+        anywhere = replace(self.threat, eps="1e9")
+        claims = (ledger.distance.isfinite() if minimize else ledger.broken).nonzero().squeeze(1)
         for part in claims.split(self._micro_batch):
-            found = audit(self.target, ledger.x_adv[part], x[part], y[part], self.threat)
-            where = rows[part.cpu()]
-            self.forwards[where] += self.target.draws
+            points, where = ledger.x_adv[part], rows[part.cpu()]
+            found = audit(self.target, points, x[part], y[part], anywhere if minimize else self.threat)
             valid = found.valid.cpu()
+            nearer = valid & ~(self.nearest[where] <= found.distance.cpu())
+            self.nearest[where[nearer]] = found.distance.cpu()[nearer]
+            if minimize:
+                valid &= self.threat.contains(points.double(), x[part].double()).cpu()
+            self.forwards[where] += self.target.draws
             entry["broke"] += int(valid.sum())
-            entry["rejected"] += int((~valid).sum())
-            fresh = valid & (self.status[where] == SURVIVED)
+            entry["rejected"] += int((~valid & ledger.broken[part].cpu()).sum())
+            fresh = valid & (nearer if minimize else self.status[where] == SURVIVED)
             new = where[fresh]
+            self.broken_by[new[self.status[new] == SURVIVED]] = len(self.entries)
             self.status[new] = BROKEN
-            self.broken_by[new] = len(self.entries)
             self.distance[new] = found.distance.cpu()[fresh]
             self.prediction_adv[new] = found.prediction.cpu()[fresh]
             if self.settings.keep_examples:
-                self._examples.update(zip(new.tolist(), ledger.x_adv[part].cpu()[fresh], strict=True))
+                self._examples.update(zip(new.tolist(), points.cpu()[fresh], strict=True))
         return len(claims) * self.target.draws
 
     def _crash(self, attack: Attack, rows: Tensor, entry: dict[str, Any]) -> None:
@@ -403,6 +414,7 @@ class Run:
                 "status": [STATUSES[code] for code in self.status.tolist()],
                 "attack": [names[index] for index in self.broken_by.tolist()],
                 "distance": self.distance.numpy(),
+                "nearest": self.nearest.masked_fill(self.status == MISCLASSIFIED, 0.0).numpy(),
                 "margin": self.margin.numpy(),
                 "prediction_adv": self.prediction_adv.numpy(),
                 "forwards": self.forwards.numpy(),

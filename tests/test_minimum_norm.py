@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import Linear
 from scipy.optimize import brentq, linprog
-from torch import Tensor
+from torch import Tensor, nn
 
-from robust.attacks import ATTACKS, Attack, make_attack
-from robust.errors import InputError
+from robust import Report, evaluate
+from robust.attacks import ATTACKS, FMN, Attack, make_attack
+from robust.errors import InputError, ThreatError
 from robust.oracle import Ledger, Oracle
 from robust.target import Target
 from robust.threat import Threat, project
@@ -27,7 +31,6 @@ OPTIONS: dict[str, dict[str, object]] = {
     "cw": {"targets": 1},
     "ddn": {"steps": 200, "loss": "margin", "targets": 1},
     "fab": {"steps": 10},
-    "fmn": {"targets": 1},
     "sigma-zero": {"targets": 1},
 }
 WITHIN = {"linf": 1.05, "l2": 1.05, "l1": 1.25, "l0": 1.25}
@@ -142,3 +145,46 @@ def test_jacobian_is_that_of_a_linear_model_and_is_counted() -> None:
 def test_bad_options_are_refused_by_name(name: str, option: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"{name}: .*{option}"):
         make_attack(name, **{option: value})
+
+
+def test_one_run_gives_the_whole_curve(net: nn.Module, digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"suite": ["pgd", FMN(steps=40)], "device": "cpu", "precision": "float32"}
+    report = evaluate(net, digits, threat="linf:0.08", minimize=True, **options)
+    radii = [0, 0.02, 0.05, "0.08", 0.12, 0.2, 1]
+    curve = report.curve(radii)
+    assert curve["eps"].tolist() == [float(eps) for eps in radii]
+    assert curve["robust_accuracy"].is_monotonic_decreasing
+    assert curve["robust_accuracy"][0] == report.clean_accuracy
+    assert curve["robust_accuracy"][3] == report.robust_accuracy
+    assert curve["robust_accuracy"].iloc[-1] == 0
+    assert 0 < curve["robust_accuracy"][4] < report.robust_accuracy
+    assert ((curve["low"] <= curve["robust_accuracy"]) & (curve["robust_accuracy"] <= curve["high"])).all()
+    for eps in ("0.05", "0.12"):  # what a search at that radius alone leaves standing
+        alone = evaluate(net, digits, threat=f"linf:{eps}", **options).robust_accuracy
+        assert abs(alone - report.curve([eps])["robust_accuracy"][0]) <= 2 / len(digits[0])
+    pd.testing.assert_frame_equal(Report.load(report.save(tmp_path)).curve(radii), curve)
+
+
+def test_nearest_points_are_audited_and_independent_of_the_batch(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits
+    whole = evaluate(net, (x, y), threat="l2:0.3", suite="fmn", minimize=True, device="cpu").verdicts
+    small = evaluate(net, (x, y), threat="l2:0.3", suite="fmn", minimize=True, device="cpu", batch_size=7)
+    wrong = whole["status"] == "misclassified"
+    assert (whole["nearest"][wrong] == 0).all()
+    assert ((whole["nearest"] <= 0.3 + 1e-6) == (whole["status"] != "survived")).all()
+    close = np.isclose(whole["nearest"], small.verdicts["nearest"], rtol=0.05)
+    assert close.mean() > 0.95  # another batch, other rounding
+
+
+def test_a_curve_needs_a_search_that_went_there(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    plain = evaluate(net, digits, threat="linf:0.05", suite="fgsm", device="cpu")
+    with pytest.raises(InputError, match="minimize=True"):
+        plain.curve([0.01])
+    bounded = evaluate(net, digits, threat="linf:0.05", suite="fgsm", device="cpu", minimize=True)
+    assert bounded.curve([0.05])["robust_accuracy"][0] == plain.robust_accuracy
+    with pytest.raises(InputError, match="minimum-norm"):
+        bounded.curve([0.06])
+    with pytest.raises(ThreatError, match="eps"):
+        bounded.curve(["much"])

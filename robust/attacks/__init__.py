@@ -5,17 +5,21 @@ from robust.attacks.apgd import APGD
 from robust.attacks.base import ATTACKS, Attack, make_attack
 from robust.attacks.cw import CW
 from robust.attacks.ddn import DDN
+from robust.attacks.deepfool import DeepFool
 from robust.attacks.fab import FAB
 from robust.attacks.fgsm import FGSM
 from robust.attacks.fmn import FMN
 from robust.attacks.hopskipjump import HopSkipJump
+from robust.attacks.md import MD
 from robust.attacks.multitargeted import MultiTargeted
 from robust.attacks.noise import Noise
 from robust.attacks.pgd import PGD
+from robust.attacks.pma import PMA
 from robust.attacks.rays import RayS
 from robust.attacks.sigma_zero import SigmaZero
 from robust.attacks.spsa import SPSA
 from robust.attacks.square import Square
+from robust.attacks.superdeepfool import SuperDeepFool
 from robust.attacks.transfer import Transfer
 
 __all__ = [
@@ -26,15 +30,19 @@ __all__ = [
     "FAB",
     "FGSM",
     "FMN",
+    "MD",
     "PGD",
+    "PMA",
     "SPSA",
     "Attack",
+    "DeepFool",
     "HopSkipJump",
     "MultiTargeted",
     "Noise",
     "RayS",
     "SigmaZero",
     "Square",
+    "SuperDeepFool",
     "Transfer",
     "make_attack",
 ]

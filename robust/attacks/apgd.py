@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robust.attacks.apgd_l1 import ascend_l1
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row, random_boundary_start, steepest
 from robust.errors import InputError
@@ -23,18 +24,19 @@ class APGD(Attack):
 
     Momentum steps that start at 2 eps; at checkpoints the step halves and the search goes back to its
     best point where too few steps raised the loss, or where nothing improved since the last halving.
+    l1 takes sparse steps from outside inwards (Croce & Hein 2021, arXiv 2103.01208), without momentum.
 
     Args:
         steps: gradient steps a restart, >= 1.
         restarts: random starts (per target class), >= 1.
         loss: for untargeted runs; targeted ones use the targeted difference of logits ratio.
         targets: 0 for untargeted; else how many of the likeliest wrong classes to run against, in order.
-        rho: share of steps that must raise the loss between checkpoints.
-        momentum: weight of the new step against the previous move.
+        rho: share of steps that must raise the loss between checkpoints; not in l1.
+        momentum: weight of the new step against the previous move; not in l1.
     """
 
     name: ClassVar[str] = "apgd"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     access: ClassVar[Access] = "gradient"
     paper: ClassVar[str] = "Croce & Hein 2020"
 
@@ -52,6 +54,11 @@ class APGD(Attack):
                 f"{self.steps}, {self.restarts} and {self.targets}"
             )
 
+    @property
+    def stays_inside(self) -> bool:
+        """Whether every visited point lies in the threat set: not in l1."""
+        return False
+
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
         if self.targets == 0:
@@ -68,6 +75,9 @@ class APGD(Attack):
     def _ascend(self, oracle: Oracle, s: State, loss: Callable[..., Tensor], *run: int) -> None:
         threat = oracle.threat
         s.x_adv = random_boundary_start(oracle.x, threat, oracle.random("start", *run))
+        if threat.norm == "l1":
+            ascend_l1(oracle, s, loss, lambda: (s.aim,) if self.targets else (), self.steps)
+            return
         s.previous = s.x_adv
         s.step = torch.full_like(oracle.y, 2 * threat.radius, dtype=s.x_adv.dtype)
         s.best = torch.full_like(s.step, -torch.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -60,6 +61,12 @@ def attack(
     vote: Annotated[
         str, typer.Option("--vote", help="of those draws: expectation or majority")
     ] = "expectation",
+    curve: Annotated[
+        str | None,
+        typer.Option(
+            "--curve", metavar="EPS,...", help="also robust accuracy at these radii, from one search"
+        ),
+    ] = None,
     json_: Annotated[
         str | None, typer.Option("--json", metavar="FILE|-", help="write the result as JSON")
     ] = None,
@@ -90,6 +97,9 @@ def attack(
         raise InputError("--save-examples: needs --out, the folder to keep them in")
     attacks = [make_attack(name, **options) for name in attack_name or ()]
     parsed = Threat.parse(threat)
+    radii = [eps.strip() for eps in curve.split(",")] if curve is not None else []
+    for eps in radii:
+        replace(parsed, eps=eps)  # refuses what is no radius before anything is computed
     for folder in (out, explain):
         if folder is not None:
             common.writable_folder(folder)
@@ -118,6 +128,7 @@ def attack(
                 eot=eot,
                 vote=cast("Literal['expectation', 'majority']", vote),
                 keep_examples=save_examples or explain is not None,
+                minimize=bool(radii),
                 model_spec=model,
                 progress=show,
             )
@@ -126,7 +137,7 @@ def attack(
     pictures = report.plot(explain, target=target, samples=chosen) if explain else []
     if not save_examples:
         report.examples = None
-    _deliver(report, json_, out)
+    _deliver(report, json_, out, radii)
     for picture in pictures:
         print(picture, file=sys.stderr)
     if interrupted:
@@ -134,12 +145,15 @@ def attack(
     return 3 if report.statuses["error"] else 0
 
 
-def _deliver(report: Report, json_: str | None, out: Path | None) -> None:
+def _deliver(report: Report, json_: str | None, out: Path | None, radii: list[str]) -> None:
+    from tabulate import tabulate
+
     from robust.errors import StoreError
 
     if out is not None:
         report.save(out)
-    text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
+    curve = report.curve(radii).to_dict("records") if radii else []
+    text = json.dumps({**report.to_dict(), **({"curve": curve} if radii else {})}, indent=2, allow_nan=False)
     if json_ == "-":
         print(text)
         return
@@ -149,6 +163,13 @@ def _deliver(report: Report, json_: str | None, out: Path | None) -> None:
         except OSError as error:
             raise StoreError(f"--json: cannot write {json_}: {error.strerror or error}") from error
     print(summary(report))
+    if radii:
+        lines = [
+            (eps, f"{point['robust_accuracy']:.2%}", f"[{point['low']:.1%}, {point['high']:.1%}]")
+            for eps, point in zip(radii, curve, strict=True)
+        ]
+        print()
+        print(tabulate(lines, ("eps", "robust accuracy", "95 % interval"), disable_numparse=True))
     for failure in report.failures:
         print(f"robust: {failure.splitlines()[0]}", file=sys.stderr)
 

@@ -1,0 +1,102 @@
+"""The l1 ascent of APGD: sparse steps, from outside the ball inwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from robust.attacks.geometry import per_row
+from robust.oracle import Oracle, State
+from robust.threat import norm_of, project
+
+RADII: Final = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # radius in units of eps, share of the steps
+_THINNER: Final = (
+    0.95  # the best point lost more than a twentieth of its changed values: the step starts anew
+)
+_SHRINK: Final = 1.5  # else the step is divided by this,
+_LEAST: Final = 10.0  # down to a tenth of the first
+
+
+def ascend_l1(
+    oracle: Oracle,
+    s: State,
+    loss: Callable[..., Tensor],
+    columns: Callable[[], tuple[Tensor, ...]],
+    steps: int,
+) -> None:
+    """Croce & Hein 2021 (arXiv 2103.01208): from `s.x_adv`, raise the loss in the ball and box together.
+
+    A step goes along the signs of the largest gradient values; how many is two thirds of the values that
+    the best point so far changes. The search runs at 3, 2 and 1 times eps, each from the best of the last.
+
+    Args:
+        s: state; the best point inside the threat is left in `s.x_adv`.
+        columns: the loss's further columns, of the rows that are live at the time.
+        steps: gradient steps, all radii together.
+    """
+    for number, (factor, length) in enumerate(_stages(steps)):
+        _ascend(oracle, s, loss, columns, factor * oracle.threat.radius, length, first=number == 0)
+
+
+def _stages(steps: int) -> Iterator[tuple[float, int]]:
+    """Radii with their steps; a budget too short for all of them stays inside."""
+    counts = [int(share * steps) for _, share in RADII[:-1]]
+    if min(counts) > 0:
+        yield from zip([factor for factor, _ in RADII[:-1]], counts, strict=True)
+        steps -= sum(counts)
+    yield RADII[-1][0], steps
+
+
+def _ascend(
+    oracle: Oracle,
+    s: State,
+    loss: Callable[..., Tensor],
+    columns: Callable[[], tuple[Tensor, ...]],
+    radius: float,
+    steps: int,
+    *,
+    first: bool,
+) -> None:
+    bounds, values = oracle.threat.bounds, oracle.x[0].numel()
+    s.x_adv = project(s.x_adv, oracle.x, "l1", radius, bounds)
+    s.changed = norm_of((s.x_adv - oracle.x).flatten(1), "l0")
+    s.density = s.changed / values / _SHRINK
+    if first:
+        s.changed, s.density = torch.full_like(s.changed, values), torch.full_like(s.density, 0.2)
+    s.step = torch.full_like(s.changed, radius)
+    s.best, s.best_x = torch.full_like(s.step, -torch.inf), s.x_adv
+    s.best_gradient = torch.zeros_like(s.x_adv)
+    period = max(1, int(0.04 * steps))
+    for step in oracle.steps(steps + 1):
+        gradient, value, _ = oracle.gradient(s.x_adv, loss, *columns())
+        better = value > s.best
+        s.best = torch.where(better, value, s.best)
+        s.best_x = torch.where(per_row(better, gradient), s.x_adv, s.best_x)
+        s.best_gradient = torch.where(per_row(better, gradient), gradient, s.best_gradient)
+        if step and step % period == 0:
+            gradient = _adapt(s, oracle.x, gradient, radius)
+        move = per_row(s.step, gradient) * _sparse_signs(gradient, s.density)
+        s.x_adv = project(s.x_adv + move, oracle.x, "l1", radius, bounds)
+    s.x_adv = s.best_x
+
+
+def _adapt(s: State, x: Tensor, gradient: Tensor, radius: float) -> Tensor:
+    """Set density and step by how sparse the best point has become."""
+    changed = norm_of((s.best_x - x).flatten(1), "l0")
+    thinner = changed < _THINNER * s.changed
+    s.changed, s.density = changed, changed / x[0].numel() / _SHRINK
+    s.step = torch.where(thinner, radius, (s.step / _SHRINK).clamp(radius / _LEAST, radius))
+    s.x_adv = torch.where(per_row(thinner, gradient), s.best_x, s.x_adv)
+    return torch.where(per_row(thinner, gradient), s.best_gradient, gradient)
+
+
+def _sparse_signs(gradient: Tensor, density: Tensor) -> Tensor:
+    """Equal parts, one in all, along the signs of each row's largest values, a share `density` of them."""
+    flat = gradient.flatten(1)
+    order = flat.abs().sort(1, descending=True).values
+    count = (density * flat.shape[1]).long().clamp(0, flat.shape[1] - 1)
+    signs = flat.sign() * (flat.abs() >= order.gather(1, count[:, None]))
+    return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1e-10)).view_as(gradient)
