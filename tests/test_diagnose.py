@@ -15,10 +15,11 @@ from robust.diagnose import CHECKS, checks_page, review
 from robust.errors import InputError
 from robust.report import Report
 from robust.run import Run, Settings
-from robust.sources import as_samples
+from robust.sources import as_samples, load_data
 from robust.suites import Stage
 from robust.target import Target
 from robust.threat import Threat
+from robust.transforms import JPEG
 
 
 class Wrap(nn.Module):
@@ -89,6 +90,11 @@ FLAWS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
     "optimises at inference": ("dynamic-defense", descend, same),
     "deployed with quantised inputs": ("gradient-model", by_mode, same),
     "k winners take all": ("unstable-loss", winners, same),
+    "JPEG": ("detached-graph", lambda x: JPEG(quality=75)(x), same),
+        "unbounded",
+        lambda x: x + (JPEG(quality=10)(x) - x).detach(),
+        same,
+    ),
     "bit depth, searched in the whole box": ("unbounded", lambda x: (x * 7).round() / 7, same),
 }
 
@@ -103,6 +109,35 @@ def test_a_planted_flaw_trips_its_check(flaw: str, net: nn.Module, digits: tuple
     with torch.random.fork_rng():
         report = look(Wrap(net, before, after).eval(), digits)
     assert check in {finding["check"] for finding in report.findings}
+    assert report.trust != "trusted"
+
+
+def distilled(teacher: nn.Module, temperature: float) -> nn.Module:
+    """A student of a small net's soft labels at that temperature, deployed at 1 (Papernot et al. 2016)."""
+    x = load_data("builtin:digits:train").rows(slice(None))
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(student.parameters(), 5e-3)
+    with torch.no_grad():
+        soft = teacher(x).softmax(1)
+    for _ in range(150):
+        for rows in torch.randperm(len(x)).split(256):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(student(x[rows]) / temperature, soft[rows])
+            loss.backward()
+            optimizer.step()
+    return student.eval()
+
+
+def test_defensive_distillation_at_a_high_temperature_is_told(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        student = distilled(net, 100.0)
+    suite = [{"name": "pgd", "steps": 10}, {"name": "pgd", "steps": 10, "loss": "margin"}]
+    report = robust.evaluate(student, digits, threat="linf:0.15", suite=suite, cascade=False, device="cpu")
+    assert report.clean_accuracy > 0.9
+    assert {"loss-gap", "logit-scale"} <= {finding["check"] for finding in report.findings}
     assert report.trust != "trusted"
 
 
