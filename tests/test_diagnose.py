@@ -91,10 +91,6 @@ FLAWS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
     "deployed with quantised inputs": ("gradient-model", by_mode, same),
     "k winners take all": ("unstable-loss", winners, same),
     "JPEG": ("detached-graph", lambda x: JPEG(quality=75)(x), same),
-        "unbounded",
-        lambda x: x + (JPEG(quality=10)(x) - x).detach(),
-        same,
-    ),
     "bit depth, searched in the whole box": ("unbounded", lambda x: (x * 7).round() / 7, same),
 }
 
