@@ -364,3 +364,21 @@ def test_the_command_line_takes_them_by_name(
     assert "make 10 steps, the original 100" in " ".join(out.split())
     code, out, err = run("list", "checks", "pgd")
     assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+def test_the_strength_benchmark_names_attacks_and_options_that_exist(
+    norm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    import strength
+
+    for library in LIBRARIES:
+        pytest.importorskip(library, exc_type=ImportError)
+    groups: dict[str, list[str]] = {}
+    for group, name, options in strength.entries(norm):
+        settings = {k: 0.1 if v is strength.PER_STEP else v for k, v in options.items()}
+        assert norm in make_attack(name, **settings).norms
+        groups.setdefault(group, []).append(name)
+    assert all(names[0] == group.partition("(")[0] for group, names in groups.items())
+    assert sum(":" in name for names in groups.values() for name in names) >= 3

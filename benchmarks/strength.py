@@ -1,0 +1,305 @@
+"""Every attack of a norm at equal passes on the same models, next to the peers' at their best settings.
+
+python benchmarks/train.py --out NETS && python benchmarks/strength.py --nets NETS [--norm linf]... [--cifar DIR]
+
+Table-driven: ours are whatever is registered for the norm; theirs are named in PEERS below. Each attack gets
+the number of steps or queries that costs about --passes forwards and backwards a sample (score and decision
+attacks: --queries forwards), found by measuring the cost of few and of more steps, and no sample may cost more.
+The samples are those that the model classifies correctly. Libraries get all of them as one batch. Results of a
+norm replace those of the same norm in the results file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from train import HERE, NETS, build
+
+from robust import engine
+from robust.attacks import ATTACKS, Attack, make_attack
+from robust.oracle import Ledger, Oracle
+from robust.sources import load_data
+from robust.target import Target
+from robust.threat import Threat
+
+KNOBS = ("steps", "queries", "max_iter", "max_iterations", "n_queries", "nb_iter")
+CASES = {
+    "linf": (("mnist-linf.2", "0.25"), ("mnist-mlp-.1", "0.15"), ("cifar-cnn-8", "6/255")),
+    "l2": (("mnist-l2", "2"), ("mnist-mlp-.1", "1.5"), ("cifar-silu-l2", "0.5")),
+    "l1": (("mnist-l2", "12"), ("mnist-plain", "6"), ("cifar-silu-l2", "8")),
+    "l0": (("mnist-l2", "15"), ("mnist-plain", "8"), ("cifar-silu-l2", "12")),
+}
+Entry = tuple[str, dict[str, Any]]
+CW = {"binary_search_steps": 4, "initial_const": 1}
+PER_STEP = object()  # a step size of 2.5 / steps, in units of eps
+OURS: dict[str, list[dict[str, Any]]] = {  # variants beside the defaults; [] leaves an attack out
+    "pgd": [{}, {"loss": "margin", "schedule": "cosine"}],
+    "apgd": [{}, {"loss": "dlr"}, {"targets": 3}],
+    "cw": [CW],
+    "fab": [{"targets": 3}],
+    "multitargeted": [{"targets": 2}],
+    "spsa": [{"samples": 16, "step_size": 1.0}],  # few queries: few and long steps
+    "transfer": [],  # its strength is the surrogate's
+}
+# Ours -> the same attack elsewhere: settings that were better than the libraries' own on these nets or are the
+# paper's. Steps and queries are set by the budget; step sizes left out follow eps (see the adapters).
+PEERS: dict[str, list[Entry]] = {
+    "fgsm": [("torchattacks:FGSM", {}), ("art:FastGradientMethod", {}), ("foolbox:FGSM", {}), ("foolbox:FGM", {}),
+             ("foolbox:L1FastGradientAttack", {})],
+    "pgd": [("torchattacks:PGD", {}), ("torchattacks:PGDL2", {}), ("torchattacks:MIFGSM", {}),
+            ("art:ProjectedGradientDescentPyTorch", {"num_random_init": 1}),
+            ("foolbox:LinfPGD", {"rel_stepsize": PER_STEP}), ("foolbox:L2PGD", {"rel_stepsize": PER_STEP}),
+            ("foolbox:L1PGD", {"rel_stepsize": PER_STEP}), ("foolbox:SparseL1DescentAttack", {"rel_stepsize": PER_STEP})],
+    "apgd": [("torchattacks:APGD", {}), ("art:AutoProjectedGradientDescent", {"nb_random_init": 1}),
+             ("art:AutoConjugateGradient", {"nb_random_init": 1})],
+    "apgd(loss=dlr)": [("torchattacks:APGD", {"loss": "dlr"})],
+    "apgd(targets=3)": [("torchattacks:APGDT", {})],
+    "fab(targets=3)": [("torchattacks:FAB", {})],
+    "square": [("torchattacks:Square", {}), ("art:SquareAttack", {})],
+    "spsa(samples=16,step_size=1.0)": [("torchattacks:SPSA", {"nb_sample": 16, "lr": 0.05})],
+    "cw": [("torchattacks:CW", {"c": 10, "lr": 0.05}),
+           ("art:CarliniL2Method", {**CW, "learning_rate": 0.1, "max_halving": 1, "max_doubling": 1}),
+           ("foolbox:L2CarliniWagnerAttack", {**CW, "stepsize": 0.05})],
+    "ddn": [("foolbox:DDNAttack", {})],
+    "fmn": [("foolbox:LInfFMNAttack", {}), ("foolbox:L2FMNAttack", {}), ("foolbox:L1FMNAttack", {}),
+            ("foolbox:L0FMNAttack", {})],
+    "deepfool": [("torchattacks:DeepFool", {}), ("art:DeepFool", {"epsilon": 0.02}), ("foolbox:L2DeepFoolAttack", {}),
+                 ("foolbox:LinfDeepFoolAttack", {})],
+    "ead": [("torchattacks:EADL1", CW), ("art:ElasticNet", {**CW, "decision_rule": "L1", "learning_rate": 0.05}),
+            ("foolbox:EADAttack", {**CW, "decision_rule": "L1", "initial_stepsize": 0.05})],
+    "jsma": [("torchattacks:JSMA", {}), ("art:SaliencyMapMethod", {"theta": 1})],
+    "hopskipjump": [("art:HopSkipJump", {}), ("foolbox:HopSkipJumpAttack", {})],
+}  # fmt: skip
+OTHERS: dict[str, list[Entry]] = {  # strong attacks that have no namesake here
+    "l2": [("torchattacks:EADEN", {"binary_search_steps": 4})],
+    "l1": [],
+    "l0": [("torchattacks:SparseFool", {}), ("torchattacks:OnePixel", {}), ("foolbox:PointwiseAttack", {})],
+    "linf": [],
+}  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """An attack on one model: who broke, how near, what it cost."""
+
+    broken: Tensor
+    distance: Tensor
+    passes: float
+    seconds: float
+
+    @classmethod
+    def of(cls, ledger: Ledger, seconds: float) -> Outcome:
+        passes = (ledger.forwards + ledger.backwards).double().mean().item()
+        return cls(ledger.broken, ledger.distance.double(), passes, seconds)
+
+    def cell(self, minimum_norm: bool) -> str:
+        standing = 100 * (1 - self.broken.double().mean().item())
+        median = self.distance.median().item()
+        near = "-" if not minimum_norm else "none" if math.isinf(median) else f"{median:.3g}"
+        return f"{standing:.1f} | {near} | {self.passes:.0f} | {self.seconds:.2f}"
+
+
+@dataclass
+class Case:
+    """A model, the samples it classifies correctly, a threat."""
+
+    title: str
+    target: Target
+    x: Tensor
+    y: Tensor
+    threat: Threat
+
+    @classmethod
+    def load(cls, name: str, norm: str, eps: str, options: argparse.Namespace) -> Case:
+        net = NETS[name]
+        small = (
+            {"in_channels": 3, "image_size": 32}
+            if net.data == "cifar" and net.spec.startswith("builtin")
+            else {}
+        )
+        model = build(net.spec, small)
+        from robust.sources import load_weights
+
+        load_weights(model, options.nets / name / "weights.safetensors")
+        source = "builtin:mnist5k:test" if net.data == "mnist" else str(options.cifar / "test.parquet")
+        count = options.images if net.data == "mnist" else max(8, options.images // 2)
+        samples = load_data(source).limit(4 * count)
+        x, y = samples.rows(slice(None)), samples.y
+        target = Target(model.eval(), device="cpu")
+        with target, torch.no_grad():
+            right = (target.logits(x).argmax(1) == y).nonzero().squeeze(1)[:count]
+        return cls(
+            f"{name}, {norm}:{eps}, {len(right)} images", target, x[right], y[right], Threat(norm, eps)
+        )
+
+    def run(
+        self, attack: Attack, budget: int | None, rows: slice = slice(None), shrink: bool = False
+    ) -> Outcome:
+        """One attack; `shrink` makes the radius so small that nothing breaks."""
+        x, y = self.x[rows], self.y[rows]
+        threat = Threat(self.threat.norm, str(self.threat.radius * 1e-4)) if shrink else self.threat
+        with self.target:
+            oracle = Oracle(
+                self.target, x, y, torch.arange(len(x)), threat,
+                purpose=attack.label, access=attack.access, micro_batch=len(x), budget=budget,
+                minimize=attack.minimum_norm, stays_inside=attack.stays_inside,
+            )  # fmt: skip
+            start = time.perf_counter()
+            attack(oracle)
+            return Outcome.of(oracle.ledger, time.perf_counter() - start)
+
+
+def fitted(name: str, options: dict[str, Any], budget: int, case: Case) -> Attack:
+    """The attack with as many steps as the budget pays for: cost is taken to be a + b x steps."""
+    if ":" in name:
+        options = {**options, "group": 1000}
+    open_ = [key for key, value in options.items() if value is PER_STEP]
+    options = {key: value for key, value in options.items() if value is not PER_STEP}
+    base = make_attack(name, **options)
+    knob = next((k for k in KNOBS if k in {f.name for f in fields(base)}), None)
+    if knob is None:
+        return base
+    few = slice(0, 2)
+    if knob == "queries":  # ours: forwards
+        return make_attack(name, **options, queries=budget)
+    low = 10 if knob == "max_iterations" else 4  # fewer do not run
+    costs = [
+        case.run(make_attack(name, **options, **{knob: v}), None, few, shrink=True).passes
+        for v in (low, 2 * low)
+    ]
+    slope = max((costs[1] - costs[0]) / low, 1e-9)
+    count = max(10 if low == 10 else 1, int(low + (budget - costs[0]) / slope))
+    return make_attack(name, **options, **{knob: count}, **dict.fromkeys(open_, 2.5 / count))
+
+
+def entries(norm: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(group, name, options): ours by name with its variants, then its peers."""
+    for name in ATTACKS:
+        if norm not in ATTACKS[name].norms:
+            continue
+        for options in OURS.get(name, [{}]):
+            group = make_attack(name, **options).label if options and name != "cw" else name
+            yield group, name, options
+            for peer, settings in PEERS.get(group, []):
+                if norm in ATTACKS[peer].norms:
+                    yield group, peer, settings
+    for peer, settings in OTHERS[norm]:
+        yield peer, peer, settings
+
+
+def measure(norm: str, options: argparse.Namespace) -> list[str]:
+    cases = [Case.load(name, norm, eps, options) for name, eps in CASES[norm]]
+    found: dict[tuple[str, str], list[Outcome]] = {}
+    made: dict[tuple[str, str], Attack] = {}
+    for group, name, settings in entries(norm):
+        gradient = ATTACKS[name].access == "gradient"
+        budget = options.passes if gradient else options.queries
+        key = group, name
+        made[key] = attack = fitted(name, settings, budget, cases[0])
+        found[key] = [case.run(attack, budget) for case in cases]
+        print(
+            f"{norm} {attack.label}: {[o.cell(attack.minimum_norm) for o in found[key]]}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return [f"## {norm}", "", *table(cases, found, made), "", *pairs(found, made)]
+
+
+def table(
+    cases: list[Case], found: dict[tuple[str, str], list[Outcome]], made: dict[tuple[str, str], Attack]
+) -> list[str]:
+    lines = []
+    for i, case in enumerate(cases):
+        lines += [
+            f"{case.title}:",
+            "",
+            "| attack | robust % | median distance | passes | seconds |",
+            "|---|---|---|---|---|",
+        ]
+        ranked = sorted(
+            found, key=lambda k: (-int(found[k][i].broken.sum()), found[k][i].distance.median().item())
+        )
+        lines += [f"| {shown(made[k])} | {found[k][i].cell(made[k].minimum_norm)} |" for k in ranked]
+        lines.append("")
+    return lines
+
+
+def pairs(found: dict[tuple[str, str], list[Outcome]], made: dict[tuple[str, str], Attack]) -> list[str]:
+    """Ours against its namesakes, over the three models together."""
+    lines = ["| ours | theirs | broke: ours | theirs | either | only ours | only theirs | nearer: ours | theirs | seconds, ours / theirs |",
+             "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for group, name in found:
+        if (
+            ":" not in name
+            or (ours := next(((g, n) for g, n in found if g == group and ":" not in n), None)) is None
+        ):
+            continue
+        a, b = found[ours], found[group, name]
+        mine, theirs = torch.cat([o.broken for o in a]), torch.cat([o.broken for o in b])
+        near = ["-", "-"]
+        if made[ours].minimum_norm:
+            d, e = torch.cat([o.distance for o in a]), torch.cat([o.distance for o in b])
+            near = [str(int((d < 0.99 * e).sum())), str(int((e < 0.99 * d).sum()))]
+        ratio = statistics.median(o.seconds / p.seconds for o, p in zip(a, b, strict=True))
+        lines.append(
+            f"| {shown(made[ours])} | {shown(made[group, name])} | {int(mine.sum())} | {int(theirs.sum())} | {int((mine | theirs).sum())} | "
+            f"{int((mine & ~theirs).sum())} | {int((theirs & ~mine).sum())} | {near[0]} | {near[1]} | {ratio:.2f} |"
+        )
+    return lines
+
+
+def shown(attack: Attack) -> str:
+    label = attack.label.replace(",group=1000", "").replace("(group=1000)", "")
+    return re.sub(r"(\.\d{3})\d+", r"\1", label)
+
+
+def hardware() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nets", type=Path, required=True, help="folder of benchmarks/train.py")
+    parser.add_argument("--cifar", type=Path, default=HERE.parent.parent / "shared" / "data" / "cifar10")
+    parser.add_argument("--norm", action="append", choices=list(CASES))
+    parser.add_argument("--images", type=int, default=32, help="a model; half as many for CIFAR-10")
+    parser.add_argument("--passes", type=int, default=100)
+    parser.add_argument("--queries", type=int, default=300)
+    options = parser.parse_args()
+    engine.keep_freed_memory()  # for all: what it gains is not counted as ours
+    results = HERE / "results" / "strength-cpu.md"
+    old = results.read_text().split("\n## ") if results.exists() else []
+    sections = {part.partition("\n")[0]: f"## {part}".strip() for part in old[1:]}
+    for norm in options.norm or list(CASES):
+        start = time.perf_counter()
+        lines = measure(norm, options)
+        versions = ", ".join(
+            f"{p} {version(p)}"
+            for p in ("torch", "torchattacks", "adversarial-robustness-toolbox", "foolbox")
+        )
+        lines += ["", f"At most {options.passes} passes (score and decision attacks {options.queries}) a sample. {hardware()}, "
+                  f"{torch.get_num_threads()} threads, {versions}, {time.perf_counter() - start:.0f} s."]  # fmt: skip
+        sections[norm] = "\n".join(lines)
+        head = ["# Attacks at equal passes", "", "See `strength.py`. Robust accuracy among samples that the model classifies correctly; distances in the threat's norm."]  # fmt: skip
+        results.write_text(
+            "\n\n".join(["\n".join(head), *(sections[n] for n in CASES if n in sections)]) + "\n"
+        )
+        print(sections[norm])
+
+
+if __name__ == "__main__":
+    main()
