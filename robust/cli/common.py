@@ -131,6 +131,14 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
+def duration(seconds: float) -> str:
+    """Seconds as one would say them: 4.2 s, 3 min, 1 h 40 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 @contextmanager
 def bars() -> Iterator[Bars]:
     """Progress bars on standard error; silent where that is no terminal."""

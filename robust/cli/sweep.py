@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -12,100 +13,172 @@ import typer
 from robust.cli import common
 
 if TYPE_CHECKING:
-    from robust.defenses import EpochResult
-    from robust.run import Progress
-    from robust.sweep import SweepConfig
+    from collections.abc import Callable
 
-EPILOG = "Example: robust sweep (the demonstration on real digits), or robust sweep plan.toml --out results"
+    from robust.sweep import SweepConfig, SweepResult
+    from robust.sweep.executors import Executor
+
+EPILOG = (
+    "Example: robust sweep (the demonstration on real digits), or robust sweep plan.toml --out results "
+    "--workers 4. Exit status: 0 all there, 2 a mistake in the plan, 3 something is missing, 130 interrupted."
+)
 
 
 def sweep(
     config: Annotated[
         Path | None,
-        typer.Argument(metavar="[CONFIG.toml]", help="the plan; none: the built-in demonstration"),
+        typer.Argument(
+            metavar="[CONFIG]", help="the plan, a .toml or .yaml file; none: the built-in demonstration"
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="where results are kept and found again")
     ] = Path("robust-demo"),
+    executor: Annotated[
+        str, typer.Option("--executor", metavar="local|ray", help="where the work is done")
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", metavar="N", min=1, help="local: processes [1: this one]; ray: actors [all]"
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", min=1, help="of each worker, on a CPU")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", help="of a Ray cluster; none starts one here"),
+    ] = None,
     device: common.DeviceOption = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the plan with an estimate of passes and time, and stop")
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="print the JSON schema of a plan, and stop")
+    ] = False,
 ) -> int:
     """Train, harden, attack and rank: every model x defense x threat x suite x seed of a plan.
 
     Run it again to go on after an interruption: what is there is not computed again.
     """
-    from robust.leaderboard import Store, render, survivors
-    from robust.sweep import demonstration, load_config, run_sweep
+    from robust.sweep.config import SweepConfig, demonstration, load_config
 
+    if schema:
+        print(json.dumps(SweepConfig.model_json_schema(), indent=2))
+        return 0
+    make = _executor(executor, workers, threads, address, device)
     plan = demonstration() if config is None else load_config(config)
     if dry_run:
-        _print_plan(plan)
-        return 0
-    common.writable_folder(out)
+        return _print_plan(plan, device, workers or 1)
+    from robust.cli.watch import watching
+    from robust.sweep import run_sweep
+
     start = time.perf_counter()
-    with common.bars() as bars:
-        command = " ".join(["robust", *sys.argv[1:]])
-        result = run_sweep(plan, out, device=device, listener=_watch(bars), command=command)
-    survived = survivors(Store(out), result.records)
-    print(render(result.records, "terminal", width=80, survived=survived))
+    command = " ".join(["robust", *sys.argv[1:]])
+    with watching() as listener:
+        result = run_sweep(plan, out, executor=make, listener=listener, command=command)
+    return _summary(result, out, time.perf_counter() - start)
+
+
+def _executor(
+    name: str, workers: int | None, threads: int | None, address: str | None, device: str
+) -> Callable[[], Executor]:
+    from robust.errors import InputError
+
+    if name not in ("local", "ray"):
+        raise InputError(f"--executor: expected 'local' or 'ray', got {name!r}")
+    if address is not None and name != "ray":
+        raise InputError("--address: is of a Ray cluster; give --executor ray as well")
+
+    def make() -> Executor:
+        if name == "ray":
+            from robust.sweep.on_ray import Ray
+
+            return Ray(address, workers, device, threads)
+        if workers is None or workers == 1:
+            from robust.sweep.executors import InProcess
+
+            return InProcess(device, threads)
+        from robust.sweep.processes import Processes
+
+        return Processes(workers, device, threads)
+
+    if name == "ray":
+        from robust.sweep.on_ray import require_ray
+
+        require_ray()
+    return make
+
+
+def _summary(result: SweepResult, out: Path, seconds: float) -> int:
+    from robust.leaderboard import Store, render, survivors
+
+    if result.records:
+        survived = survivors(Store(out), result.records)
+        print(render(result.records, "terminal", width=80, survived=survived))
+    _print_curves(result, out)
     print(
-        f"{result.computed} evaluations computed, {result.reused} found in {out}, {time.perf_counter() - start:.0f} s; "
+        f"{result.computed} evaluations computed, {result.reused} found in {out}, {seconds:.0f} s; "
         f"`robust leaderboard show {out}` prints this again"
     )
     for failure in result.failures:
         print(f"robust: failed: {failure}", file=sys.stderr)
-    if result.failures:
+    if result.stopped is not None:
+        print(f"robust: stopped: {result.stopped}", file=sys.stderr)
+    if result.missing:
         print(
-            f"robust: {len(result.failures)} failed, see {out / 'failures'}; run again for the rest",
+            f"robust: {len(result.missing)} missing: {'; '.join(result.missing[:5])}"
+            f"{'; ...' if len(result.missing) > 5 else ''}",
             file=sys.stderr,
         )
-    return 3 if result.failures else 0
+    if result.failures or result.missing:
+        where = f"tracebacks in {out / 'failures'}; " if result.failures else ""
+        print(f"robust: {where}run again for the rest", file=sys.stderr)
+    return 3 if result.failures or result.missing or result.stopped is not None else 0
 
 
-def _print_plan(config: SweepConfig) -> None:
-    from robust.sweep.run import plan
+def _print_curves(result: SweepResult, out: Path) -> None:
+    """Curves as tables, and as pictures where matplotlib is there."""
+    from tabulate import tabulate
 
-    cells = list(plan(config))
-    for cell in cells:
-        print(cell.title)
-    print(f"{len(cells)} evaluations, {len(config.models) * len(config.defenses)} models to train")
+    from robust.errors import MissingDependencyError
+    from robust.sweep.plots import plot_curves
+
+    groups: dict[tuple[str, str, int, str], list[dict[str, Any]]] = {}
+    for curve in result.curves:
+        key = (curve["norm"], curve["suite"], curve["seed"], curve["data"]["sha256"])
+        groups.setdefault(key, []).append(curve)
+    for number, ((norm, suite, seed, _), curves) in enumerate(groups.items()):
+        heads = ["robust %", *(point["eps"] for point in curves[0]["points"])]
+        rows = [
+            [f"{c['model']} + {c['defense']}", *(f"{100 * p['value']:.1f}" for p in c["points"])]
+            for c in curves
+        ]
+        print(
+            f"{norm}, {suite}, seed {seed}, {curves[0]['data']['n']} samples of {curves[0]['data']['spec']}"
+        )
+        print(tabulate(rows, heads, tablefmt="simple", disable_numparse=True))
+        try:
+            files = plot_curves(curves, out / "curves" / f"{norm}-{number}")
+            print(f"pictures: {', '.join(map(str, files))}")
+        except MissingDependencyError as error:
+            print(f"robust: {error}", file=sys.stderr)
+        print()
 
 
-def _watch(bars: Any) -> Any:
-    from robust.cli.harden import Watch
-    from robust.sweep.run import Listener
+def _print_plan(config: SweepConfig, device: str, workers: int) -> int:
+    from robust.sweep.estimate import estimate
 
-    class Show(Listener):
-        """Bars for the whole and for what runs; a line per finished step."""
-
-        def __init__(self) -> None:
-            self._watch = Watch(bars)
-            self._whole = bars.add_task("sweep", total=1)
-
-        def plan(self, pairs: int, cells: int) -> None:
-            bars.update(self._whole, total=pairs + cells)
-
-        def train(self, title: str, *, reused: bool) -> None:
-            bars.advance(self._whole)
-            if not reused:
-                bars.console.print(f"training {title}")
-
-        def epoch(self, result: EpochResult) -> None:
-            if result.epoch == result.epochs:
-                self._watch.epoch(result)
-
-        def batch(self, done: int, total: int) -> None:
-            self._watch.batch(done, total)
-
-        def cell(self, title: str, *, reused: bool) -> None:
-            bars.advance(self._whole)
-            if not reused:
-                bars.console.print(f"attacking {title}")
-
-        def attack(self, progress: Progress) -> None:
-            self._watch.attack(progress)
-
-        def failed(self, title: str, reason: str) -> None:
-            bars.console.print(f"failed: {title}: {reason}", style="red")
-
-    return Show()
+    lines = estimate(config, device)
+    for line in lines:
+        print(f"{line.title}: {line.said}")
+    seconds = sum(line.seconds for line in lines) / workers
+    cells = sum(not line.training for line in lines)
+    passes = sum(line.passes for line in lines)
+    guess = ", some of it guessed (~)" if any(line.guessed for line in lines) else ""
+    print(
+        f"{cells} evaluations, {sum(line.training for line in lines)} models to train, {passes:,.0f} passes, about "
+        f"{common.duration(seconds)} with {workers} worker{'s' if workers > 1 else ''} on {lines[0].device}{guess}"
+    )
+    return 0

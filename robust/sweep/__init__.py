@@ -2,5 +2,6 @@
 
 from robust.sweep.config import SweepConfig, demonstration, load_config
 from robust.sweep.run import SweepResult, run_sweep
+from robust.sweep.watch import Event, Listener
 
-__all__ = ["SweepConfig", "SweepResult", "demonstration", "load_config", "run_sweep"]
+__all__ = ["Event", "Listener", "SweepConfig", "SweepResult", "demonstration", "load_config", "run_sweep"]

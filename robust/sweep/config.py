@@ -1,54 +1,161 @@
-"""What a sweep is to do, as typed data; read from TOML or built in."""
+"""What a sweep is to do, as typed data: read from TOML or YAML, or built in."""
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from robust.errors import InputError
+from robust.errors import InputError, MissingDependencyError
 from robust.threat import Threat
+
+Suite = str | list[str | dict[str, Any]]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelEntry(_Strict):
-    """A model to harden and attack: `spec` as on the command line, its weights, the name to show."""
+def _parse_threats(threats: list[str] | None) -> list[str] | None:
+    for threat in threats or ():
+        Threat.parse(threat)
+    return threats
 
-    spec: str
+
+class DefenseEntry(_Strict):
+    """A defense, or several by a list of names.
+
+    Attributes:
+        name: as in `robust list defenses`; "none" leaves a model that has weights, or nothing to train
+            on, as it is.
+        options: of the defense.
+        grid: option -> values: one defense for every combination.
+        training: options of the recipe to replace.
+        threat: to train against.
+    """
+
+    name: str | list[str]
+    options: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    threat: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The name with the options that were given, to show."""
+        options = ",".join(f"{key}={value}" for key, value in {**self.options, **self.training}.items())
+        return f"{self.name}({options})" if options else str(self.name)
+
+    def expand(self) -> Iterator[DefenseEntry]:
+        """One entry per name and combination of the grid."""
+        for name in _as_list(self.name):
+            for values in itertools.product(*self.grid.values()):
+                options = {**self.options, **dict(zip(self.grid, values, strict=True))}
+                yield self.model_copy(update={"name": name, "options": options, "grid": {}})
+
+
+class ModelEntry(_Strict):
+    """A model to harden and attack, or several by a list of specs.
+
+    Attributes:
+        spec: as on the command line; weights: its file.
+        name: to show; normalize: (mean, std) that it expects.
+        data, limit, train, threats, suites, seeds, defenses: override the sweep's for this model.
+    """
+
+    spec: str | list[str]
     weights: str | None = None
     name: str = ""
     normalize: tuple[list[float], list[float]] | None = None
+    data: str | None = None
+    limit: int | None = Field(default=None, ge=1)
+    train: str | None = None
+    threats: list[str] | None = Field(default=None, min_length=1)
+    suites: list[Suite] | None = Field(default=None, min_length=1)
+    seeds: list[int] | None = Field(default=None, min_length=1)
+    defenses: list[DefenseEntry] | None = Field(default=None, min_length=1)
+
+    _threats = field_validator("threats")(_parse_threats)
 
     @property
     def title(self) -> str:
         """The name to show."""
-        return self.name or self.spec.rpartition(":")[2]
+        return self.name or str(self.spec).rpartition(":")[2]
+
+    def expand(self) -> Iterator[ModelEntry]:
+        """One entry per spec."""
+        for spec in _as_list(self.spec):
+            yield self.model_copy(update={"spec": spec})
 
 
-class DefenseEntry(_Strict):
-    """A defense by name, with its options, recipe and the threat it trains against."""
+class Exclusion(_Strict):
+    """Cells to leave out: those that match all of the given patterns (* and ? as in file names)."""
 
-    name: str
-    options: dict[str, Any] = Field(default_factory=dict)
-    training: dict[str, Any] = Field(default_factory=dict)
+    model: str | None = None
+    defense: str | None = None
     threat: str | None = None
+    suite: str | None = None
+    seed: int | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("give at least one of model, defense, threat, suite, seed")
+        return self
+
+
+class Curve(_Strict):
+    """Robust accuracy over many radii of one norm, at about the cost of one.
+
+    Attributes:
+        norm: "linf", "l2" or "l1".
+        eps: the radii, as in threats.
+        suite: what every sample meets at its hardest radius.
+    """
+
+    norm: Literal["linf", "l2", "l1"]
+    eps: list[str] = Field(min_length=2)
+    suite: Suite = "standard"
+
+    @field_validator("eps", mode="before")
+    @classmethod
+    def _as_written(cls, eps: Any) -> Any:
+        return [str(radius) for radius in eps] if isinstance(eps, list) else eps
+
+    @model_validator(mode="after")
+    def _reads(self) -> Self:
+        radii = [Threat(self.norm, eps).radius for eps in self.eps]
+        if len(set(radii)) < len(radii):
+            raise ValueError("eps: the same radius twice")
+        return self
+
+    @property
+    def threats(self) -> list[Threat]:
+        """By growing radius."""
+        return sorted((Threat(self.norm, eps) for eps in self.eps), key=lambda threat: threat.radius)
 
 
 class SweepConfig(_Strict):
     """A sweep: every model is hardened by every defense and attacked under every threat, suite and seed.
 
     Attributes:
-        train: data that defenses train on; validation is split off from it.
-        data: data that is attacked, cut to `limit` samples (a seeded fair subset).
+        data: samples that are attacked, cut to `limit` (a seeded fair subset).
+        train: samples that defenses train on; validation is split off from it.
         recipe: named training options that defenses start from.
-        suites: a suite's name, or a list of attacks each.
+        models, defenses, threats, suites, seeds: the lists whose product the cells are. A suite is a name
+            or a list of attacks.
+        exclude: cells to leave out.
+        curves: accuracy over eps, for every model x defense.
         cascade: see `robust.evaluate`.
+        shard: samples that a worker is handed at once.
+        batch_size: rows a pass takes at most; by default 128, on a GPU 512. Not by measurement, as that
+            could change the last bits of a result from run to run.
+        precision: see `robust.evaluate`; "auto" may change the last bits too.
     """
 
     data: str
@@ -56,47 +163,95 @@ class SweepConfig(_Strict):
     limit: int | None = Field(default=None, ge=1)
     recipe: str = "mnist"
     models: list[ModelEntry] = Field(min_length=1)
-    defenses: list[DefenseEntry] = Field(min_length=1)
-    threats: list[str] = Field(min_length=1)
-    suites: list[str | list[str | dict[str, Any]]] = Field(default=["standard"], min_length=1)
+    defenses: list[DefenseEntry] = Field(default=[DefenseEntry(name="none")], min_length=1)
+    threats: list[str] = Field(default=[])
+    suites: list[Suite] = Field(default=["standard"], min_length=1)
     seeds: list[int] = Field(default=[0], min_length=1)
+    exclude: list[Exclusion] = Field(default=[])
+    curves: list[Curve] = Field(default=[])
     cascade: bool = True
+    shard: int = Field(default=512, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
 
-    @field_validator("threats")
-    @classmethod
-    def _threats_parse(cls, threats: list[str]) -> list[str]:
-        for threat in threats:
-            Threat.parse(threat)
-        return threats
+    _threats = field_validator("threats")(_parse_threats)
+
+    @model_validator(mode="after")
+    def _has_work(self) -> Self:
+        if not self.threats and not self.curves and any(model.threats is None for model in self.models):
+            raise ValueError("threats: give at least one, such as 'linf:8/255', or curves")
+        return self
 
 
 def load_config(path: str | Path) -> SweepConfig:
-    """Read a sweep from a TOML file.
+    """Read a sweep from a TOML file, or a YAML file (.yaml, .yml).
 
     Raises:
-        InputError: missing file, malformed TOML, unknown or ill-typed key (with its path and a suggestion).
+        InputError: missing file, malformed text, unknown or ill-typed key (with its path and a suggestion).
+        MissingDependencyError: a YAML file without PyYAML.
     """
     path = Path(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = _read(path)
     except OSError as error:
         raise InputError(f"sweep configuration: cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"sweep configuration: {path} is not TOML: {error}") from error
     try:
         return SweepConfig.model_validate(raw)
     except ValidationError as error:
         raise InputError(f"sweep configuration {path}: {_first_problem(error)}") from None
 
 
+def _read(path: Path) -> Any:
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"sweep configuration: {path} is not TOML: {error}") from error
+    try:
+        import yaml
+    except Exception as error:
+        raise MissingDependencyError(
+            f"sweep configuration: {path} needs PyYAML ({error}); pip install 'robust-harness[yaml]'"
+        ) from error
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"sweep configuration: {path} is not YAML: {reason}") from error
+
+
 def _first_problem(error: ValidationError) -> str:
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     where = ".".join(map(str, first["loc"]))
     if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg']}"
-    known = {name for model in (SweepConfig, ModelEntry, DefenseEntry) for name in model.model_fields}
-    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-    return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}" if where else message
+    known = _fields_at(SweepConfig, first["loc"][:-1])
+    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+    return f"{where}: unknown key; " + (
+        f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+    )
+
+
+def _fields_at(model: type[BaseModel], where: Iterable[str | int]) -> list[str]:
+    """The keys that are known at a place such as ("models", 0, "defenses", 1)."""
+    for step in where:
+        if isinstance(step, int) or step not in model.model_fields:
+            continue
+        inner = [kind for kind in _parts(model.model_fields[step].annotation) if isinstance(kind, type)]
+        model = next((kind for kind in inner if issubclass(kind, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """A type and all types that it is made of."""
+    yield annotation
+    for argument in get_args(annotation):
+        yield from _parts(argument)
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 def demonstration() -> SweepConfig:

@@ -3,92 +3,86 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
+from uuid import uuid4
 
-from torch import nn
+import pandas as pd
 
-from robust.attacks import Attack
-from robust.defenses import EpochResult, Trainer, make_defense
+from robust.defenses import make_defense
 from robust.errors import InputError, RobustError, StoreError
-from robust.evaluation import evaluate
 from robust.hardening import training_options
 from robust.leaderboard import Record, Store
+from robust.parts import Part, Plan, join
 from robust.run import Progress
-from robust.sources import Samples, load_data, load_model, load_weights, model_sha256, save_weights
+from robust.sources import load_model, load_weights, model_sha256
 from robust.suites import resolve
-from robust.sweep.config import DefenseEntry, ModelEntry, SweepConfig
-from robust.target import Target
+from robust.sweep.cells import (
+    Cell,
+    CurveCell,
+    Pair,
+    content_key,
+    curve_cells,
+    pairs,
+    plan,
+    stages_identity,
+    suite_title,
+)
+from robust.sweep.config import SweepConfig
+from robust.sweep.curves import CurvePart, points
+from robust.sweep.executors import Executor, InProcess
+from robust.sweep.held import Held, hold, map_samples
+from robust.sweep.results import Results
+from robust.sweep.tasks import AttackTask, CurveTask, ModelRef, Outcome, Task, Trained, TrainTask
+from robust.sweep.watch import Event, EventLog, Kind, Listener
 from robust.threat import Threat
 
-CODE_VERSION: Final = 1  # raise it when verdicts or weights of an unchanged plan may come out otherwise
+_TRIES: Final = 3  # of a task whose worker died
+_DEFAULT_ROWS: Final = 128
 
-
-class Listener:
-    """Is told how a sweep goes. This one ignores it."""
-
-    def plan(self, pairs: int, cells: int) -> None:
-        """The sweep has `pairs` models to train and `cells` evaluations."""
-
-    def train(self, title: str, *, reused: bool) -> None:
-        """A model x defense pair is about to be trained, or is there already."""
-
-    def epoch(self, result: EpochResult) -> None:
-        """An epoch is done."""
-
-    def batch(self, done: int, total: int) -> None:
-        """A batch of the epoch is done."""
-
-    def cell(self, title: str, *, reused: bool) -> None:
-        """An evaluation is about to run, or is there already."""
-
-    def attack(self, progress: Progress) -> None:
-        """An evaluation has come further."""
-
-    def failed(self, title: str, reason: str) -> None:
-        """A pair or cell failed; the sweep goes on."""
+Anyhow = Cell | CurveCell
 
 
 @dataclass
 class SweepResult:
-    """What a sweep left behind: the records of its cells, and what failed."""
+    """What a sweep left behind.
+
+    Attributes:
+        records: of the cells that are done; curves: as in their files.
+        computed, reused: cells and curves done now, and found done.
+        failures: a line for each that failed; missing: titles of all that are not there.
+        stopped: why the sweep ended before its time, as on a full disk; None where it did not.
+    """
 
     records: list[Record] = field(default_factory=list)
+    curves: list[dict[str, Any]] = field(default_factory=list)
     computed: int = 0
     reused: int = 0
     failures: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    stopped: str | None = None
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One evaluation of the plan."""
+@dataclass
+class _Open:
+    """A cell whose shards are being computed."""
 
-    model: ModelEntry
-    defense: DefenseEntry
-    threat: str
-    suite: str | list[str | dict[str, Any]]
-    seed: int
+    cell: Anyhow
+    key: str
+    ref: ModelRef
+    held: Held
+    ranges: list[tuple[int, int]]
+    parts: dict[tuple[int, int], Part | CurvePart] = field(default_factory=dict)
+    failed: bool = False
 
     @property
-    def title(self) -> str:
-        """For progress and messages."""
-        suite = self.suite if isinstance(self.suite, str) else "+".join(map(str, self.suite))
-        return f"{self.model.title} x {self.defense.name}, {self.threat}, {suite}, seed {self.seed}"
-
-
-def plan(config: SweepConfig) -> Iterator[Cell]:
-    """The cells of a sweep, pair by pair."""
-    for model in config.models:
-        for defense in config.defenses:
-            for threat in config.threats:
-                for suite in config.suites:
-                    for seed in config.seeds:
-                        yield Cell(model, defense, threat, suite, seed)
+    def missing(self) -> list[tuple[int, int]]:
+        return [rows for rows in self.ranges if rows not in self.parts]
 
 
 def run_sweep(
@@ -96,14 +90,17 @@ def run_sweep(
     out: str | Path,
     *,
     device: str = "auto",
+    executor: Callable[[], Executor] | None = None,
     listener: Listener | None = None,
     command: str | None = None,
 ) -> SweepResult:
-    """Run what is missing of a sweep, cell by cell; results are there as soon as a cell is done.
+    """Run what is missing of a sweep; results are there as soon as a cell is done.
 
     Args:
         config: the plan.
         out: folder of the results: trained models, records and verdict tables. Run again to go on.
+        device: to work on, where no executor is given.
+        executor: makes what carries out the tasks, once it is known that there are some; None: this process.
         listener: told of progress.
         command: kept in the records.
 
@@ -113,172 +110,438 @@ def run_sweep(
     Raises:
         InputError, StoreError: the plan or the folder is unusable.
     """
-    sweep = _Sweep(config, Path(out), device, listener or Listener(), command)
+    results = Results(Path(out))
+    make = executor or (lambda: InProcess(device))
+    sweep = _Sweep(config, results, make, listener or (lambda event: None), command)
     return sweep.run()
 
 
 class _Sweep:
     def __init__(
-        self, config: SweepConfig, out: Path, device: str, listener: Listener, command: str | None
+        self,
+        config: SweepConfig,
+        results: Results,
+        make_executor: Callable[[], Executor],
+        listener: Listener,
+        command: str | None,
     ) -> None:
-        self.config, self.out, self.device = config, out, device
-        self.tell, self.command = listener, command
-        self.store = Store(out)
+        self.config, self.results, self.command = config, results, command
+        self.listeners: list[Listener] = [listener]
+        self.make_executor = make_executor
+        self.store = Store(results.out)
         self.result = SweepResult()
+        self.pairs: deque[Pair] = deque()
+        self.cells: dict[str, list[Anyhow]] = {}  # by the pair's identity
+        self.ready: deque[Task] = deque()
+        self.open: dict[str, _Open] = {}  # by the id of a task
+        self.training: dict[str, tuple[Pair, str]] = {}
+        self.tries: Counter[str] = Counter()
+        self.done: set[str] = set()  # titles
+        self._held: dict[tuple[str, int | None], Held] = {}
 
     def run(self) -> SweepResult:
-        self._check()
-        cells = list(plan(self.config))
-        pairs = dict.fromkeys((c.model.model_dump_json(), c.defense.model_dump_json()) for c in cells)
-        self.tell.plan(len(pairs), len(cells))
-        for pair in pairs:
-            mine = [c for c in cells if (c.model.model_dump_json(), c.defense.model_dump_json()) == pair]
-            try:
-                hardened = self._hardened(mine[0].model, mine[0].defense)
-            except (StoreError, KeyboardInterrupt):
-                raise
-            except Exception as error:
-                self._fail(f"{mine[0].model.title} x {mine[0].defense.name}", error)
-                continue
-            for cell in mine:
-                self._evaluate(cell, hardened)
+        start = time.perf_counter()
+        everything = self._check()
+        self.results.open()
+        self.listeners.append(EventLog(self.results.out / "events.jsonl"))
+        curves = sum(isinstance(cell, CurveCell) for cell in everything)
+        try:
+            self._tell("plan", models=len(self.pairs), cells=len(everything) - curves, curves=curves)
+            self._run()
+        except StoreError as error:
+            self.result.stopped = str(error)
+            del self.listeners[1:]  # the log is on the same disk
+        finally:
+            self.result.missing = [cell.title for cell in everything if cell.title not in self.done]
+            self._end(time.perf_counter() - start)
         return self.result
 
-    def _check(self) -> None:
-        """Find mistakes in the plan before any time is spent."""
-        for defense in self.config.defenses:
-            make_defense(defense.name, **defense.options)
-            training_options(self.config.recipe, defense.training)
-        for cell in plan(self.config):
-            resolve(cell.suite, Threat.parse(cell.threat))
+    def _end(self, seconds: float) -> None:
+        result = self.result
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"out: cannot make the folder {self.out}: {error.strerror or error}") from error
+            self._tell(
+                "end", computed=result.computed, reused=result.reused, failed=len(result.failures),
+                missing=len(result.missing), seconds=seconds, stopped=result.stopped,
+            )  # fmt: skip
+        except StoreError as error:
+            result.stopped = result.stopped or str(error)
 
-    # -- models ---------------------------------------------------------------------------------
+    def _run(self) -> None:
+        task = self._next()
+        if task is None:
+            return
+        executor = self.make_executor()
+        running = 0
+        try:
+            while True:
+                while task is not None and executor.free > 0:
+                    self._tell("start", self._title(task), task.id)
+                    executor.submit(task)
+                    running, task = running + 1, self._next()
+                if task is None and not running:
+                    return
+                outcome = executor.wait(self._progress)
+                if outcome is not None:
+                    running -= 1
+                    self._handle(outcome)
+                task = task or self._next()
+        finally:
+            executor.close()
 
-    def _hardened(self, model: ModelEntry, defense: DefenseEntry) -> nn.Module:
-        """The trained model of a pair: read if it is there, else trained."""
-        seed = self.config.seeds[0]
-        net = load_model(model.spec, model.weights, seed=seed)
-        options = training_options(
-            self.config.recipe, {"seed": seed, "device": self.device, **defense.training}
-        )
+    # -- planning -------------------------------------------------------------------------------
+
+    def _check(self) -> list[Anyhow]:
+        """Find mistakes in the plan before any time is spent; all that is to be done."""
+        everything: list[Anyhow] = [*plan(self.config), *curve_cells(self.config)]
+        for pair in pairs(self.config):
+            check_pair(pair, self.config)
+        for cell in everything:
+            if isinstance(cell, Cell):
+                resolve(cell.suite, Threat.parse(cell.threat))
+            else:
+                resolve(cell.curve.suite, cell.curve.threats[0])
+            self.cells.setdefault(cell.pair.identity, []).append(cell)
+        unique = {pair.identity: pair for pair in pairs(self.config) if pair.identity in self.cells}
+        self.pairs.extend(unique.values())
+        return everything
+
+    def _next(self) -> Task | None:
+        """The next task; models are looked at one by one, as their turn comes."""
+        while True:
+            while self.ready:
+                task = self.ready.popleft()
+                if task.id not in self.open or not self.open[task.id].failed:
+                    return task
+            if not self.pairs:
+                return None
+            pair = self.pairs.popleft()
+            try:
+                self._begin(pair)
+            except StoreError:
+                raise
+            except Exception as error:
+                self._fail(pair.title, _reason(error), traceback.format_exc())
+
+    def _begin(self, pair: Pair) -> None:
+        """Hand out the training of a pair's model, or where there is nothing to train, its cells."""
+        model = pair.model
+        ref = ModelRef(str(model.spec), _absolute(model.weights), pair.seed, pair.moments)
+        net = load_model(ref.spec, ref.weights, seed=pair.seed)
+        if pair.as_is:
+            self._open_cells(pair, ref, model_sha256(net))
+            return
+        options = training_options(self.config.recipe, {"seed": pair.seed, **pair.defense.training})
+        held = self._hold(cast("str", pair.train), None)
         recipe = {
-            "model": model.model_dump(mode="json"),
+            "model": [model.spec, model.normalize],
             "initial": model_sha256(net),
-            "defense": make_defense(defense.name, **defense.options).parameters,
-            "name": defense.name,
-            "threat": defense.threat,
-            "train": self._train_data().sha256,
+            "defense": make_defense(str(pair.defense.name), **pair.defense.options).parameters,
+            "name": pair.defense.name,
+            "threat": pair.defense.threat,
+            "train": held.sha256,
             "training": {k: v for k, v in asdict(options).items() if k != "device"},
         }
-        folder = self.out / "models" / _key(recipe)
-        weights = folder / "weights.safetensors"
-        title = f"{model.title} x {defense.name}"
-        self.tell.train(title, reused=weights.exists())
+        key = content_key(recipe)
+        weights = self.results.weights(key)
         if weights.exists():
             load_weights(net, weights)
-            return net.eval()
-        trainer = Trainer(options, out=folder, progress=self.tell.epoch, ticks=self.tell.batch)
-        threat = None if defense.threat is None else Threat.parse(defense.threat)
-        made = make_defense(defense.name, **defense.options)
-        hardened = made.fit(net, self._train_data(), threat=threat, trainer=trainer)
-        save_weights(hardened, weights)
-        return hardened
-
-    def _train_data(self) -> Samples:
-        if self.config.train is None:
-            raise InputError("sweep: defenses need training data; give `train`")
-        return _data(self.config.train)
-
-    # -- cells ----------------------------------------------------------------------------------
-
-    def _evaluate(self, cell: Cell, net: nn.Module) -> None:
-        samples = _data(self.config.data).limit(self.config.limit)
-        threat = Threat.parse(cell.threat)
-        name, stages = resolve(cell.suite, threat)
-        key = _key(
-            {
-                "weights": model_sha256(net),
-                "normalize": cell.model.normalize,
-                "data": samples.sha256,
-                "threat": [threat.norm, threat.eps, threat.bounds],
-                "suite": [
-                    name,
-                    [
-                        [_named(s.attack), s.attack.parameters, s.near, s.within, s.share, s.follows]
-                        for s in stages
-                    ],
-                ],
-                "seed": cell.seed,
-                "cascade": self.config.cascade,
-                "pair": [cell.model.title, cell.defense.model_dump(mode="json")],
-            }
-        )
-        done = self.out / "cells" / f"{key}.json"
-        self.tell.cell(cell.title, reused=done.exists())
-        if done.exists():
-            self.result.records.append(self.store.get(json.loads(done.read_text(encoding="utf-8"))["record"]))
-            self.result.reused += 1
+            self._tell("reused", pair.title, what="model")
+            self._open_cells(pair, replace(ref, weights=str(weights.resolve())), model_sha256(net))
             return
+        token = uuid4().hex
+        self.results.write(weights.with_name("token"), token.encode())
+        task = TrainTask(
+            id=key,
+            title=pair.title,
+            model=ref,
+            data=str(held.folder.resolve()),
+            defense=str(pair.defense.name),
+            options=pair.defense.options,
+            threat=pair.defense.threat,
+            recipe=self.config.recipe,
+            training={"seed": pair.seed, **pair.defense.training},
+            folder=str(weights.parent.resolve()),
+            token=token,
+        )
+        self.training[key] = (pair, key)
+        self.ready.append(task)
+
+    def _open_cells(self, pair: Pair, ref: ModelRef, sha256: str) -> None:
+        for cell in self.cells[pair.identity]:
+            held = self._hold(cell.data, cell.limit)
+            key = content_key({**_about(cell, self.config), "weights": sha256, "data": held.sha256})
+            if self._found(cell, key):
+                continue
+            shard = self.config.shard
+            ranges = [(a, min(a + shard, held.n)) for a in range(0, held.n, shard)]
+            opened = _Open(cell, key, ref, held, ranges)
+            for rows in ranges:
+                part = self.results.part(key, rows)
+                if part is not None:
+                    opened.parts[rows] = part
+            if not opened.missing:
+                self._finish(opened)
+                continue
+            for rows in opened.missing:
+                task = self._task(opened, rows)
+                self.open[task.id] = opened
+                self.ready.append(task)
+
+    def _found(self, cell: Anyhow, key: str) -> bool:
+        """Whether the cell is done already."""
+        if isinstance(cell, CurveCell):
+            curve = self.results.curve_of(key)
+            if curve is None:
+                return False
+            self.result.curves.append(curve)
+        else:
+            record = self.results.record_of(key)
+            if record is None:
+                return False
+            self.result.records.append(self.store.get(record))
+        self.result.reused += 1
+        self.done.add(cell.title)
+        self._tell("reused", cell.title, what="cell")
+        return True
+
+    def _task(self, opened: _Open, rows: tuple[int, int]) -> Task:
+        cell, config = opened.cell, self.config
+        about: dict[str, Any] = {
+            "id": f"{opened.key}/{rows[0]}-{rows[1]}",
+            "title": cell.title,
+            "model": opened.ref,
+            "data": str(opened.held.folder.resolve()),
+            "seed": cell.seed,
+            "rows": rows,
+            "batch_size": config.batch_size,
+            "precision": config.precision,
+        }
+        if isinstance(cell, CurveCell):
+            return CurveTask(threats=tuple(cell.curve.threats), suite=cell.curve.suite, **about)
+        return AttackTask(threat=cell.threat, suite=cell.suite, cascade=cell.cascade, **about)
+
+    def _hold(self, spec: str, limit: int | None) -> Held:
+        if (spec, limit) not in self._held:
+            self._held[spec, limit] = hold(spec, limit, self.results.out / "data")
+        return self._held[spec, limit]
+
+    # -- what comes back ------------------------------------------------------------------------
+
+    def _handle(self, outcome: Outcome) -> None:
+        task = outcome.task
+        if outcome.ending == "fatal":
+            raise StoreError(outcome.reason)
+        if outcome.ending == "lost":
+            self._lost(outcome)
+        elif outcome.ending == "failed":
+            self._task_failed(task, outcome.reason, outcome.trace)
+        elif isinstance(outcome.result, Trained):
+            self._trained(task, outcome.result)
+        else:
+            assert outcome.result is not None
+            self._part(task, outcome.result)
+
+    def _lost(self, outcome: Outcome) -> None:
+        """Try a task again whose worker died; with half the batch if it may have been for want of memory."""
+        task = outcome.task
+        self.tries[task.id] += 1
+        if self.tries[task.id] >= _TRIES:
+            reason = f"{outcome.reason} ({_TRIES} times)"
+            self._task_failed(task, reason, reason)
+            return
+        if outcome.memory and not isinstance(task, TrainTask):
+            task = replace(task, batch_size=max(1, (task.batch_size or _DEFAULT_ROWS) // 2))
+        self._tell("retry", self._title(task), task.id, reason=outcome.reason)
+        self.ready.appendleft(task)
+
+    def _trained(self, task: Task, trained: Trained) -> None:
+        pair, key = self.training.pop(task.id)
+        path = self.results.weights(key)
+        self.results.write(path, trained.weights)
+        last = trained.history[-1]
+        seconds = sum(epoch.seconds for epoch in trained.history)
+        self._tell(
+            "trained",
+            pair.title,
+            task.id,
+            clean=last.clean_accuracy,
+            robust=last.robust_accuracy,
+            seconds=seconds,
+        )
+        self._succeeded(pair.title)
         try:
-            self._compute(cell, net, samples, done)
-        except (StoreError, KeyboardInterrupt):
+            self._open_cells(pair, replace(task.model, weights=str(path.resolve())), trained.sha256)
+        except StoreError:
             raise
         except Exception as error:
-            self._fail(cell.title, error)
+            self._fail(pair.title, _reason(error), traceback.format_exc())
 
-    def _compute(self, cell: Cell, net: nn.Module, samples: Samples, done: Path) -> None:
-        target = Target(net, normalize=cell.model.normalize, device=self.device)
-        report = evaluate(
-            target,
-            samples,
-            threat=cell.threat,
-            suite=cell.suite,
+    def _part(self, task: Task, part: Part | CurvePart) -> None:
+        opened = self.open.pop(task.id)
+        opened.parts[part.rows] = part
+        if len(opened.ranges) > 1:
+            self.results.keep_part(opened.key, part)
+        counted = _count(part)
+        self._tell("shard", opened.cell.title, task.id, **counted, missing=len(opened.missing))
+        if not opened.missing and not opened.failed:
+            self._finish(opened)
+
+    def _finish(self, opened: _Open) -> None:
+        """All shards are there: make the record, or the curve."""
+        cell = opened.cell
+        try:
+            if isinstance(cell, CurveCell):
+                self._finish_curve(opened, cell)
+            else:
+                self._finish_cell(opened, cell)
+        except StoreError:
+            raise
+        except Exception as error:
+            self._fail(cell.title, _reason(error), traceback.format_exc())
+            return
+        self.result.computed += 1
+        self.done.add(cell.title)
+        self._succeeded(cell.title)
+
+    def _finish_cell(self, opened: _Open, cell: Cell) -> None:
+        threat = Threat.parse(cell.threat)
+        held, made = opened.held, make_defense(str(cell.pair.defense.name), **cell.pair.defense.options)
+        report = join(
+            cast("Sequence[Part]", list(opened.parts.values())),
+            Plan(threat, *resolve(cell.suite, threat), cell.cascade),
+            data={"spec": held.spec, "sha256": held.sha256},
+            n=held.n,
             seed=cell.seed,
-            cascade=self.config.cascade,
-            model_spec=cell.model.spec,
-            progress=self.tell.attack,
+            model_spec=str(cell.pair.model.spec),
         )
-        made = make_defense(cell.defense.name, **cell.defense.options)
+        trained = None if cell.pair.as_is else cell.pair.defense.threat
         record = Record.from_report(
             report,
-            name=cell.model.title,
-            defense={"name": made.name, "parameters": made.parameters, "trained_threat": cell.defense.threat},
+            name=cell.pair.model.title,
+            defense={"name": made.name, "parameters": made.parameters, "trained_threat": trained},
             command=self.command,
+            class_names=map_samples(held.folder).class_names,
         )
         self.store.add(record, report.verdicts)
-        done.parent.mkdir(parents=True, exist_ok=True)
-        partial = done.with_suffix(".partial")
-        partial.write_text(json.dumps({"record": record.id, "cell": cell.title}), encoding="utf-8")
-        partial.replace(done)
+        self.results.finish(opened.key, cell.title, record.id)
         self.result.records.append(record)
-        self.result.computed += 1
-        if report.failures:
+        low, high = report.interval
+        self._tell(
+            "cell", cell.title, record=record.id, n=report.n, clean=report.clean_accuracy,
+            robust=report.robust_accuracy, low=low, high=high, trust=report.trust, seconds=report.seconds,
+        )  # fmt: skip
+        if report.statuses["error"]:
             self.result.failures.append(f"{cell.title}: {report.statuses['error']} samples ended in an error")
 
-    def _fail(self, title: str, error: Exception) -> None:
-        folder = self.out / "failures"
-        folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(title.encode()).hexdigest()[:16]
-        (folder / f"{name}.txt").write_text(f"{title}\n{traceback.format_exc()}", encoding="utf-8")
-        reason = str(error) if isinstance(error, RobustError) else f"{type(error).__name__}: {error}"
-        self.result.failures.append(f"{title}: {reason.splitlines()[0] if reason else type(error).__name__}")
-        self.tell.failed(title, reason)
+    def _finish_curve(self, opened: _Open, cell: CurveCell) -> None:
+        parts = sorted(cast("list[CurvePart]", list(opened.parts.values())), key=lambda part: part.rows)
+        table = pd.concat([part.table for part in parts], ignore_index=True)
+        found = points(table, cell.curve.threats)
+        findings = {f.check: asdict(f) for part in parts for f in part.findings}
+        curve = {
+            "title": cell.title,
+            "model": cell.pair.model.title,
+            "defense": cell.pair.defense.title,
+            "norm": cell.curve.norm,
+            "suite": suite_title(cell.curve.suite),
+            "seed": cell.seed,
+            "data": {"spec": opened.held.spec, "sha256": opened.held.sha256, "n": opened.held.n},
+            "clean": float((table["prediction"] == table["label"]).mean()),
+            "points": found,
+            "findings": list(findings.values()),
+            "forwards": int(table["forwards"].sum()),
+            "backwards": int(table["backwards"].sum()),
+            "seconds": sum(part.seconds for part in parts),
+        }
+        self.results.finish_curve(opened.key, curve, table)
+        self.result.curves.append(curve)
+        self._tell("curve", cell.title, points=len(found), seconds=curve["seconds"])
+        errors = int((table["falls_at"] == -2).sum())
+        if errors:
+            self.result.failures.append(f"{cell.title}: {errors} samples ended in an error")
+
+    # -- failures and words ---------------------------------------------------------------------
+
+    def _task_failed(self, task: Task, reason: str, trace: str) -> None:
+        opened = self.open.get(task.id)
+        if opened is None:
+            self._fail(self._title(task), reason, trace)
+        elif not opened.failed:
+            opened.failed = True
+            self._fail(opened.cell.title, reason, trace)
+
+    def _fail(self, title: str, reason: str, trace: str) -> None:
+        self.result.failures.append(f"{title}: {reason}")
+        self.results.fail(_name(title), title, trace)
+        self._tell("failed", title, reason=reason)
+
+    def _succeeded(self, title: str) -> None:
+        self.results.forgive(_name(title))
+
+    def _title(self, task: Task) -> str:
+        return task.title
+
+    def _progress(self, task: Task, progress: Progress) -> None:
+        self._tell("progress", task.title, task.id, **asdict(progress))
+
+    def _tell(self, kind: Kind, title: str = "", task: str = "", **fields: Any) -> None:
+        for listener in self.listeners:
+            listener(Event(kind, title, task, fields))
 
 
-def _named(attack: Attack) -> str:
-    """Name of the attack, with the version of the library that it comes from."""
-    return attack.name if attack.source == "robust" else f"{attack.name} of {attack.source}"
+def check_pair(pair: Pair, config: SweepConfig) -> None:
+    """Find mistakes in a pair before any time is spent.
+
+    Raises:
+        InputError and its kin.
+    """
+    made = make_defense(str(pair.defense.name), **pair.defense.options)
+    training_options(config.recipe, pair.defense.training)
+    if pair.as_is:
+        return
+    if pair.train is None:
+        raise InputError(f"sweep: defense {pair.defense.name!r} needs samples to train on; give `train`")
+    made.check(None if pair.defense.threat is None else Threat.parse(pair.defense.threat))
 
 
-@lru_cache(maxsize=4)
-def _data(spec: str) -> Samples:
-    return load_data(spec)
+def _about(cell: Anyhow, config: SweepConfig) -> dict[str, Any]:
+    """What a cell's result depends on, but for the weights and the data."""
+    about: dict[str, Any] = {
+        "model": [cell.pair.model.spec, cell.pair.model.normalize],
+        "pair": [cell.pair.model.title, cell.pair.defense.model_dump(mode="json")],
+        "seed": cell.seed,
+        "precision": config.precision,
+        "batch_size": config.batch_size,
+    }
+    if isinstance(cell, CurveCell):
+        suites = [stages_identity(cell.curve.suite, threat) for threat in cell.curve.threats]
+        return {**about, "curve": [str(threat) for threat in cell.curve.threats], "suites": suites}
+    threat = Threat.parse(cell.threat)
+    return {
+        **about,
+        "threat": [threat.norm, threat.eps, threat.bounds],
+        "suite": stages_identity(cell.suite, threat),
+        "cascade": cell.cascade,
+    }
 
 
-def _key(content: dict[str, Any]) -> str:
-    text = json.dumps({"code": CODE_VERSION, **content}, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+def _count(part: Part | CurvePart) -> dict[str, int]:
+    """Samples of a shard, those classified correctly, and those that stood (at the smallest radius)."""
+    if isinstance(part, Part):
+        survived = int((part.verdicts["status"] == "survived").sum())
+        return {"samples": len(part.verdicts), "correct": part.correct, "survived": survived}
+    falls = part.table["falls_at"]
+    return {"samples": len(falls), "correct": int((falls != -1).sum()), "survived": int((falls > 0).sum())}
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) if isinstance(error, RobustError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _name(title: str) -> str:
+    return hashlib.sha256(title.encode()).hexdigest()[:16]

@@ -1,0 +1,182 @@
+"""The cells of a sweep: the product of its lists, less what is excluded, each with a content key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from robust.errors import InputError
+from robust.suites import Stage, resolve
+from robust.sweep.config import Curve, DefenseEntry, Exclusion, ModelEntry, Suite, SweepConfig
+from robust.threat import Threat
+
+CODE_VERSION: Final = 2  # raise it when verdicts or weights of an unchanged plan may come out otherwise
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model and how it is hardened."""
+
+    model: ModelEntry
+    defense: DefenseEntry
+    train: str | None
+    seed: int  # of the initial weights and the training
+
+    @property
+    def title(self) -> str:
+        """For progress and messages."""
+        return f"{self.model.title} x {self.defense.title}"
+
+    @property
+    def as_is(self) -> bool:
+        """Nothing is to be trained."""
+        given = self.model.weights is not None or self.train is None
+        return self.defense.name == "none" and given and not self.defense.training
+
+    @property
+    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """The normalisation that was given."""
+        given = self.model.normalize
+        return None if given is None else (tuple(given[0]), tuple(given[1]))
+
+    @property
+    def identity(self) -> str:
+        """Equal for equal pairs."""
+        return json.dumps(
+            [self.model.model_dump(mode="json"), self.defense.model_dump(mode="json"), self.train, self.seed]
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation of the plan."""
+
+    pair: Pair
+    data: str
+    limit: int | None
+    threat: str
+    suite: Suite
+    seed: int
+    cascade: bool
+
+    @property
+    def title(self) -> str:
+        """For progress and messages."""
+        return f"{self.pair.title}, {self.threat}, {suite_title(self.suite)}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class CurveCell:
+    """One curve of the plan."""
+
+    pair: Pair
+    data: str
+    limit: int | None
+    curve: Curve
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """For progress and messages."""
+        curve = self.curve
+        return (
+            f"{self.pair.title}, {curve.norm} at {len(curve.eps)} eps, {suite_title(curve.suite)}, "
+            f"seed {self.seed}"
+        )
+
+
+def suite_title(suite: Suite) -> str:
+    """A suite's name, or its attacks."""
+    if isinstance(suite, str):
+        return suite
+    return "+".join(item if isinstance(item, str) else str(item.get("name", "?")) for item in suite)
+
+
+def plan(config: SweepConfig) -> list[Cell]:
+    """The evaluations of a sweep, pair by pair.
+
+    Raises:
+        InputError: an exclusion that no cell matches, or nothing left.
+    """
+    cells = [cell for pair in pairs(config) for cell in _cells_of(pair, config)]
+    for exclusion in config.exclude:
+        if cells and not any(_matches(exclusion, cell) for cell in cells):
+            said = ", ".join(
+                f"{key} = {value!r}" for key, value in exclusion.model_dump(exclude_none=True).items()
+            )
+            raise InputError(f"sweep: exclude {said} matches no cell; `--dry-run` shows the names")
+    left = [cell for cell in cells if not any(_matches(exclusion, cell) for exclusion in config.exclude)]
+    if not left and not config.curves:
+        raise InputError("sweep: exclude leaves no cell")
+    return left
+
+
+def curve_cells(config: SweepConfig) -> list[CurveCell]:
+    """The curves of a sweep."""
+    return [
+        CurveCell(pair, pair.model.data or config.data, pair.model.limit or config.limit, curve, seed)
+        for pair in pairs(config)
+        for curve in config.curves
+        for seed in pair.model.seeds or config.seeds
+    ]
+
+
+def pairs(config: SweepConfig) -> Iterator[Pair]:
+    """Every model with every defense."""
+    for entry in config.models:
+        for model in entry.expand():
+            for listed in model.defenses or config.defenses:
+                for defense in listed.expand():
+                    seed = (model.seeds or config.seeds)[0]
+                    yield Pair(model, defense, model.train or config.train, seed)
+
+
+def _cells_of(pair: Pair, config: SweepConfig) -> Iterator[Cell]:
+    model = pair.model
+    for threat in model.threats or config.threats:
+        for suite in model.suites or config.suites:
+            for seed in model.seeds or config.seeds:
+                yield Cell(
+                    pair,
+                    model.data or config.data,
+                    model.limit or config.limit,
+                    threat,
+                    suite,
+                    seed,
+                    config.cascade,
+                )
+
+
+def _matches(exclusion: Exclusion, cell: Cell) -> bool:
+    names = {
+        "model": cell.pair.model.title,
+        "defense": cell.pair.defense.title,
+        "threat": cell.threat,
+        "suite": suite_title(cell.suite),
+        "seed": str(cell.seed),
+    }
+    asked = exclusion.model_dump(exclude_none=True)
+    plain = {**names, "defense": str(cell.pair.defense.name)}
+    return all(fnmatchcase(names[key], str(p)) or fnmatchcase(plain[key], str(p)) for key, p in asked.items())
+
+
+def stages_identity(suite: Suite, threat: Threat) -> list[Any]:
+    """A suite with all its effective parameters, as JSON can hold it."""
+    name, stages = resolve(suite, threat)
+    return [name, [_stage(stage) for stage in stages]]
+
+
+def _stage(stage: Stage) -> list[Any]:
+    attack = stage.attack
+    name = attack.name if attack.source == "robust" else f"{attack.name} of {attack.source}"
+    return [name, attack.parameters, stage.near, stage.within, stage.share, stage.follows]
+
+
+def content_key(content: dict[str, Any]) -> str:
+    """24 hex digits of what a result depends on."""
+    text = json.dumps({"code": CODE_VERSION, **content}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -1,0 +1,224 @@
+"""Robust accuracy over many radii of one norm, at about the cost of one.
+
+An adversarial example within a radius lies within every larger one: breaks carry upward. And who stands
+at a radius is asked nothing at smaller ones. So a short minimum-norm attack first places every sample, then
+the suite goes from the largest radius to the smallest, each time over the samples that fell at the radius
+before and are not known to fall at this one: every sample pays for one survival, at its hardest radius.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from robust.attacks import ATTACKS, Attack, make_attack
+from robust.audit import audit
+from robust.diagnose import Finding
+from robust.oracle import Oracle
+from robust.parts import Plan, attack_part
+from robust.run import Progress, Settings
+from robust.sources import Samples
+from robust.stats import interval
+from robust.suites import resolve
+from robust.target import Target
+from robust.threat import TOLERANCE, Threat
+
+_PLACERS: Final = ("fmn", "ddn")  # minimum-norm attacks of one target, in order of preference
+_PLACING_STEPS: Final = 20
+
+
+@dataclass
+class CurvePart:
+    """What was found of the samples at `rows`.
+
+    Attributes:
+        table: a row per sample: sample_id, label, prediction, falls_at (index of the smallest radius at
+            which it is broken, their number if none, -1 where misclassified, -2 where it ended in an
+            error), distance (of the nearest audited adversarial example, NaN where none), forwards,
+            backwards.
+    """
+
+    rows: tuple[int, int]
+    table: pd.DataFrame
+    findings: list[Finding]
+    model: dict[str, Any]
+    device: str
+    seconds: float
+    failures: list[str]
+
+
+def attack_curve(
+    target: Target,
+    samples: Samples,
+    threats: Sequence[Threat],
+    suite: Any,
+    settings: Settings,
+    rows: range,
+) -> CurvePart:
+    """Find the smallest radius at which each sample falls.
+
+    Args:
+        threats: of one norm, by growing radius.
+        suite: as for `robust.evaluate`.
+        rows: positions of the samples to attack.
+    """
+    start = time.perf_counter()
+    run = _Curve(target, samples.take(slice(rows.start, rows.stop)), threats, settings)
+    with target:
+        run.place()
+        for index in reversed(range(len(threats))):
+            run.descend(index, suite)
+    return CurvePart(
+        rows=(rows.start, rows.stop),
+        table=run.table(),
+        findings=run.findings,
+        model=run.model,
+        device=run.device,
+        seconds=time.perf_counter() - start,
+        failures=run.failures,
+    )
+
+
+class _Curve:
+    """The radii at which samples fall, while they are found. Tensors live on the CPU."""
+
+    def __init__(
+        self, target: Target, samples: Samples, threats: Sequence[Threat], settings: Settings
+    ) -> None:
+        n, self.top = len(samples), len(threats)
+        self.target, self.samples, self.threats, self.settings = target, samples, threats, settings
+        self.rows = settings.micro_batch or 128
+        self.falls_at = torch.full((n,), self.top)
+        self.stands_at = torch.full((n,), -1)  # largest index at which it stood
+        self.prediction = torch.zeros(n, dtype=torch.int64)
+        self.distance = torch.full((n,), torch.inf, dtype=torch.float64)
+        self.forwards = torch.zeros(n, dtype=torch.int64)
+        self.backwards = torch.zeros(n, dtype=torch.int64)
+        self.findings: list[Finding] = []
+        self.failures: list[str] = []
+        self.model: dict[str, Any] = {}
+        self.device = ""
+
+    def place(self) -> None:
+        """Classify the clean samples, and see with few steps how near their boundary is."""
+        widest = self.threats[-1]
+        attack = _placer(widest)
+        for part in torch.arange(len(self.samples)).split(4 * self.rows):
+            x, y, ids = self._load(part)
+            with torch.no_grad():
+                logits = [self.target.logits(x[some]) for some in torch.arange(len(x)).split(self.rows)]
+            self.prediction[part] = torch.cat(logits).argmax(1).cpu()
+            self.forwards[part] += 1
+            wrong = self.prediction[part] != self.samples.y[part]
+            self.falls_at[part[wrong]] = -1
+            right = (~wrong).nonzero().squeeze(1)
+            if attack is not None and len(right):
+                here = right.to(x.device)
+                self._place(attack, part[right], x[here], y[here], ids[here])
+            if self.settings.progress:
+                done, n = int(part[-1]) + 1, len(self.samples)
+                self.settings.progress(
+                    Progress("placing", done, n, int((self.falls_at == self.top).sum()), n)
+                )
+
+    def _place(self, attack: Attack, rows: Tensor, x: Tensor, y: Tensor, ids: Tensor) -> None:
+        oracle = Oracle(
+            self.target, x, y, ids, self.threats[-1],
+            seed=self.settings.seed, purpose=f"curve/{attack.label}", access=attack.access,
+            micro_batch=self.rows, minimize=True, stays_inside=attack.stays_inside,
+        )  # fmt: skip
+        attack(oracle)
+        ledger = oracle.ledger
+        self.forwards[rows] += ledger.forwards.cpu()
+        self.backwards[rows] += ledger.backwards.cpu()
+        for claims in ledger.broken.nonzero().squeeze(1).split(self.rows):
+            found = audit(self.target, ledger.x_adv[claims], x[claims], y[claims], self.threats[-1])
+            where = rows[claims.cpu()]
+            self.forwards[where] += 1
+            valid = found.valid.cpu()
+            self._fell(where[valid], found.distance.cpu()[valid])
+
+    def descend(self, index: int, suite: Any) -> None:
+        """Attack at one radius whoever is not known to stand or to fall there."""
+        asked = ((self.falls_at > index) & (self.stands_at < index)).nonzero().squeeze(1)
+        if not len(asked):
+            return
+        threat = self.threats[index]
+        plan = Plan(threat, *resolve(suite, threat))
+        part = attack_part(self.target, self.samples.take(asked), plan, self.settings)
+        table = part.verdicts
+        self.forwards[asked] += torch.from_numpy(table["forwards"].to_numpy().copy())
+        self.backwards[asked] += torch.from_numpy(table["backwards"].to_numpy().copy())
+        statuses = list(table["status"])
+        self._fell(*(_where(statuses, "broken", asked, table["distance"].to_numpy())))
+        self.stands_at[asked[[s == "survived" for s in statuses]]] = index
+        self.falls_at[asked[[s == "error" for s in statuses]]] = -2
+        known = {finding.check for finding in self.findings}
+        self.findings += [finding for _, finding in part.findings if finding.check not in known]
+        self.failures += [f"{threat}: {failure}" for failure in part.failures]
+        self.model, self.device = part.model, part.device
+
+    def _fell(self, rows: Tensor, distance: Tensor) -> None:
+        """These rows have adversarial examples at these distances."""
+        self.distance[rows] = self.distance[rows].fmin(distance)
+        slack = [threat.radius + TOLERANCE * max(1.0, threat.radius) for threat in self.threats]
+        index = torch.searchsorted(torch.tensor(slack, dtype=torch.float64), distance)
+        self.falls_at[rows] = self.falls_at[rows].minimum(index)
+
+    def _load(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        device, bounds = self.target.device, self.threats[-1].bounds
+        x = self.samples.rows(rows).to(device).clamp(*bounds)
+        return x, self.samples.y[rows].to(device), self.samples.ids[rows].to(device)
+
+    def table(self) -> pd.DataFrame:
+        """See CurvePart."""
+        return pd.DataFrame(
+            {
+                "sample_id": self.samples.ids.numpy(),
+                "label": self.samples.y.numpy(),
+                "prediction": self.prediction.numpy(),
+                "falls_at": self.falls_at.numpy(),
+                "distance": self.distance.masked_fill(self.distance.isinf(), torch.nan).numpy(),
+                "forwards": self.forwards.numpy(),
+                "backwards": self.backwards.numpy(),
+            }
+        )
+
+
+def _where(statuses: list[str], status: str, rows: Tensor, distance: Any) -> tuple[Tensor, Tensor]:
+    chosen = [i for i, s in enumerate(statuses) if s == status]
+    return rows[chosen], torch.from_numpy(distance[chosen].astype("float64"))
+
+
+def _placer(threat: Threat) -> Attack | None:
+    """A short minimum-norm attack for the norm; None where there is none."""
+    for name in _PLACERS:
+        if name in ATTACKS and threat.norm in ATTACKS[name].norms:
+            return make_attack({"name": name, "steps": _PLACING_STEPS})
+    return None
+
+
+def points(table: pd.DataFrame, threats: Sequence[Threat]) -> list[dict[str, Any]]:
+    """Robust accuracy with its 95 % Wilson interval at every radius, from the tables of all parts."""
+    falls, found = table["falls_at"], []
+    for index, threat in enumerate(threats):
+        k, n = int((falls > index).sum()), len(table)
+        low, high = interval(k, n)
+        found.append(
+            {
+                "eps": threat.eps,
+                "radius": threat.radius,
+                "k": k,
+                "n": n,
+                "value": k / n,
+                "low": low,
+                "high": high,
+            }
+        )
+    return found

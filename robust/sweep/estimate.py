@@ -1,0 +1,179 @@
+"""What a sweep will cost, from a short calibration on a few samples."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import torch
+
+from robust.defenses import make_defense
+from robust.errors import RobustError
+from robust.hardening import training_options
+from robust.parts import Plan, attack_part
+from robust.run import Settings
+from robust.sources import Samples, load_data
+from robust.suites import resolve
+from robust.sweep.cells import Cell, CurveCell, Pair, curve_cells, pairs, plan
+from robust.sweep.config import SweepConfig
+from robust.sweep.tasks import ModelRef, build_target
+from robust.target import Target
+from robust.threat import Threat
+
+_FEW: Final = 8  # samples that are attacked for the count of passes
+_ROWS: Final = 64  # of a timed pass
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a training or an evaluation is expected to cost.
+
+    Attributes:
+        passes: of one sample, forward and backward counted apart.
+        guessed: the model is not trained yet, so that what its samples withstand is not known.
+    """
+
+    title: str
+    training: bool
+    samples: int
+    passes: float
+    seconds: float
+    guessed: bool
+    device: str
+
+    @property
+    def said(self) -> str:
+        """For the terminal."""
+        about = "~" if self.guessed else ""
+        unit = "samples an epoch" if self.training else "samples"
+        return f"{self.samples} {unit}, {about}{self.passes:,.0f} passes, {about}{self.seconds:.0f} s"
+
+
+def estimate(config: SweepConfig, device: str = "auto") -> list[Line]:
+    """What the trainings and evaluations of a sweep will cost, done or not.
+
+    A pass of every model is timed, and every suite is run on a few samples. A model that is yet to be
+    trained is taken with its initial weights and its own predictions for labels: a guess.
+    """
+    gauge = _Gauge(device)
+    lines = [gauge.training(pair, config) for pair in _unique(config) if not pair.as_is]
+    cells: list[Cell | CurveCell] = [*plan(config), *curve_cells(config)]
+    return lines + [gauge.attack(cell) for cell in cells]
+
+
+def _unique(config: SweepConfig) -> list[Pair]:
+    return list({pair.identity: pair for pair in pairs(config)}.values())
+
+
+class _Gauge:
+    """Times passes and counts them, once for what recurs."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._data: dict[str, Samples] = {}
+        self._seconds: dict[str, tuple[float, float]] = {}
+        self._counts: dict[str, tuple[float, float]] = {}
+
+    def training(self, pair: Pair, config: SweepConfig) -> Line:
+        """Epochs x samples x (1 + the inner attack's steps), each a forward and a backward pass."""
+        samples = self._samples(pair.train or "")
+        options = training_options(config.recipe, pair.defense.training)
+        made = make_defense(str(pair.defense.name), **pair.defense.options)
+        steps = 1 + int(made.parameters.get("steps", 0))
+        target, _ = self._target(pair, samples)
+        each = options.epochs * steps * len(samples)
+        return Line(
+            title=f"train {pair.title}", training=True, samples=len(samples), passes=2.0 * each,
+            seconds=each * sum(self._pass_seconds(pair, target, samples)), guessed=True, device=str(target.device),
+        )  # fmt: skip
+
+    def attack(self, cell: Cell | CurveCell) -> Line:
+        """Samples x passes a sample of the suite (of a curve: at its middle radius)."""
+        samples = self._samples(cell.data)
+        n = min(cell.limit or len(samples), len(samples))
+        target, guessed = self._target(cell.pair, samples)
+        if isinstance(cell, Cell):
+            threat, suite = Threat.parse(cell.threat), cell.suite
+        else:
+            threats = cell.curve.threats
+            threat, suite = threats[len(threats) // 2], cell.curve.suite
+        cascade = cell.cascade if isinstance(cell, Cell) else True
+        forwards, backwards = self._passes(cell.pair, target, samples, threat, suite, cascade, guessed)
+        ahead, both = self._pass_seconds(cell.pair, target, samples)
+        return Line(
+            title=cell.title, training=False, samples=n, passes=n * (forwards + backwards),
+            seconds=n * (forwards * ahead + backwards * both), guessed=guessed, device=str(target.device),
+        )  # fmt: skip
+
+    def _samples(self, spec: str) -> Samples:
+        if spec not in self._data:
+            self._data[spec] = load_data(spec)
+        return self._data[spec]
+
+    def _target(self, pair: Pair, samples: Samples) -> tuple[Target, bool]:
+        ref = ModelRef(str(pair.model.spec), pair.model.weights, pair.seed, pair.moments)
+        return build_target(ref, ref.weights, self._device), not pair.as_is
+
+    def _pass_seconds(self, pair: Pair, target: Target, samples: Samples) -> tuple[float, float]:
+        """Of one sample: a forward pass, and what a backward pass adds to it."""
+        key = str(pair.model.spec)
+        if key not in self._seconds:
+            x = samples.rows(slice(0, min(_ROWS, len(samples)))).to(target.device)
+            with target:
+                ahead = _best(target, lambda: _forward(target, x))
+                whole = _best(target, lambda: _gradient(target, x))
+            self._seconds[key] = ahead / len(x), max(0.0, whole - ahead) / len(x)
+        return self._seconds[key]
+
+    def _passes(
+        self,
+        pair: Pair,
+        target: Target,
+        samples: Samples,
+        threat: Threat,
+        suite: Any,
+        cascade: bool,
+        guessed: bool,
+    ) -> tuple[float, float]:
+        """Forwards and backwards that a sample costs."""
+        key = f"{pair.model.spec} {pair.model.weights} {threat} {suite} {cascade}"
+        if key not in self._counts:
+            few = samples.take(slice(0, _FEW))
+            if guessed:
+                with target, torch.no_grad():
+                    few = replace(
+                        few, y=target.logits(few.rows(slice(None)).to(target.device)).argmax(1).cpu()
+                    )
+            settings = Settings(micro_batch=_FEW, precision="float32")
+            try:
+                made = Plan(threat, *resolve(suite, threat), cascade)
+                table = attack_part(target, few, made, settings).verdicts
+                self._counts[key] = float(table["forwards"].mean()), float(table["backwards"].mean())
+            except RobustError:  # the sweep itself will tell
+                self._counts[key] = 0.0, 0.0
+        return self._counts[key]
+
+
+def _forward(target: Target, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        target.logits(x)
+
+
+def _gradient(target: Target, x: torch.Tensor) -> None:
+    point = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = target.logits(point)
+        if logits.requires_grad:
+            torch.autograd.grad(logits.sum(), point, allow_unused=True)
+
+
+def _best(target: Target, run: Any) -> float:
+    """Seconds of the best of three."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        target.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

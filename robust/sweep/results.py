@@ -1,0 +1,152 @@
+"""The folder of a sweep. Only the driver writes to it, each file at once or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from robust.diagnose import Finding
+from robust.errors import StoreError
+from robust.parts import Part
+from robust.sweep.curves import CurvePart
+
+_META = b"robust"
+
+
+class Results:
+    """What a sweep has found so far, and where.
+
+    models/KEY/weights.safetensors, cells/KEY.json (the record of a finished cell), parts/KEY/A-B.parquet
+    (shards of a cell that is not finished), curves/KEY.json and .parquet, failures/KEY.txt, data/KEY
+    (decoded samples), events.jsonl, and the records' own folders.
+
+    Raises:
+        StoreError: from every method that writes, where the folder cannot be written.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def open(self) -> None:
+        """Make the folder, or say at once why not."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            probe = self.out / f".{uuid4().hex}.partial"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(
+                f"out: cannot write to the folder {self.out}: {error.strerror or error}"
+            ) from error
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a file under a temporary name, then rename it."""
+        partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(content)
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise StoreError(
+                f"out: cannot write {path}: {error.strerror or error}; what was finished is kept"
+            ) from error
+
+    def weights(self, key: str) -> Path:
+        """Where a pair's trained weights are, or will be."""
+        return self.out / "models" / key / "weights.safetensors"
+
+    def record_of(self, key: str) -> str | None:
+        """Id of the record of a finished cell."""
+        found = self._json(self.out / "cells" / f"{key}.json")
+        return None if found is None else str(found["record"])
+
+    def finish(self, key: str, title: str, record: str) -> None:
+        """Note that a cell is finished; its shards go."""
+        text = json.dumps({"record": record, "cell": title})
+        self.write(self.out / "cells" / f"{key}.json", text.encode())
+        self.drop_parts(key)
+
+    def curve_of(self, key: str) -> dict[str, Any] | None:
+        """A finished curve."""
+        return self._json(self.out / "curves" / f"{key}.json")
+
+    def finish_curve(self, key: str, content: Mapping[str, Any], table: pd.DataFrame) -> None:
+        """Keep a curve with its table; its shards go."""
+        sink = BytesIO()
+        pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink)
+        self.write(self.out / "curves" / f"{key}.parquet", sink.getvalue())
+        text = json.dumps(content, indent=1, allow_nan=False)
+        self.write(self.out / "curves" / f"{key}.json", text.encode())
+        self.drop_parts(key)
+
+    def keep_part(self, key: str, part: Part | CurvePart) -> None:
+        """Keep a shard until its cell is finished."""
+        self.write(self._part(key, part.rows), _dump(part))
+
+    def part(self, key: str, rows: tuple[int, int]) -> Part | CurvePart | None:
+        """A shard that was kept; None where there is none, or none that can be read."""
+        try:
+            return _load(self._part(key, rows).read_bytes())
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+            return None
+
+    def drop_parts(self, key: str) -> None:
+        """Forget the shards of a cell."""
+        shutil.rmtree(self.out / "parts" / key, ignore_errors=True)
+
+    def fail(self, key: str, title: str, trace: str) -> None:
+        """Keep the traceback of a failure."""
+        self.write(self.out / "failures" / f"{key}.txt", f"{title}\n{trace}".encode())
+
+    def forgive(self, key: str) -> None:
+        """What failed has succeeded since."""
+        (self.out / "failures" / f"{key}.txt").unlink(missing_ok=True)
+
+    def _part(self, key: str, rows: tuple[int, int]) -> Path:
+        return self.out / "parts" / key / f"{rows[0]}-{rows[1]}.parquet"
+
+    @staticmethod
+    def _json(path: Path) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+
+def _dump(part: Part | CurvePart) -> bytes:
+    """A shard as Parquet: its table, and the rest as JSON in the file's metadata."""
+    table = part.verdicts if isinstance(part, Part) else part.table
+    meta = {key: value for key, value in vars(part).items() if key not in ("verdicts", "table", "examples")}
+    if isinstance(part, Part):
+        meta["findings"] = [[rank, asdict(finding)] for rank, finding in part.findings]
+    else:
+        meta["findings"] = [asdict(finding) for finding in part.findings]
+    content = pa.Table.from_pandas(table, preserve_index=False)
+    known = content.schema.metadata or {}
+    sink = BytesIO()
+    pq.write_table(content.replace_schema_metadata({**known, _META: json.dumps(meta).encode()}), sink)
+    return sink.getvalue()
+
+
+def _load(content: bytes) -> Part | CurvePart:
+    table = pq.read_table(BytesIO(content))
+    meta = json.loads(table.schema.metadata[_META])
+    meta["rows"] = tuple(meta["rows"])
+    frame = table.to_pandas()
+    if "attacks" in meta:
+        meta["findings"] = [(rank, Finding(**finding)) for rank, finding in meta["findings"]]
+        return Part(verdicts=frame, **meta)
+    meta["findings"] = [Finding(**finding) for finding in meta["findings"]]
+    return CurvePart(table=frame, **meta)
