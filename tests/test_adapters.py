@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import random
 import sys
 from functools import partial
@@ -268,6 +269,7 @@ def test_names_and_options_that_do_not_exist() -> None:
         with pytest.raises(InputError, match=told):
             make_attack("torchattacks:PGD", **{option: value})
     attack = make_attack("torchattacks:PGD", alpha="2/255", random_start="false", steps="3")
+    assert pickle.loads(pickle.dumps(attack)) == attack  # noqa: S301 - as a sweep's workers are sent it
     assert attack.parameters == {
         "alpha": 2 / 255, "random_start": False, "steps": 3, "group": 64, "budget": None
     }  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor
 from robust.attacks.adapters.library import Job, Library, Peer
 from robust.attacks.adapters.meter import Meter
 from robust.attacks.adapters.options import read_option
-from robust.attacks.base import Attack
+from robust.attacks.base import Attack, make_attack
 from robust.errors import InputError, MissingDependencyError, UnsupportedError
 from robust.oracle import Finished, Oracle
 from robust.threat import Threat
@@ -102,6 +102,10 @@ class Adapter(Attack):
             return peer.share * eps / (getattr(self, peer.steps) if peer.steps else 1)
         return value
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Its class is made by name, and so it must be where it is sent to."""
+        return make_attack, ({"name": self.name, **self.parameters},)
+
     @property
     def source(self) -> str:
         """The library and its version."""
@@ -137,7 +141,7 @@ def adapter_of(library: Library, name: str) -> type[Adapter]:
         default = None if key == peer.step else parameter.default
         if isinstance(default, list):
             default = tuple(default)
-        whole = isinstance(parameter.default, int) and key not in library.real
+        whole = type(parameter.default) is int and key not in library.real
         whole &= "float" not in str(parameter.annotation)
         kind = Annotated[Any, BeforeValidator(partial(read_option, like=parameter.default, whole=whole))]
         options.append((key, kind, field(default=default)))
