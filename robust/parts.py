@@ -238,6 +238,8 @@ def _in_order(parts: Sequence[Part]) -> list[Finding]:
 
 def _all_examples(parts: Sequence[Part]) -> dict[str, Tensor] | None:
     kept = [part.examples for part in parts if part.examples is not None]
+    if len(kept) == 1:
+        return kept[0]  # as it is, which may be on disk
     return {key: torch.cat([examples[key] for examples in kept]) for key in kept[0]} if kept else None
 
 

@@ -21,6 +21,7 @@ from robust.oracle import Ledger, Oracle, Prior
 from robust.report import STATUSES
 from robust.rng import Streams
 from robust.sources import Samples
+from robust.sources.spool import Kept
 from robust.suites import Stage
 from robust.target import Target, out_of_memory
 from robust.threat import Threat
@@ -98,7 +99,7 @@ class Run:
         self.backwards = torch.zeros(n, dtype=torch.int64)
         self.correct = 0
         self.interrupted = False
-        self._examples: dict[int, Tensor] = {}
+        self._examples = Kept("adversarial examples")
         self._micro_batch = settings.micro_batch or 0
         self._differentiable = True
 
@@ -373,7 +374,7 @@ class Run:
             self.distance[new] = found.distance.cpu()[fresh]
             self.prediction_adv[new] = found.prediction.cpu()[fresh]
             if self.settings.keep_examples:
-                self._examples.update(zip(new.tolist(), points.cpu()[fresh], strict=True))
+                self._examples.add(new, points.cpu()[fresh])
         return len(claims) * self.target.draws
 
     def _crash(self, attack: Attack, rows: Tensor, entry: dict[str, Any]) -> None:
@@ -424,7 +425,5 @@ class Run:
 
     def examples(self) -> dict[str, Tensor]:
         """sample_id and x_adv of the broken samples, in sample order."""
-        rows = sorted(self._examples)
-        shape = self.samples.x.shape[1:]
-        points = torch.stack([self._examples[row] for row in rows]) if rows else torch.empty((0, *shape))
-        return {"sample_id": self.samples.ids[torch.tensor(rows, dtype=torch.int64)], "x_adv": points}
+        rows, points = self._examples.finish(tuple(self.samples.x.shape[1:]))
+        return {"sample_id": self.samples.ids[rows], "x_adv": points}

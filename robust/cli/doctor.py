@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
 
-EPILOG = "Example: robust doctor"
+import typer
+
+from robust.cli import common
+
+EPILOG = "Example: robust doctor builtin:digits-mlp builtin:digits --weights weights.safetensors"
 
 _EXTRAS = {
     "torchattacks": "torchattacks",
@@ -14,12 +20,62 @@ _EXTRAS = {
     "foolbox": "foolbox",
     "matplotlib": "plots",
     "ray": "ray",
+    "onnx": "onnx",
+    "onnx2fx": "onnx",
+    "onnxruntime": "onnx",
+    "transformers": "hf",
+    "timm": "hf",
+    "datasets": "hf",
 }
 _NEEDED = ("torch", "lightning-fabric", "numpy", "pandas", "pyarrow", "safetensors", "scipy")
 
 
-def doctor() -> int:
-    """Show versions, devices and what is missing."""
+def doctor(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="as for --model of attack")] = None,
+    data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="as for --data of attack")] = None,
+    weights: common.WeightsOption = None,
+    limit: common.LimitOption = None,
+    seed: common.SeedOption = 0,
+    device: common.DeviceOption = "auto",
+    normalize: common.NormalizeOption = None,
+) -> int:
+    """Look at a model on a few samples and give advice; without MODEL: versions, devices, what is missing."""
+    from robust.errors import InputError
+
+    if model is None:
+        return _installation()
+    if data is None:
+        raise InputError("doctor: MODEL needs DATA to look at it with, such as builtin:digits")
+    return _examine(model, data, weights, limit, seed, device, normalize)
+
+
+def _examine(
+    model: str,
+    data: str,
+    weights: str | None,
+    limit: int | None,
+    seed: int,
+    device: str,
+    normalize: tuple[str, str] | None,
+) -> int:
+    from textwrap import fill
+
+    from robust.examination import examine
+
+    target = common.target(model, weights, normalize, device)
+    lines = examine(target, common.samples(data, limit, target), seed=seed)
+    for line in lines:
+        head = f"{line.state:4}  {line.what:18} "
+        print(fill(line.found, 80, initial_indent=head, subsequent_indent=" " * len(head)))
+        if line.advice:
+            print(fill(f"-> {line.advice}", 80, initial_indent=" " * 25, subsequent_indent=" " * 28))
+    bad, look = (sum(line.state == state for line in lines) for state in ("bad", "look"))
+    print(f"\n{len(lines)} looked at: {bad} bad, {look} worth a look")
+    sys.stdout.flush()
+    return 0
+
+
+def _installation() -> int:
     import torch
     from tabulate import tabulate
 

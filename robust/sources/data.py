@@ -26,7 +26,7 @@ FORMS = "FILE.npz, FILE.parquet, folder:DIR, builtin:NAME[:SPLIT], FILE.tar, tor
 
 
 def as_samples(data: object, *, bounds: Bounds = UNIT, num_classes: int | None = None) -> Samples:
-    """Whatever holds labelled samples, read and checked; what outgrows 256 MiB lies in a temporary file.
+    """Whatever holds labelled samples, read and checked; what outgrows 16 MiB lies in a temporary file.
 
     Args:
         data: Samples, an (x, y) pair of tensors or arrays, a map-style Dataset of (x, y) items, a

@@ -24,7 +24,7 @@ def check_size(what: str, size: int, limit: int, error: type[InputError]) -> Non
     allowed = _allowed(limit)
     if size > allowed:
         raise error(
-            f"{what}: asks for {size / GIB:.1f} GiB, over the limit of {allowed / GIB:g} GiB; refused before "
+            f"{what}: asks for {size / GIB:.3g} GiB, over the limit of {allowed / GIB:.3g} GiB; refused before "
             f"anything was allocated; where this is right, set {LIMIT_VARIABLE} to more"
         )
 

@@ -65,10 +65,10 @@ class Samples:
 
     def take(self, index: Index) -> Samples:
         """The samples at these positions (a slice, positions or an (N,) bool mask), ids kept."""
-        where = torch.arange(len(self))[index]
-        if self.pages is None:
-            stored = Stored(self.x[index], "")
+        if self.pages is None or isinstance(index, slice):
+            stored = Stored(self.x[index], "", self.pages)
         else:
+            where = torch.arange(len(self))[index]
             stored = gathered(self.x, where, self.pages, f"data {self.spec}")
         return replace(
             self,

@@ -17,8 +17,8 @@ from torch import Tensor
 from robust.errors import DataError
 from robust.sources.limits import DATA_BYTES, check_size
 
-IN_MEMORY: Final = 1 << 28  # bytes that a set of samples may hold in memory: 256 MiB
-_PART: Final = 1 << 24  # bytes handled at a time
+IN_MEMORY: Final = 1 << 24  # bytes that a set of samples may hold in memory: 16 MiB
+_PART: Final = 1 << 22  # bytes handled at a time
 
 
 class Pages:
@@ -144,8 +144,35 @@ class Spool:
             )
 
 
+class Kept:
+    """Rows that are kept under numbers, in whatever order they come; on disk once they outgrow memory.
+
+    Args:
+        name: of what is kept, for errors.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._numbers: list[Tensor] = []
+        self._spool = Spool(name)
+        self._name = name
+
+    def add(self, numbers: Tensor, rows: Tensor) -> None:
+        """Keep rows (n, ...) under numbers (n,), each of which comes once."""
+        if len(numbers):
+            self._numbers.append(numbers)
+            self._spool.append(rows)
+
+    def finish(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The numbers in ascending order, and their rows (N, *shape)."""
+        if not self._numbers:
+            return torch.empty(0, dtype=torch.int64), torch.empty((0, *shape))
+        numbers, order = torch.cat(self._numbers).sort()
+        stored = self._spool.finish()
+        return numbers, gathered(stored.rows, order, stored.pages, self._name).rows
+
+
 def in_parts(rows: Tensor) -> Iterable[slice]:
-    """Slices of some 16 MiB of rows each."""
+    """Slices of some 4 MiB of rows each."""
     step = max(1, _PART // max(1, _row_bytes(rows)))
     return (slice(start, start + step) for start in range(0, len(rows), step))
 

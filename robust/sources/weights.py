@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from robust.errors import InputError, ModelError, StoreError
 from robust.sources.digest import add_tensor
+from robust.sources.limits import MODEL_BYTES, check_size
 
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
@@ -36,6 +38,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"weights {path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+    check_size(f"weights {path}", path.stat().st_size, MODEL_BYTES, ModelError)
     read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
     own = _tensors(model)
     state = _unprefixed(_unwrapped(read(path), path), own)
@@ -93,7 +96,23 @@ def _read_safetensors(path: Path) -> object:
         raise ModelError(f"weights {path}: truncated, damaged or no safetensors file ({e})") from e
 
 
+def _check_stored(path: Path) -> None:
+    """torch stores what it saves as it is; a compressed record may inflate to any size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [
+                entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED
+            ]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # the form before torch 1.6, or damaged: torch says so
+    if packed:
+        raise ModelError(
+            f"weights {path}: {packed[0]} is compressed, which torch never does; refused: save it again as safetensors"
+        )
+
+
 def _read_torch(path: Path) -> object:
+    _check_stored(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on pickle protocols, before it refuses
