@@ -237,5 +237,5 @@ def test_kept_rows_come_back_in_order() -> None:
 
 def test_no_room_on_the_disk_is_said_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1 << 20})())
-    with pytest.raises(DataError, match="needs 100 MiB on disk, .* has 1 MiB; set the variable TMPDIR"):
+    with pytest.raises(DataError, match=r"needs 100 MiB on disk, .* has 1 MiB; set the variable TMPDIR"):
         Spool("data x", 100 << 20)
