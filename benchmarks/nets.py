@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robust.sources.architectures import WideResNet
+from robust.sources.architectures import WideResNet, mnist_cnn
 
 
 def mnist_mlp() -> nn.Module:
@@ -21,6 +21,11 @@ def mnist_deep() -> nn.Module:
         nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 4, stride=2, padding=1), nn.ReLU(),
         nn.Flatten(), nn.Linear(32 * 49, 128), nn.ReLU(), nn.Linear(128, 10),
     )  # fmt: skip
+
+
+def cifar_small() -> nn.Module:
+    """The built-in MNIST net, for colour images."""
+    return mnist_cnn(in_channels=3, image_size=32)
 
 
 def cifar_cnn() -> nn.Module:

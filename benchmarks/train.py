@@ -43,7 +43,7 @@ NETS = {
     "mnist-l2": Net("builtin:mnist-cnn", "mnist", "l2:2", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), True),
     "cifar-wrn10-8": Net(f"{_NETS}cifar_wrn10", "cifar", "linf:8/255", ("linf:4/255", "linf:8/255", "l2:0.25", "l2:0.5"), True, 8),
     "cifar-silu-l2": Net(f"{_NETS}cifar_silu", "cifar", "l2:0.5", ("linf:2/255", "linf:4/255", "l2:0.25", "l2:0.5"), True, 8),
-    "cifar-cnn-8": Net("builtin:mnist-cnn", "cifar", "linf:8/255", ("linf:4/255", "linf:8/255", "l2:0.5", "l2:1"), True, 12),
+    "cifar-cnn-8": Net(f"{_NETS}cifar_small", "cifar", "linf:8/255", ("linf:4/255", "linf:8/255", "l2:0.5", "l2:1"), True, 12),
 }  # fmt: skip
 
 
@@ -58,11 +58,8 @@ def train(name: str, out: Path, cifar: Path) -> bool:
     start = time.perf_counter()
     torch.manual_seed(0)
     samples = load_data(source)
-    small = (
-        {"in_channels": 3, "image_size": 32} if net.spec.startswith("builtin") and net.data == "cifar" else {}
-    )
     hardened = robust.harden(
-        build(net.spec, small),
+        load_model(net.spec),
         samples.limit(min(net.images, len(samples))),
         defense={"name": "pgd-at", "steps": 5} if net.threat else "none",
         threat=net.threat,
@@ -75,14 +72,6 @@ def train(name: str, out: Path, cifar: Path) -> bool:
         flush=True,
     )
     return True
-
-
-def build(spec: str, small: dict[str, int]) -> torch.nn.Module:
-    if small:
-        from robust.sources.architectures import mnist_cnn
-
-        return mnist_cnn(**small)
-    return load_model(spec)
 
 
 def main() -> None:
