@@ -26,12 +26,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from train import HERE, NETS, build
+from train import HERE, NETS
 
 from robust import engine
 from robust.attacks import ATTACKS, Attack, make_attack
 from robust.oracle import Ledger, Oracle
-from robust.sources import load_data
+from robust.sources import load_data, load_model
 from robust.target import Target
 from robust.threat import Threat
 
@@ -125,15 +125,7 @@ class Case:
     @classmethod
     def load(cls, name: str, norm: str, eps: str, options: argparse.Namespace) -> Case:
         net = NETS[name]
-        small = (
-            {"in_channels": 3, "image_size": 32}
-            if net.data == "cifar" and net.spec.startswith("builtin")
-            else {}
-        )
-        model = build(net.spec, small)
-        from robust.sources import load_weights
-
-        load_weights(model, options.nets / name / "weights.safetensors")
+        model = load_model(net.spec, str(options.nets / name / "weights.safetensors"))
         source = "builtin:mnist5k:test" if net.data == "mnist" else str(options.cifar / "test.parquet")
         count = options.images if net.data == "mnist" else max(8, options.images // 2)
         samples = load_data(source).limit(4 * count)
