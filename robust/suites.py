@@ -6,8 +6,22 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from robust.attacks import APGD, ATTACKS, CW, DDN, FAB, FGSM, PGD, Attack, MultiTargeted, Square, make_attack
-from robust.errors import InputError, UnsupportedError
+from robust.attacks import (
+    APGD,
+    ATTACKS,
+    CW,
+    DDN,
+    FAB,
+    FGSM,
+    FMN,
+    PGD,
+    Attack,
+    MultiTargeted,
+    SigmaZero,
+    Square,
+    make_attack,
+)
+from robust.errors import InputError
 from robust.registry import Registry
 from robust.threat import Threat
 
@@ -53,13 +67,14 @@ def standard(threat: Threat) -> list[Stage]:
     linf and l2 (version 2): 10 steps on the margin and on mifpe, the likeliest classes one by one, all
     classes that came near with longer and repeated searches, and random search as a probe. l2 comes in
     from four times the radius as well. Few survivors cost over 500 passes, none more than 6,000, against
-    some 9,760 of AutoAttack. l1: PGD on two losses, then every class from three times the radius.
+    some 9,760 of AutoAttack. l1: APGD, which comes in from three times the radius, on two losses and on
+    five classes, and FAB. l0: sigma-zero and FMN, against the leading class and the nearest ones.
     """
     if threat.norm == "l1":
-        wide = MultiTargeted(steps=30, targets=5, random_start=True, radii=(3, 2, 1))
-        return _all(PGD(steps=50, loss="margin", restarts=2), PGD(steps=50, restarts=2), wide)
+        ascents = APGD(steps=50, loss="margin"), APGD(steps=50, loss="mifpe"), APGD(steps=60, targets=5)
+        return _all(*ascents, FAB(steps=30, targets=3))
     if threat.norm == "l0":
-        raise UnsupportedError("suite 'standard' has no attack for l0 yet; it takes linf, l2 and l1")
+        return _all(SigmaZero(), FMN(steps=60, targets=2), SigmaZero(steps=200, targets=3))
     l2 = threat.norm == "l2"
     return [
         Stage(PGD(steps=10, loss="margin", schedule="cosine", random_start=False)),
@@ -88,12 +103,13 @@ def _from_outside() -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches from more starts against every class.
 
-    linf and l2: some 7,000 passes a survivor and 5,000 queries of random search.
+    linf and l2: some 7,000 passes a survivor and 5,000 queries of random search. l1 and l0: the long forms of
+    the same attacks.
     """
     if threat.norm not in ("linf", "l2"):
         return [
             *standard(threat),
-            *_all(MultiTargeted(steps=60, restarts=3, random_start=True, radii=(3, 2, 1))),
+            *_all(*(_longer_l0() if threat.norm == "l0" else _longer_l1())),
         ]
     return [
         *standard(threat),
@@ -101,6 +117,15 @@ def thorough(threat: Threat) -> list[Stage]:
         Stage(MultiTargeted(steps=40, odi_steps=7, restarts=2, random_start=True)),
         *_all(APGD(), APGD(loss="dlr"), APGD(targets=9), Square()),
     ]
+
+
+def _longer_l1() -> list[Attack]:
+    wide = MultiTargeted(steps=60, restarts=3, random_start=True, radii=(3, 2, 1))
+    return [APGD(restarts=5), APGD(targets=9), FAB(), wide]
+
+
+def _longer_l0() -> list[Attack]:
+    return [SigmaZero(steps=1000), SigmaZero(steps=500, targets=9), FMN(steps=300, targets=9)]
 
 
 @SUITES.register("autoattack")

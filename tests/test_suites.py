@@ -7,16 +7,15 @@ import torch
 from torch import Tensor, nn
 
 import robust
-from robust.errors import UnsupportedError
 from robust.suites import SUITES, resolve
 from robust.threat import Threat
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
 def test_the_default_suite_works_for_every_norm_it_claims(
     norm: str, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    eps = {"linf": "0.08", "l2": "0.5", "l1": "2"}[norm]
+    eps = {"linf": "0.08", "l2": "0.5", "l1": "0.8", "l0": "1"}[norm]
     report = robust.evaluate(net, digits, threat=f"{norm}:{eps}", device="cpu")
     assert report.suite == "standard"
     assert 0 < report.statuses["survived"] < report.clean_correct
@@ -64,7 +63,7 @@ def test_standard_breaks_no_less_than_its_parts(net: nn.Module, digits: tuple[Te
         assert whole.statuses["survived"] <= part.statuses["survived"]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
 def test_thorough_begins_as_standard_and_goes_on(norm: str) -> None:
     threat = Threat(norm, "0.5")
     standard, thorough = resolve("standard", threat)[1], resolve("thorough", threat)[1]
@@ -73,9 +72,17 @@ def test_thorough_begins_as_standard_and_goes_on(norm: str) -> None:
     assert all(stage.near is None and not stage.follows for stage in thorough[len(standard) :])
 
 
-def test_l0_is_refused_with_what_there_is() -> None:
-    with pytest.raises(UnsupportedError, match="l0"):
-        resolve("standard", Threat("l0", "5"))
+@pytest.mark.parametrize(("norm", "eps"), [("l1", "1.1"), ("l0", "2")])
+def test_sparse_suites_break_all_that_single_attacks_break(
+    norm: str, eps: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    def survivors(suite: str) -> set[int]:
+        verdicts = robust.evaluate(net, digits, threat=f"{norm}:{eps}", suite=suite, device="cpu").verdicts
+        return set(verdicts.sample_id[verdicts.status == "survived"])
+
+    whole = survivors("standard")
+    assert len(whole) <= len(survivors("fmn"))
+    assert len(whole) < len(survivors("sigma-zero" if norm == "l0" else "pgd"))
 
 
 def test_every_suite_says_what_it_is() -> None:
