@@ -114,7 +114,7 @@ def check(
     limit = _limit(max_samples, len(samples), strict=strict)
     rule = rule_of(gate, at_least, len(samples), confidence)
     settings = settings_of(seed, batch_size, precision, keep_examples=True)
-    order = shuffled(samples, seed)
+    order = shuffled(samples, seed, limit)
     plan = Plan(threat, name, stages, full_checks=diagnose == "full")
     sizes = looks(limit) if gate == "sequential" else [limit]
     with target:
@@ -189,7 +189,7 @@ def evaluate_some(
         bounds = within.bounds if isinstance(within, Target | Threat) else (0.0, 1.0)
     samples = as_samples(data, bounds=bounds)
     limit = _limit(max_samples, len(samples), strict=strict)
-    chosen = shuffled(samples, seed).take(slice(0, limit))
+    chosen = shuffled(samples, seed, limit)
     chosen = chosen.take(chosen.ids.argsort(stable=True))
     report = evaluate(model, chosen, threat=threat, bounds=bounds, seed=seed, **options)
     _note_source(report, samples)

@@ -71,10 +71,10 @@ def rule_of(gate: str, theta: float, population: int, confidence: float) -> Rule
     return Fixed(theta, confidence) if gate == "fixed" else Interval(theta, confidence)
 
 
-def shuffled(samples: Samples, seed: int) -> Samples:
-    """The samples in a random order of their ids that the seed alone decides."""
+def shuffled(samples: Samples, seed: int, count: int | None = None) -> Samples:
+    """The first `count` (None: all) in a random order of the samples' ids that the seed alone decides."""
     draw = Streams(seed, samples.ids, ("gate",)).integers((1,), 0, 1 << 31).squeeze(1)
-    return samples.take(draw.argsort(stable=True))
+    return samples.take(draw.argsort(stable=True)[:count])
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def search(
 
     Args:
         target: entered.
-        samples: in the order in which they are to be used.
+        samples: those that may be used, in the order in which they are to be.
         sizes: ascending counts of samples after which the rule is asked.
     """
     runs: list[Run] = []

@@ -1,0 +1,5 @@
+"""Attacks of this project."""
+
+from attacks.brightness import Brightness
+
+__all__ = ["Brightness"]

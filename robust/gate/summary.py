@@ -1,0 +1,124 @@
+"""What a session found: for the terminal, as JSON, and as Markdown for a pipeline's page.
+
+Works on plain records, as they come from other processes too, and loads no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from robust.errors import StoreError
+
+SCHEMA_VERSION: Final = 1
+Record = dict[str, Any]
+"""One check, evaluation or comparison of a test; see docs/ci.md for the keys."""
+
+_SIGNS: Final = {
+    "pass": "pass",
+    "fail": "**FAIL**",
+    "undecided": "undecided",
+    "done": "measured",
+    "written": "baseline written",
+}
+
+
+def lines(records: Sequence[Record]) -> list[str]:
+    """For the terminal: a line per record, and what it leaves behind."""
+    shown = []
+    for record in records:
+        shown.append(f"{record['outcome']:>9}  {record['test']}")
+        shown.append(f"{'':11}{_numbers(record)}")
+        if record["outcome"] not in ("pass", "done", "written"):
+            shown.append(f"{'':11}{record['reason']}")
+        shown += [f"{'':11}{key}: {record[key]}" for key in ("baseline", "evidence") if record.get(key)]
+    return shown
+
+
+def _numbers(record: Record) -> str:
+    if record["kind"] == "regression":
+        return (
+            f"{record['before']:.1%} -> {record['after']:.1%} on {record['n']} samples, "
+            f"{len(record['lost'])} lost, {len(record['won'])} won, p = {record['p']:.3g}"
+        )
+    goal = f" (at least {record['at_least']:.1%})" if record.get("at_least") is not None else ""
+    return (
+        f"{_accuracy(record)}{goal}, {record['threat']}, "
+        f"{record['n']} of {record['population']} samples, {record['trust']}"
+    )
+
+
+def _accuracy(record: Record) -> str:
+    low, high = record["interval"]
+    at_most = "" if record.get("complete", True) else "at most "
+    return f"{at_most}{record['robust_accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def to_dict(records: Sequence[Record], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The object that --robust-json writes."""
+    totals = Counter(record["outcome"] for record in records)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "settings": dict(settings),
+        "totals": {outcome: totals[outcome] for outcome in ("pass", "fail", "undecided", "done", "written")},
+        "results": list(records),
+    }
+
+
+def write_json(path: Path, records: Sequence[Record], settings: Mapping[str, Any]) -> None:
+    """Write `to_dict`.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    text = json.dumps(to_dict(records, settings), indent=2, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"--robust-json: cannot write {path}: {error.strerror or error}") from error
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """A section with a table, a row per record."""
+    rows = [
+        "| test | outcome | robust accuracy | asked for | threat | samples | trust |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows += [_row(record) for record in records]
+    return "\n".join(["## Robustness", "", *rows, ""]) + "\n"
+
+
+def _row(record: Record) -> str:
+    outcome = _SIGNS.get(record["outcome"], record["outcome"])
+    if record["kind"] == "regression":
+        accuracy = f"{record['before']:.1%} → {record['after']:.1%}"
+        asked = f"fall of at most {100 * record['max_drop']:.3g} points"
+        samples = f"{record['n']}; {len(record['lost'])} lost, {len(record['won'])} won"
+    else:
+        accuracy = _accuracy(record)
+        asked = f"{record['at_least']:.1%}" if record.get("at_least") is not None else ""
+        samples = f"{record['n']} of {record['population']}"
+    cells = (f"`{record['test']}`", outcome, accuracy, asked, record["threat"], samples, record["trust"])
+    return "| " + " | ".join(_cells(cells)) + " |"
+
+
+def _cells(cells: Iterable[object]) -> Iterable[str]:
+    """Text that cannot end a cell or a row."""
+    return (" ".join(str(cell).split()).replace("|", "\\|") for cell in cells)
+
+
+def append_markdown(path: Path, records: Sequence[Record]) -> None:
+    """Append the section to the file that $GITHUB_STEP_SUMMARY names.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(markdown(records))
+    except OSError as error:
+        raise StoreError(f"$GITHUB_STEP_SUMMARY: cannot write {path}: {error.strerror or error}") from error
