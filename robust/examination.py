@@ -18,7 +18,8 @@ from robust.target import Normalization, Target
 State = Literal["ok", "look", "bad"]
 _SAMPLES: Final = 256
 _BATCHES: Final = (1, 7, 32, 256)
-_GAIN: Final = 0.05  # of accuracy, by which another normalisation must win to be named
+_FEWER: Final = 4  # mistakes, and half of them at least, that another normalisation must save to be named
+_MANY: Final = 0.05  # of the samples: that many mistakes saved are a flaw
 _USUAL: Final[dict[str, Normalization]] = {
     "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "CIFAR-10's": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
@@ -160,8 +161,8 @@ def _normalization(patient: _Patient) -> None:
     target, x, y = patient.target, patient.x, patient.y
     declared = f"declared: {target.preprocessing}" if target.preprocessing is not None else None
     found = declared or ("none" if target.normalize is None else f"given: {target.normalize}")
-    own = float((_predict(target, x, len(x)) == y).float().mean())
-    best, name = own, ""
+    own = least = int((_predict(target, x, len(x)) != y).sum())
+    name = ""
     for label, moments in _USUAL.items():
         channels = len(moments[0]) if isinstance(moments[0], tuple) else 1
         if x.dim() != 4 or channels not in (1, x.shape[1]):
@@ -170,21 +171,16 @@ def _normalization(patient: _Patient) -> None:
             target.model, normalize=moments, bounds=target.bounds, device=target.device,
             probabilities=target.probabilities, size=target.size,
         )  # fmt: skip
-        rate = float((_predict(other, x, len(x)) == y).float().mean())
-        if rate > best + _GAIN:
-            best, name = rate, label
-    if not name:
+        wrong = int((_predict(other, x, len(x)) != y).sum())
+        if wrong < least:
+            least, name = wrong, label
+    if own - least < _FEWER or least > own / 2:
         patient.lines.append(Line("normalisation", found))
         return
     mean, std = (_numbers(part) for part in _USUAL[name])
-    patient.lines.append(
-        Line(
-            "normalisation",
-            f"{found}; {own:.1%} right, but {best:.1%} with {name}",
-            "bad",
-            f"give --normalize {mean} {std}",
-        )
-    )
+    seen = f"{found}; {own} of {len(x)} are wrong, but {least} with {name}"
+    state: State = "bad" if own - least > _MANY * len(x) else "look"
+    patient.lines.append(Line("normalisation", seen, state, f"give --normalize {mean} {std}"))
 
 
 def _numbers(values: Any) -> str:

@@ -122,7 +122,7 @@ def _from_items(dataset: Dataset[Any]) -> Samples:
 
 def _spooled(pairs: Iterable[tuple[Tensor, Tensor]]) -> Samples:
     """Batches (n, ...), (n,) one after another, in the order in which they come."""
-    spool, labels = Spool("x"), []
+    spool, labels = Spool("x"), Spool("y")
     for x, y in pairs:
         if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
             raise DataError(
@@ -130,12 +130,12 @@ def _spooled(pairs: Iterable[tuple[Tensor, Tensor]]) -> Samples:
             )
         spool.append(x.to(torch.float32) if x.is_floating_point() else x.clone())
         labels.append(y)
-    if not labels:
+    if not len(labels):
         raise DataError("data: expected at least one sample, got none")
     stored = spool.finish()
     return Samples(
         stored.rows,
-        torch.cat(labels),
+        labels.finish().rows,
         torch.arange(len(stored.rows)),
         pages=stored.pages,
         x_sha256=stored.sha256,

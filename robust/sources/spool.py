@@ -18,6 +18,7 @@ from robust.errors import DataError
 from robust.sources.limits import DATA_BYTES, check_size
 
 IN_MEMORY: Final = 1 << 24  # bytes that a set of samples may hold in memory: 16 MiB
+_PARTS: Final = 256
 _PART: Final = 1 << 22  # bytes handled at a time
 
 
@@ -102,6 +103,8 @@ class Spool:
         self._digest.update(raw)
         if self._file is None and self._bytes <= IN_MEMORY:
             self._parts.append(rows)
+            if len(self._parts) == _PARTS:  # many small tensors cost far more than their bytes
+                self._parts = [torch.cat(self._parts)]
             return
         self._write(raw)
 
