@@ -22,9 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-ROWS = (
-    {"n": 1000, "side": 64}, {"n": 10000, "side": 64}, {"n": 1000, "side": 224}, {"n": 5000, "side": 224},
-)  # fmt: skip
+ROWS = ({"n": 1000, "side": 32}, {"n": 10000, "side": 32}, {"n": 1000, "side": 224}, {"n": 5000, "side": 224})
 MICRO_BATCH = 32
 
 

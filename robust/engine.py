@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import ctypes
 import functools
+import mmap
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -24,6 +26,7 @@ from robust.target import Target
 PLAIN: Final = "plain"
 _WORTH: Final = 0.95  # a copy must take less than this share of the plain model's time
 _AGREE: Final = 1e-3  # of the logits' spread, and of the gradient's norm
+_GATHERED: Final = 1 << 27
 _PROBE_ROWS: Final = 8
 
 
@@ -79,6 +82,32 @@ def _set_malloc_thresholds() -> None:
     if mallopt is not None:
         mallopt(mmap, 2**30)
         mallopt(trim, never)
+
+
+def give_back(floor: int) -> int:
+    """Hand freed memory back to the system once over 128 MiB have gathered above `floor` bytes.
+
+    `keep_freed_memory` never does; blocks of changing sizes then leave holes, and a long run would grow.
+
+    Returns:
+        the floor from now on: what the process held when memory was last handed back.
+    """
+    held = _resident()
+    if held - floor < _GATHERED:
+        return min(floor, held)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent in musl
+    if trim is not None:
+        trim(0)
+    return _resident()
+
+
+def _resident() -> int:
+    """Bytes that this process holds in memory; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * mmap.PAGESIZE
 
 
 class _Half(nn.Module):

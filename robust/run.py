@@ -102,6 +102,7 @@ class Run:
         self._examples = Kept("adversarial examples")
         self._micro_batch = settings.micro_batch or 0
         self._differentiable = True
+        self._held = engine.give_back(0)  # bytes that the process holds, without what waits to be used again
 
     # -- before the attacks ---------------------------------------------------------------------
 
@@ -266,6 +267,7 @@ class Run:
             if self.interrupted:
                 break
             done += len(wave)
+            self._held = engine.give_back(self._held)
             self._tell(attack.label, done, len(rows))
         self.rose = self.margin > before
         entry["survived"] = max(0, len(rows) - entry["broke"] - entry["errors"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -156,3 +158,17 @@ def test_memory_is_kept_once_and_quietly(monkeypatch: pytest.MonkeyPatch) -> Non
     engine._set_malloc_thresholds.cache_clear()
     engine.keep_freed_memory()
     assert len(asked) == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_memory_that_has_gathered_is_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = engine._resident()
+    assert held > 1 << 20
+    assert engine.give_back(held + 1) <= held + 1
+    trimmed = []
+    library = type("Library", (), {"malloc_trim": lambda _, pad: trimmed.append(pad)})()
+    monkeypatch.setattr(engine.ctypes, "CDLL", lambda _: library)
+    engine.give_back(engine._resident())
+    assert trimmed == []
+    engine.give_back(0)
+    assert trimmed == [0]
