@@ -49,6 +49,7 @@ def test_plain():
 @pytest.fixture(scope="module", autouse=True)
 def _loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Load all that a check loads late: inner sessions forget new modules, and numpy's load only once."""
+    import hypothesis  # noqa: F401 - its own plugin loads it at the end of every session
     import toy
 
     from robust.gate.baseline import Baseline, compare
