@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from robust import defenses as defenses
     from robust import leaderboard as leaderboard
     from robust.bpda import BPDA as BPDA
+    from robust.corruptions import corruption_accuracy as corruption_accuracy
     from robust.eot import EOT as EOT
     from robust.errors import RobustError as RobustError
     from robust.evaluation import evaluate as evaluate
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from robust.threat import L0 as L0
     from robust.threat import L1 as L1
     from robust.threat import L2 as L2
+    from robust.threat import Corruptions as Corruptions
     from robust.threat import Linf as Linf
+    from robust.threat import Patch as Patch
+    from robust.threat import Spatial as Spatial
     from robust.threat import Threat as Threat
 
 try:
@@ -45,6 +49,10 @@ _HOMES = {
     "Target": "robust.target",
     "Threat": "robust.threat",
     "Linf": "robust.threat",
+    "Spatial": "robust.threat",
+    "Corruptions": "robust.threat",
+    "Patch": "robust.threat",
+    "corruption_accuracy": "robust.corruptions",
     "L2": "robust.threat",
     "L1": "robust.threat",
     "L0": "robust.threat",

@@ -32,13 +32,13 @@ def audit(target: Target, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat) -
         threat: what the points must respect, to 1e-6.
     """
     finite = x_adv.flatten(1).isfinite().all(1)
-    inside = threat.contains(x_adv.double(), x.double())
+    inside, distance = threat.measure(x_adv.double(), x.double())
     logits = target.logits(x_adv)
     prediction = logits.argmax(1)
     wrong = (prediction != y) & logits.isfinite().all(1)
     return Audit(
         valid=finite & inside & wrong,
-        distance=threat.distance(x_adv.double(), x.double()),
+        distance=distance,
         prediction=prediction,
         confidence=logits.softmax(1).amax(1),
     )

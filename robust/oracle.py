@@ -426,8 +426,7 @@ class Oracle:
     def _keep(self, x_adv: Tensor, live: Tensor) -> Tensor:
         """Keep adversarial points that are nearer than before; tell which rows are done by it."""
         rows, x, ledger = self._rows[live], self.x[live], self._ledger
-        distance = self.threat.distance(x_adv, x)
-        inside = self.threat.contains(x_adv, x)
+        inside, distance = self.threat.measure(x_adv, x)
         if self._judge is not None:
             inside, distance = self._confirm(self._judge, x_adv, x, live, inside, distance)
         better = distance < ledger.distance[rows]

@@ -175,6 +175,7 @@ class Run:
 
     def probe(self, stages: Sequence[Stage], *, full: bool) -> None:
         """Run the checks that search, on few samples: one by default, all where asked for."""
+        full = full and self.threat.family is None  # they search norm balls
         few = diagnose.PROBED if full else min(diagnose.PREFLIGHT_SAMPLES, len(self.whole) // 8)
         rows = self._first_correct(few)
         if len(rows) < (1 if full else _BOX_ROWS) or not self._differentiable:
@@ -356,7 +357,8 @@ class Run:
     def _judge(self, rows: Tensor, ledger: Ledger, x: Tensor, y: Tensor, entry: dict[str, Any]) -> int:
         """Re-measure the claims on the plain model and write the verdicts; returns the passes that took."""
         minimize = self.settings.minimize
-        anywhere = replace(self.threat, eps="1e9")
+        ball = self.threat.family is None
+        anywhere = replace(self.threat, eps="1e9") if minimize and ball else self.threat
         claims = (ledger.distance.isfinite() if minimize else ledger.broken).nonzero().squeeze(1)
         for part in claims.split(self._micro_batch):
             points, where = ledger.x_adv[part], rows[part.cpu()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from robust.attacks import (
     APGD,
@@ -16,8 +16,12 @@ from robust.attacks import (
     FMN,
     PGD,
     Attack,
+    CommonCorruptions,
     MultiTargeted,
+    Noise,
+    PatchPGD,
     SigmaZero,
+    SpatialGrid,
     Square,
     make_attack,
 )
@@ -60,6 +64,14 @@ def quick(threat: Threat) -> list[Stage]:
     return _all(FGSM(), PGD(steps=10, loss="margin"))
 
 
+# The best searches of the threats that are no norm balls.
+_FAMILIES: Final[dict[str, list[Attack]]] = {
+    "spatial": [SpatialGrid()],
+    "corruptions": [CommonCorruptions()],
+    "patch": [PatchPGD(steps=20, places=1), Noise(), PatchPGD()],
+}
+
+
 @SUITES.register("standard")
 def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
@@ -68,8 +80,11 @@ def standard(threat: Threat) -> list[Stage]:
     classes that came near with longer and repeated searches, and random search as a probe. l2 comes in
     from four times the radius as well. Few survivors cost over 500 passes, none more than 6,000, against
     some 9,760 of AutoAttack. l1: APGD, which comes in from three times the radius, on two losses and on
-    five classes, and FAB. l0: sigma-zero and FMN, against the leading class and the nearest ones.
+    five classes, and FAB. l0: sigma-zero and FMN, against the leading class and the nearest ones. spatial
+    and corruptions: all there are. patch: noise, and ascent at ten places.
     """
+    if threat.norm in _FAMILIES:
+        return _all(*_FAMILIES[threat.norm])
     if threat.norm == "l1":
         ascents = APGD(steps=50, loss="margin"), APGD(steps=50, loss="mifpe"), APGD(steps=60, targets=5)
         return _all(*ascents, FAB(steps=30, targets=3))
@@ -106,6 +121,8 @@ def thorough(threat: Threat) -> list[Stage]:
     linf and l2: some 7,000 passes a survivor and 5,000 queries of random search. l1 and l0: the long forms of
     the same attacks.
     """
+    if threat.norm in _FAMILIES:
+        return standard(threat)
     if threat.norm not in ("linf", "l2"):
         return [
             *standard(threat),

@@ -12,23 +12,29 @@ import torch
 from torch import Tensor
 
 from robust.errors import ThreatError
+from robust.families import FAMILIES, Family
 
 NORMS: Final = ("linf", "l2", "l1", "l0")
+KINDS: Final = (*NORMS, *FAMILIES)
 TOLERANCE: Final = 1e-6  # float32 rounding of x + (x_adv - x); some 4e-8 was seen
 
 
 @dataclass(frozen=True)
 class Threat:
-    """All x_adv with ||x_adv - x||_norm <= eps inside the box `bounds`.
+    """All x_adv with ||x_adv - x||_norm <= eps inside the box `bounds`, or those of a family of changes.
+
+    Families: "spatial:30,0.1" (rotation, shift), "corruptions:3", "patch:5x5"; see `robust.families` for
+    what their eps and distances mean.
 
     Args:
-        norm: "linf", "l2", "l1" or "l0" (l0 counts changed values, not pixels).
+        norm: "linf", "l2", "l1" or "l0" (l0 counts changed values, not pixels), or a family's name.
         eps: radius in input units, as written ("8/255", "0.5"): ranks are never mixed over different
             spellings of nearly equal radii, so the spelling is kept.
         bounds: lowest and highest valid input value.
 
     Raises:
-        ThreatError: unknown norm, eps that is not a positive finite number, empty bounds.
+        ThreatError: unknown norm, eps that is not a positive finite number (or what the family reads),
+            empty bounds.
     """
 
     norm: str
@@ -36,8 +42,8 @@ class Threat:
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise ThreatError(f"threat norm: expected one of {', '.join(NORMS)}, got {self.norm!r}")
+        if self.norm not in KINDS:
+            raise ThreatError(f"threat norm: expected one of {', '.join(KINDS)}, got {self.norm!r}")
         low, high = self.bounds
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ThreatError(f"bounds: expected (low, high) with low < high, got {self.bounds}")
@@ -49,13 +55,15 @@ class Threat:
         if isinstance(spec, Threat):
             return spec if bounds is None else replace(spec, bounds=bounds)
         norm, colon, eps = str(spec).partition(":")
-        if not colon:
+        if not colon and norm.strip().lower() != "corruptions":
             raise ThreatError(f"threat: expected 'norm:eps' such as 'linf:8/255', got {spec!r}")
         return Threat(norm.strip().lower(), eps.strip(), bounds or (0.0, 1.0))
 
     @functools.cached_property
     def radius(self) -> float:
-        """eps as a number."""
+        """eps as a number; for a family its largest size."""
+        if self.family is not None:
+            return self.family.radius
         try:
             value = float(Fraction(str(self.eps).replace(" ", "")))
         except (ValueError, ZeroDivisionError, OverflowError):
@@ -66,11 +74,18 @@ class Threat:
             )
         return value
 
+    @functools.cached_property
+    def family(self) -> Family | None:
+        """What the changes are where they are no norm ball."""
+        return FAMILIES[self.norm].read(self.eps) if self.norm in FAMILIES else None
+
     def __str__(self) -> str:
-        return f"{self.norm}:{self.eps}"
+        return f"{self.norm}:{self.eps}" if self.eps else self.norm
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """||x_adv - x||_norm per sample: (N, ...), (N, ...) -> (N,)."""
+        """||x_adv - x||_norm per sample, or the family's size of the change: (N, ...), (N, ...) -> (N,)."""
+        if self.family is not None:
+            return self.family.distance(x_adv, x, self.bounds)
         return norm_of((x_adv - x).flatten(1), self.norm)
 
     def contains(self, x_adv: Tensor, x: Tensor, *, tolerance: float = TOLERANCE) -> Tensor:
@@ -78,17 +93,25 @@ class Threat:
 
         The tolerance is absolute per value; for l2 and l1, which add values up, relative to eps too.
         """
-        slack = tolerance * max(1.0, self.radius)
+        return self.measure(x_adv, x, tolerance=tolerance)[0]
+
+    def measure(self, x_adv: Tensor, x: Tensor, *, tolerance: float = TOLERANCE) -> tuple[Tensor, Tensor]:
+        """`contains` and `distance` together: both (N,)."""
+        radius = self.radius
+        slack = tolerance * max(1.0, radius)
         low, high = self.bounds
         flat = x_adv.flatten(1)
         inside = ((flat >= low - tolerance) & (flat <= high + tolerance)).all(1)  # False for NaN
-        return inside & (self.distance(x_adv, x) <= self.radius + slack)
+        distance = self.distance(x_adv, x)
+        return inside & (distance <= radius + slack), distance
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest point (Euclidean) to x_adv in ball and box together: (N, ...) -> (N, ...).
 
         x itself must lie in the box. For l1 see Croce & Hein 2021 (arXiv 2103.01208).
         """
+        if self.family is not None:
+            return self.family.project(x_adv, x, self.bounds)
         return project(x_adv, x, self.norm, self.radius, self.bounds)
 
 
@@ -200,3 +223,22 @@ def L1(eps: str | float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  #
 def L0(eps: str | float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  # noqa: N802
     """Threat with at most eps changed values: L0(24)."""
     return Threat("l0", str(eps), bounds)
+
+
+def Spatial(  # noqa: N802
+    angle: float, shift: float = 0.0, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Threat:
+    """Threat of rotations up to `angle` degrees and shifts up to `shift` of the side: Spatial(30, 0.1)."""
+    return Threat("spatial", f"{angle:g},{shift:g}", bounds)
+
+
+def Corruptions(  # noqa: N802
+    severity: int | str = "", bounds: tuple[float, float] = (0.0, 1.0)
+) -> Threat:
+    """Threat of the 15 common corruptions, all or at one severity or some: Corruptions(3), Corruptions("1-3")."""
+    return Threat("corruptions", str(severity), bounds)
+
+
+def Patch(height: int, width: int, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  # noqa: N802
+    """Threat of anything within one rectangle of pixels: Patch(5, 5)."""
+    return Threat("patch", f"{height}x{width}", bounds)

@@ -15,7 +15,9 @@ from robust.oracle import Ledger, Oracle
 from robust.target import Target
 from robust.threat import NORMS, Threat
 
-RADII = {"linf": "0.15", "l2": "0.9", "l1": "4", "l0": "6"}
+RADII = {
+    "linf": "0.15", "l2": "0.9", "l1": "4", "l0": "6", "spatial": "40,0.2", "corruptions": "1-5", "patch": "3x4",
+}  # fmt: skip
 CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attacks not named run as they are
     "apgd": {"steps": 20},
     "cw": {"steps": 40, "binary_search_steps": 4},
@@ -26,6 +28,7 @@ CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attac
     "pma": {"steps": 20},
     "sigma-zero": {"steps": 40},
     "hopskipjump": {"queries": 400, "probes": 8, "start_tries": 4},
+    "patch": {"steps": 10, "places": 3},
     "rays": {"queries": 150},
     "spsa": {"queries": 140, "samples": 6},
     "superdeepfool": {"rounds": 3, "steps": 4},

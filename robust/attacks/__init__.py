@@ -6,6 +6,7 @@ from robust.attacks.base import ATTACKS, Attack, make_attack
 from robust.attacks.cw import CW
 from robust.attacks.ddn import DDN
 from robust.attacks.deepfool import DeepFool
+from robust.attacks.enumerate import CommonCorruptions, SpatialGrid
 from robust.attacks.fab import FAB
 from robust.attacks.fgsm import FGSM
 from robust.attacks.fmn import FMN
@@ -13,6 +14,7 @@ from robust.attacks.hopskipjump import HopSkipJump
 from robust.attacks.md import MD
 from robust.attacks.multitargeted import MultiTargeted
 from robust.attacks.noise import Noise
+from robust.attacks.patch import PatchPGD
 from robust.attacks.pgd import PGD
 from robust.attacks.pma import PMA
 from robust.attacks.rays import RayS
@@ -35,12 +37,15 @@ __all__ = [
     "PMA",
     "SPSA",
     "Attack",
+    "CommonCorruptions",
     "DeepFool",
     "HopSkipJump",
     "MultiTargeted",
     "Noise",
+    "PatchPGD",
     "RayS",
     "SigmaZero",
+    "SpatialGrid",
     "Square",
     "SuperDeepFool",
     "Transfer",

@@ -37,7 +37,14 @@ DataOption = Annotated[
         help="FILE.npz, FILE.parquet, FILE.tar, folder:DIR, builtin:, torchvision: or hf:NAME[:SPLIT]",
     ),
 ]
-ThreatOption = Annotated[str, typer.Option("--threat", metavar="NORM:EPS", help="such as linf:8/255, l2:0.5")]
+ThreatOption = Annotated[
+    str,
+    typer.Option(
+        "--threat",
+        metavar="NORM:EPS",
+        help="linf:8/255, l2:0.5, spatial:30,0.1, corruptions:3, patch:5x5, ...",
+    ),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="an option of it; may be repeated")
 ]

@@ -52,6 +52,11 @@ def check_data(
 
 
 def _check_radius(threat: Threat, values: int) -> None:
+    if threat.family is not None:
+        raise InputError(
+            f"threat {threat}: hardening needs a norm ball, linf, l2, l1 or l0, such as 'linf:8/255'; measure "
+            f"{threat.norm} afterwards with `robust attack`"
+        )
     width = threat.bounds[1] - threat.bounds[0]
     across = {"linf": width, "l2": width * math.sqrt(values), "l1": width * values, "l0": float(values)}
     if threat.radius > across[threat.norm]:
