@@ -145,6 +145,19 @@ def test_an_entry_shows_what_its_record_says(site: Path, store: Store) -> None:
     assert "logit-scale (unreliable)" in flagged
 
 
+def test_a_curve_is_drawn_from_nearest_points_where_they_were_searched(tmp_path: Path) -> None:
+    report = make_report(robust=40, minimize=True)
+    left = report.verdicts["status"] == "survived"
+    report.verdicts["nearest"] = [i * 8 / 255 / 100 for i in range(100)]
+    report.verdicts.loc[left, "nearest"] = float("nan")
+    record = Record.from_report(report, name="near", defense={"name": "none", "parameters": {}})
+    Store(tmp_path / "store").add(record, report.verdicts)
+    publish(Store(tmp_path / "store"), tmp_path / "site")
+    text = " ".join(Page(tmp_path / f"site/entries/{record.short_id}.html").text.split())
+    assert "90.0 % at 0, 89.0 % at 0.00314, 79.0 % at 0.00627" in text
+    assert "40.0 % at 0.0314." in text
+
+
 def test_unreliable_entries_stand_in_a_body_of_their_own(site: Path) -> None:
     (board,) = (path for path in site.glob("board-*.html") if "masked" in path.read_text())
     text = board.read_text()

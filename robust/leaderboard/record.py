@@ -132,10 +132,10 @@ class Record(Part):
                 )
             honest = _sealed(content)
             record = Record.model_validate(migrate(content))
-            if version == SCHEMA_VERSION:
+            if (filed_as := content_id(content)) != record.id:  # written before some field was thought of
+                record._filed_as = filed_as
+            elif version == SCHEMA_VERSION:
                 honest = record.dumps()
-            else:
-                record._filed_as = content_id(content)
         except ValidationError as error:
             raise StoreError(f"{where}: {_first_problem(error)}; it was altered or damaged") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -228,7 +228,12 @@ def _content(report: Report, name: str, model: dict[str, Any]) -> dict[str, Any]
             "bounds": threat.bounds,
             "knowledge": max(seen, key=ACCESS.index),
         },
-        "suite": {"name": report.suite, "cascade": report.cascade, "eot": report.eot},
+        "suite": {
+            "name": report.suite,
+            "cascade": report.cascade,
+            "eot": report.eot,
+            "minimize": report.minimize,
+        },
         "seed": report.seed,
         "attacks": [
             {key: entry[key] for key in AttackInfo.model_fields if key in entry} for entry in report.attacks

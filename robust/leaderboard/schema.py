@@ -135,12 +135,14 @@ class AttackInfo(Part):
 class SuiteInfo(Part):
     """The suite; with `cascade` each attack saw only what the ones before it left standing.
 
-    `eot` says how a randomised model was judged: {"samples", "vote"}.
+    `eot` says how a randomised model was judged: {"samples", "vote"}. With `minimize` every search went on for
+    the nearest adversarial point, which the verdict table gives under "nearest".
     """
 
     name: Text
     cascade: bool
     eot: Parameters | None = None
+    minimize: bool = False
 
 
 class Rate(Part):

@@ -174,7 +174,7 @@ class _Site:
         verdicts = self.verdicts[record.id]
         counts = confusion(verdicts)
         names = pages.class_names(record, len(counts))
-        points = pages.curve_points(self.curves[pages.curve_key(record)])
+        points = pages.curve_points(record, self.curves[pages.curve_key(record)], verdicts)
         return self._page(
             "entry.html",
             f"{record.model.name} + {record.defense.name}, {board.threat}",

@@ -13,6 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from robust.leaderboard.artefacts import sha256
+from robust.leaderboard.derive import curve
 from robust.leaderboard.layout import FLAGS, percent, plain
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
@@ -144,13 +145,19 @@ def curve_key(record: Record) -> tuple[str, ...]:
     return *pair, record.data.sha256, *conditions
 
 
-def curve_points(group: Sequence[Record]) -> list[tuple[float, str, Rate]]:
-    """Clean accuracy and a point per radius; none where there is one radius only."""
-    by_radius = {record.threat.radius: record for record in sorted(group, key=lambda record: record.id)}
+def curve_points(
+    record: Record, group: Sequence[Record], verdicts: pd.DataFrame
+) -> list[tuple[float, str, Rate]]:
+    """Clean accuracy and a point per radius: of the nearest points where they were searched, else of the
+    records that differ in eps alone; none where there is one radius only."""
+    if record.suite.minimize and "nearest" in verdicts:
+        near = [(at, f"{at:.3g}", rate) for at, rate in curve(verdicts, record.threat.radius)]
+        return [(0.0, "0", record.clean), *near]
+    by_radius = {one.threat.radius: one for one in sorted(group, key=lambda one: one.id)}
     if len(by_radius) < 2:
         return []
-    points = [(radius, record.threat.eps, record.robust) for radius, record in sorted(by_radius.items())]
-    return [(0.0, "0", group[0].clean), *points]
+    points = [(radius, one.threat.eps, one.robust) for radius, one in sorted(by_radius.items())]
+    return [(0.0, "0", record.clean), *points]
 
 
 def curve_text(points: Sequence[tuple[float, str, Rate]]) -> str:

@@ -77,7 +77,7 @@ var robustData = {};
     made.appendChild(element("caption", caption));
     var line = made.createTHead().insertRow();
     heads.forEach(function (text, at) {
-      var head = element("th", text, at ? "n" : "");
+      var head = element("th", text, at && heads.length > 4 ? "n" : "");
       head.scope = "col";
       line.appendChild(head);
     });
@@ -124,7 +124,7 @@ var robustData = {};
     differing.slice(0, 500).forEach(function (at) {
       var line = list.insertRow();
       [samples.ids[at], a.classes[samples.labels[at]] || samples.labels[at], end(a, x, at), end(b, y, at)]
-        .forEach(function (text, column) { line.appendChild(element("td", text, column ? "n" : "")); });
+        .forEach(function (text) { line.appendChild(element("td", text)); });
     });
     if (differing.length > 500) result.appendChild(element("p", "The first 500 are listed.", "note"));
   }
