@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from robust.gate.check import assert_robust as assert_robust
     from robust.hardening import harden as harden
     from robust.report import Report as Report
+    from robust.smoothing import SmoothedTarget as SmoothedTarget
+    from robust.smoothing import certify as certify
     from robust.sources import load as load
     from robust.target import Target as Target
     from robust.threat import L0 as L0
@@ -42,6 +44,8 @@ _HOMES = {
     "evaluate": "robust.evaluation",
     "assert_robust": "robust.gate.check",
     "harden": "robust.hardening",
+    "certify": "robust.smoothing",
+    "SmoothedTarget": "robust.smoothing",
     "Report": "robust.report",
     "load": "robust.sources",
     "BPDA": "robust.bpda",

@@ -7,17 +7,20 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from robust.attacks.base import build
 from robust.defenses import RECIPES, Defense, EpochResult, Trainer, TrainingOptions, make_defense
+from robust.defenses.plots import plot_history
 from robust.errors import StoreError
 from robust.evaluation import Suite, evaluate
+from robust.leaderboard import Record, Store
 from robust.report import Report
 from robust.run import Progress
 from robust.sources import as_samples, save_weights
+from robust.suites import resolve
 from robust.threat import Threat
 
 
@@ -45,6 +48,7 @@ def harden(
     defense: str | Defense | Mapping[str, Any] = "pgd-at",
     threat: str | Threat | None = None,
     validation: Any = None,
+    extra: Any = None,
     out: str | Path | None = None,
     recipe: str = "mnist",
     training: Mapping[str, Any] | None = None,
@@ -52,6 +56,8 @@ def harden(
     seed: int = 0,
     device: str = "auto",
     resume: bool = True,
+    name: str | None = None,
+    command: str | None = None,
     progress: Callable[[EpochResult], None] | None = None,
     ticks: Callable[[int, int], None] | None = None,
     attack_progress: Callable[[Progress], None] | None = None,
@@ -61,14 +67,19 @@ def harden(
     Args:
         model: module giving logits.
         data: training samples, as for `robust.evaluate`.
-        defense: name, object, or {"name": ..., option: ...}.
+        defense: name, object, or {"name": ..., option: ...}; "trades+awp" wraps one in another.
         threat: what to harden against; some defenses need none.
         validation: held-out samples on which the model is evaluated before and after. The best epoch is
             chosen on a tenth split off from `data` instead, or the figure after would flatter.
-        out: folder for weights.safetensors, history.json, config.json, checkpoints and reports.
+        extra: further labelled samples, generated or pseudo-labelled, which make up `extra_share` of
+            every batch (Wang et al. 2023, arXiv 2302.04638).
+        out: folder for weights.safetensors (the best epoch's), last.safetensors, history.json,
+            config.json, checkpoints, reports, and a leaderboard record for each report.
         recipe: named training options; `training` overrides single ones.
         suite: for the evaluations before and after.
         resume: go on from the checkpoint in `out`, where there is one.
+        name: of the model in the records; its class by default.
+        command: that asked for it, for the records.
         progress, ticks, attack_progress: called per epoch, per batch (done, total), per evaluation step.
 
     Raises:
@@ -76,26 +87,99 @@ def harden(
     """
     chosen = make_defense(defense)
     threat = None if threat is None else Threat.parse(threat)
+    chosen.check(threat)
+    if threat is not None:
+        resolve(suite, threat)
     options = training_options(recipe, {**(training or {}), "seed": seed, "device": device})
-    folder = None if out is None else Path(out)
-    held_out = None if validation is None else as_samples(validation)
-    trainer = Trainer(options, out=folder, resume=resume, progress=progress, ticks=ticks)
-    hardened = chosen.fit(model, as_samples(data), threat=threat, trainer=trainer)
-    if folder is not None:
-        _write_config(folder, chosen, threat, options)
-        save_weights(hardened, folder / "weights.safetensors")
-    before = after = None
-    if threat is not None and held_out is not None:
-        before, after = (
-            evaluate(
-                net, held_out, threat=threat, suite=suite, seed=seed, device=device, progress=attack_progress
-            )
-            for net in (copy.deepcopy(model), hardened)
+    bounds = (0.0, 1.0) if threat is None else threat.bounds
+    train = as_samples(data, bounds=bounds)
+    held_out = None if validation is None else as_samples(validation, bounds=bounds)
+    keep = _Folder(None if out is None else Path(out), name or type(model).__name__, command)
+    keep.config(chosen, threat, options)
+    trainer = Trainer(
+        options,
+        extra=None if extra is None else as_samples(extra, bounds=bounds),
+        out=keep.folder,
+        resume=resume,
+        progress=progress,
+        ticks=ticks,
+    )
+
+    def judge(net: nn.Module, part: str, defended: Mapping[str, Any]) -> Report | None:
+        if threat is None or held_out is None:
+            return None
+        report = evaluate(
+            net, held_out, threat=threat, suite=suite, seed=seed, device=device, progress=attack_progress
         )
-        if folder is not None:
-            before.save(folder / "before")
-            after.save(folder / "after")
+        keep.report(report, part, defended)
+        return report
+
+    hardened = chosen.fit(model, train, threat=threat, trainer=trainer)
+    keep.weights(hardened, trainer)
+    trained_threat = None if threat is None or not chosen.needs_threat else str(threat)
+    before = judge(copy.deepcopy(model), "before", _UNDEFENDED)
+    after = judge(
+        hardened,
+        "after",
+        {"name": chosen.title, "parameters": chosen.parameters, "trained_threat": trained_threat},
+    )
     return Hardened(hardened, trainer.history, before, after)
+
+
+_UNDEFENDED: Final[Mapping[str, Any]] = {"name": "as given", "parameters": {}, "trained_threat": None}
+
+
+class _Folder:
+    """What hardening leaves behind; nothing without a folder."""
+
+    def __init__(self, folder: Path | None, name: str, command: str | None) -> None:
+        self.folder, self._name, self._command = folder, name, command
+
+    def config(self, defense: Defense, threat: Threat | None, options: TrainingOptions) -> None:
+        """Write config.json."""
+        if self.folder is None:
+            return
+        config = {
+            "defense": defense.title,
+            "parameters": defense.parameters,
+            "masks_gradients": defense.masks_gradients,
+            "threat": None if threat is None else str(threat),
+            "training": asdict(options),
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(config, indent=2, default=str)
+            (self.folder / "config.json").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"out: cannot write to {self.folder}: {error.strerror or error}") from error
+
+    def weights(self, hardened: nn.Module, trainer: Trainer) -> None:
+        """Write the best epoch's weights, the last one's, and the plot of the history."""
+        if self.folder is None:
+            return
+        save_weights(hardened, self.folder / "weights.safetensors")
+        if trainer.last:
+            save_weights(_Bag(trainer.last), self.folder / "last.safetensors")
+        plot_history(trainer.history, self.folder / "history.png")
+
+    def report(self, report: Report, part: str, defense: Mapping[str, Any]) -> None:
+        """Write a report and its leaderboard record."""
+        if self.folder is None:
+            return
+        report.save(self.folder / part)
+        record = Record.from_report(report, name=self._name, defense=defense, command=self._command)
+        Store(self.folder).add(record, report.verdicts)
+
+
+class _Bag(nn.Module):
+    """A state dict on its own, as a module."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._state = dict(state)
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        return self._state
 
 
 def training_options(recipe: str, overrides: Mapping[str, Any]) -> TrainingOptions:
@@ -108,16 +192,3 @@ def training_options(recipe: str, overrides: Mapping[str, Any]) -> TrainingOptio
     base: TrainingOptions = RECIPES[recipe]
     options: TrainingOptions = build(TrainingOptions, "training", {**asdict(base), **overrides})
     return options
-
-
-def _write_config(folder: Path, defense: Defense, threat: Threat | None, options: TrainingOptions) -> None:
-    config = {
-        "defense": defense.name,
-        "parameters": defense.parameters,
-        "threat": str(threat),
-        "training": asdict(options),
-    }
-    try:
-        (folder / "config.json").write_text(json.dumps(config, indent=2, default=str), encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"out: cannot write to {folder}: {error.strerror or error}") from error

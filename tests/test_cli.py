@@ -17,6 +17,7 @@ import pytest
 from torch import nn
 
 from robust.cli import main
+from robust.leaderboard import Store
 from robust.report import Report
 from robust.sources import save_weights
 
@@ -206,10 +207,15 @@ def test_harden_trains_evaluates_and_keeps_everything(files: Path) -> None:
         "weights.safetensors",
         "history.json",
         "config.json",
+        "last.safetensors",
         "before/report.json",
         "after/report.json",
     ):
         assert (files / "hardened" / name).exists()
+    found = {record.defense.name: record for record in Store(files / "hardened").records()}
+    assert set(found) == {"as given", "pgd-at"}
+    assert found["pgd-at"].defense.trained_threat == "linf:0.05"
+    assert found["pgd-at"].model.name == "digits-mlp"
 
 
 @pytest.mark.parametrize("what", ["attacks", "defenses", "suites", "models", "data", "checks"])

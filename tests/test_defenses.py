@@ -12,18 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robust import transforms
 from robust.attacks import PGD
-from robust.defenses import DEFENSES, Batch, Defense, Distillation, Trainer, TrainingOptions, make_defense
+from robust.defenses import (
+    DEFENSES,
+    Batch,
+    Defense,
+    Distillation,
+    FineTuning,
+    Trainer,
+    TrainingOptions,
+    Wrapper,
+    make_defense,
+)
 from robust.defenses.inner import perturb
 from robust.errors import InputError, UnknownNameError, UnsupportedError
 from robust.oracle import Oracle
-from robust.sources import Samples, load_data
+from robust.sources import Samples, load_data, load_weights, save_weights
 from robust.target import Target
 from robust.threat import Linf, Threat
 
 OPTIONS = TrainingOptions(epochs=3, batch_size=64, learning_rate=5e-3, device="cpu")
 THREAT = Linf("0.1")
-ALL = sorted(DEFENSES)
+ALL = [name for name in sorted(DEFENSES) if not issubclass(DEFENSES[name], Wrapper | FineTuning)]
 
 
 def build_net() -> nn.Module:
@@ -77,7 +88,7 @@ def survivors(model: nn.Module, attack: PGD, threat: Threat, data: Samples) -> f
 
 def test_the_registered_names() -> None:
     assert {"none", "pgd-at", "distillation"} <= set(DEFENSES)
-    for name in ALL:
+    for name in DEFENSES:
         assert DEFENSES[name].name == name
         assert DEFENSES[name].paper
 
@@ -285,3 +296,58 @@ def test_the_student_learns_the_teachers_soft_labels_from_the_given_weights(tmp_
 
     assert divergence(student) < divergence(build_net()) / 2
     assert not torch.equal(student[5].weight, teacher[5].weight)  # type: ignore[index]
+
+
+# -- wrapping defenses ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bit-depth", "median", "jpeg"])
+def test_a_wrapper_deploys_its_transform_and_lets_gradients_through(name: str) -> None:
+    model, data = build_net().eval(), some_digits(30)
+    wrapper = make_defense(name)
+    assert isinstance(wrapper, Wrapper)
+    assert wrapper.masks_gradients
+    assert wrapper.parameters["masks_gradients"] is True
+    net = wrapper.fit(model, data, threat=THREAT, trainer=Trainer(OPTIONS))
+    x = data.rows(slice(None)).requires_grad_()
+    with torch.no_grad():
+        changed = wrapper.transform((0.0, 1.0))(x)
+        assert torch.equal(net(x), model(changed))
+    assert not torch.equal(changed, x)
+    (gradient,) = torch.autograd.grad(net(x).sum(), x)
+    at = changed.detach().requires_grad_()
+    assert torch.allclose(gradient, torch.autograd.grad(model(at).sum(), at)[0], atol=1e-6)
+
+
+def test_a_transform_does_not_save_a_standard_model() -> None:
+    """What plain gradients cannot see, the attack through BPDA does."""
+    data, test = some_digits(700), load_data("builtin:digits:test").take(slice(0, 100))
+    wrapper, threat = make_defense("none+bit-depth", bits=2), Linf("0.25")
+    net = wrapper.fit(build_net(), data, threat=threat, trainer=Trainer(replace(OPTIONS, epochs=6)))
+    assert wrapper.title == "none+bit-depth"
+    attack = PGD(steps=20, loss="margin")
+    masked = nn.Sequential(transforms.BitDepth(2), net.model)  # type: ignore[arg-type]
+    assert survivors(masked, attack, threat, test) > 0.4
+    assert survivors(net, attack, threat, test) < 0.15
+
+
+def test_wrapped_weights_load_into_the_deployed_model(tmp_path: Path) -> None:
+    wrapper = make_defense("none+median")
+    net = wrapper.fit(build_net(), some_digits(60), threat=None, trainer=Trainer(replace(OPTIONS, epochs=1)))
+    save_weights(net, tmp_path / "w.safetensors")
+    again = wrapper.deployed(build_net())
+    load_weights(again, tmp_path / "w.safetensors")
+    x = some_digits(20).rows(slice(None))
+    with torch.no_grad():
+        assert torch.equal(again(x), net(x))
+
+
+def test_fine_tuning_starts_from_trained_weights() -> None:
+    data, options = some_digits(), replace(OPTIONS, epochs=3)
+    defense = make_defense("pgd-at+fine-tune", steps=2, rate=0.5)
+    with pytest.raises(InputError, match=r"fine-tune: model: right on .* give trained weights"):
+        defense.fit(build_net(), data, threat=THREAT, trainer=Trainer(options))
+    trainer = Trainer(options)
+    defense.fit(teacher(), data, threat=THREAT, trainer=trainer)
+    assert trainer.history[0].clean_accuracy > 0.6
+    assert trainer.history[0].learning_rate < 0.5 * OPTIONS.learning_rate

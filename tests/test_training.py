@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robust.defenses import RECIPES, Batch, EpochResult, Trainer, TrainingOptions
-from robust.defenses.data import batches, crop_and_flip
+from robust.defenses import RECIPES, Batch, EpochResult, Trainer, TrainingOptions, make_defense
+from robust.defenses.data import batches, crop_and_flip, mixed_batches
+from robust.defenses.guards import overfits_catastrophically
+from robust.defenses.schedules import rate
+from robust.defenses.training import _Fit
+from robust.defenses.validation import Figures
 from robust.errors import DataError, InputError, ModelError, TrainingError, UnsupportedError
 from robust.rng import Streams
 from robust.sources import Samples, load_data
@@ -120,6 +125,14 @@ def test_weights_are_those_of_the_best_epoch_not_the_last() -> None:
     assert trainer.best.epoch < 5
     assert accuracy == pytest.approx(trainer.best.clean_accuracy)
     assert trainer.history[-1].clean_accuracy < accuracy - 0.1
+
+
+def test_what_does_not_train_against_the_threat_is_chosen_by_clean_accuracy() -> None:
+    trainer = Trainer(replace(OPTIONS, epochs=6))
+    make_defense("none").fit(build_net(), some_digits(), threat=Linf("0.3"), trainer=trainer)
+    assert trainer.best is not None
+    assert trainer.best.clean_accuracy == max(r.clean_accuracy for r in trainer.history)
+    assert not any(r.rolled_back for r in trainer.history)
 
 
 def test_same_seed_same_weights_other_seed_other_weights() -> None:
@@ -402,3 +415,128 @@ def test_options_out_of_range(wrong: dict[str, float]) -> None:
 def test_half_precision_needs_cuda() -> None:
     with pytest.raises(InputError, match="'16-mixed' needs CUDA"):
         train(replace(OPTIONS, precision="16-mixed"))
+
+
+# -- averages, schedules, extra data, several processes, catastrophic overfitting ---------------------
+
+
+def test_the_average_of_the_weights_is_what_is_validated_and_returned() -> None:
+    """With so slow an average, what is returned are the weights after the first step of all."""
+    plain, _ = train(replace(OPTIONS, epochs=1, batch_size=300))
+    averaged, _ = train(replace(OPTIONS, epochs=1, batch_size=300, ema=0.5))
+    assert_same(plain, averaged)  # a single step: the average begins there
+    slow, _ = train(replace(OPTIONS, epochs=3, batch_size=300, ema=1 - 1e-7))
+    fast, _ = train(replace(OPTIONS, epochs=3, batch_size=300))
+    first = build_net()
+    assert (slow[5].weight - first[5].weight).abs().max() < (fast[5].weight - first[5].weight).abs().max()  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("one-cycle", [0.04, 0.5, 1.0, 2 / 3, 1 / 3]),
+        ("cyclic", [0.025, 0.3125, 0.625, 5 / 6, 5 / 12]),
+        ("step", [1.0, 1.0, 1.0, 0.1, 0.01]),
+        ("cosine", [1.0, 0.9619398, 0.8535534, 0.5, 0.1464466]),
+        ("constant", [1.0] * 5),
+    ],
+)
+def test_schedules(schedule: str, expected: list[float]) -> None:
+    options = replace(OPTIONS, schedule=schedule)  # type: ignore[arg-type]
+    found = [rate(options, progress) for progress in (0, 0.125, 0.25, 0.5, 0.75)]
+    assert found == pytest.approx(expected)
+
+
+def test_extra_data_makes_up_its_share_of_every_batch() -> None:
+    parts = mixed_batches(100, 30, 50, 0.6, 7, torch.device("cpu"))
+    assert [int((part < 100).sum()) for part in parts] == [20] * 5
+    assert [int((part >= 100).sum()) for part in parts] == [30] * 5
+    own = torch.cat(parts)
+    assert sorted(own[own < 100].tolist()) == list(range(100))
+    assert set(own[own >= 100].tolist()) == set(range(100, 130))
+    extra = load_data("builtin:digits:train").take(slice(500, 900))
+    trainer = Trainer(replace(OPTIONS, epochs=6), extra=extra)
+    trainer.fit(build_net(), some_digits(60), clean_loss, threat=None, title="")
+    assert trainer.history[-1].clean_accuracy > 0.6
+    wide = Samples(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    with pytest.raises(DataError, match="extra: expected samples of the training data's shape"):
+        Trainer(OPTIONS, extra=wide).fit(build_net(), some_digits(), clean_loss, threat=None, title="")
+
+
+def test_catastrophic_overfitting_is_undone_and_the_step_lowered(tmp_path: Path) -> None:
+    """PGD accuracy is reported to fall in epoch 3 while FGSM's stays: weights go back, steps are halved."""
+    seen: list[tuple[int, float]] = []
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        if not seen or seen[-1] != (batch.epoch, batch.damping):
+            seen.append((batch.epoch, batch.damping))
+        return clean_loss(model, batch)
+
+    good = EpochResult(2, 4, 1.0, 0.9, 0.6, 0.1, 0.0, 0.65, 0.9)
+    bad = replace(good, epoch=3, robust_accuracy=0.1, fgsm_accuracy=0.8)
+    honest = replace(bad, fgsm_accuracy=0.2)
+    assert overfits_catastrophically(bad, [good])
+    assert not overfits_catastrophically(honest, [good])
+    assert not overfits_catastrophically(bad, [replace(good, rolled_back=True)])
+
+    model, data = build_net(), some_digits()
+    run = _Fit(model, data, data, None, loss, THREAT, replace(OPTIONS, schedule="constant"), 1.0, 1)
+    run.epoch(1, None)
+    before = copy.deepcopy(run.model.state_dict())
+    run.history[0] = replace(run.history[0], robust_accuracy=2.0)  # whatever comes is far below
+    run.validator.figures = lambda counts: Figures(0.9, 0.1, 0.8, 0.1, False)  # type: ignore[method-assign]
+    run.epoch(2, None)
+    assert run.history[-1].rolled_back
+    assert all(torch.equal(before[key], value) for key, value in run.model.state_dict().items())
+    run.epoch(3, None)
+    assert seen == [(1, 1.0), (2, 1.0), (3, 0.5)]
+    assert run.history[-1].learning_rate == pytest.approx(OPTIONS.learning_rate / 2)
+
+
+_TOGETHER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+import torch
+from dataclasses import replace
+from test_training import OPTIONS, THREAT, clean_loss, plain_net, some_digits
+from robust.defenses import Trainer, make_defense
+torch.set_num_threads(1)
+options = replace(OPTIONS, epochs=2, batch_size=60)
+trainer = Trainer(options, validation=some_digits(60), out=Path(sys.argv[1]))
+net = make_defense("trades", steps=2).fit(plain_net(), some_digits(240), threat=THREAT, trainer=trainer)
+"""
+
+
+def plain_net() -> nn.Module:
+    """No batch norm, whose statistics are each process's own, and no dropout."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
+
+
+@pytest.mark.slow
+def test_two_processes_train_to_the_weights_of_one(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    script = tmp_path / "together.py"
+    script.write_text(_TOGETHER)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, extra in (("one", []), ("two", launcher)):
+        done = subprocess.run(
+            [sys.executable, *extra, str(script), str(tmp_path / name), str(Path(__file__).parent)],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints" / "model.pt", weights_only=True) for name in ("one", "two")
+    )
+    for key, start in plain_net().state_dict().items():
+        apart, moved = one["model"][key] - two["model"][key], one["model"][key] - start
+        assert apart.norm() < 0.05 * moved.norm(), key  # gradients are added up in another order
+    first, second = (json.loads(state["history"])[-1] for state in (one, two))
+    assert first["loss"] == pytest.approx(second["loss"], rel=1e-3)
+    assert first["clean_accuracy"] == pytest.approx(second["clean_accuracy"], abs=0.02)

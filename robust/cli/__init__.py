@@ -7,7 +7,7 @@ import sys
 import typer
 
 from robust import threads
-from robust.cli import attack, doctor, harden, leaderboard, lists, sweep
+from robust.cli import attack, certify, doctor, harden, leaderboard, lists, sweep
 from robust.cli.common import fail
 from robust.errors import RobustError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("attack", epilog=attack.EPILOG)(attack.attack)
+app.command("certify", epilog=certify.EPILOG)(certify.certify)
 app.command("harden", epilog=harden.EPILOG)(harden.harden)
 app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.add_typer(leaderboard.app, name="leaderboard")

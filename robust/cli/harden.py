@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,12 +37,20 @@ def harden(
         str | None,
         typer.Option("--validation", metavar="SPEC", help="held-out data; evaluated before and after"),
     ] = None,
-    recipe: Annotated[str, typer.Option("--recipe", help="named training options")] = "mnist",
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="named training options: mnist, cifar10, cifar10-resnet18, ...")
+    ] = "mnist",
     train: Annotated[
         list[str] | None,
         typer.Option("--train", metavar="NAME=VALUE", help="a training option; may be repeated"),
     ] = None,
     suite: Annotated[str, typer.Option("--suite", help="for the evaluations before and after")] = "standard",
+    extra: Annotated[
+        str | None,
+        typer.Option(
+            "--extra", metavar="SPEC", help="more labelled data: --train extra_share=0.7 of each batch"
+        ),
+    ] = None,
     limit: common.LimitOption = None,
     seed: common.SeedOption = 0,
     device: common.DeviceOption = "auto",
@@ -49,6 +59,7 @@ def harden(
     ] = True,
 ) -> int:
     """Train a hardened copy of a model, with robust accuracy before and after."""
+    from robust.defenses import make_defense
     from robust.hardening import harden as run
     from robust.sources import load_data, load_model
 
@@ -61,6 +72,9 @@ def harden(
             defense={"name": defense, **common.settings(set_)},
             threat=threat,
             validation=None if validation is None else load_data(validation),
+            extra=None if extra is None else load_data(extra),
+            name=model.rpartition(":")[2],
+            command=shlex.join(["robust", *sys.argv[1:]]),
             out=out,
             recipe=recipe,
             training=common.settings(train),
@@ -75,7 +89,11 @@ def harden(
     for title, report in (("before", result.before), ("after", result.report)):
         if report is not None:
             print(f"{title}: {report}")
+    if make_defense(defense).masks_gradients:
+        print("this defense masks gradients: it is here to be measured, and does not hold")
     print(f"weights: {out / 'weights.safetensors'}")
+    if result.report is not None:
+        print(f"records: robust leaderboard show {out}")
     return 0
 
 
@@ -88,10 +106,11 @@ class Watch:
 
     def epoch(self, result: EpochResult) -> None:
         """Print an epoch's figures."""
+        undone = ", undone: catastrophic overfitting, the step is lowered" if result.rolled_back else ""
         robust = "" if result.robust_accuracy is None else f", robust {result.robust_accuracy:.1%}"
         self._bars.console.print(
             f"epoch {result.epoch}/{result.epochs}: loss {result.loss:.3f}, validation clean "
-            f"{result.clean_accuracy:.1%}{robust}, {result.seconds:.1f} s"
+            f"{result.clean_accuracy:.1%}{robust}, {result.seconds:.1f} s{undone}"
         )
 
     def batch(self, done: int, total: int) -> None:

@@ -4,6 +4,7 @@ from robust.defenses.awp import AWP
 from robust.defenses.base import DEFENSES, Defense, make_defense
 from robust.defenses.distillation import Distillation
 from robust.defenses.fast import FGSMRS, NFGSM
+from robust.defenses.fine_tuning import FineTuning
 from robust.defenses.free import FreeTraining
 from robust.defenses.gaussian import GaussianTraining
 from robust.defenses.mart import MART
@@ -16,6 +17,7 @@ from robust.defenses.regularised import ELLE, GradAlign
 from robust.defenses.robust_distillation import ARD, RSLAD
 from robust.defenses.trades import TRADES
 from robust.defenses.training import Trainer
+from robust.defenses.wrappers import JPEG, BitDepth, Median, Wrapper
 
 __all__ = [
     "ARD",
@@ -23,6 +25,7 @@ __all__ = [
     "DEFENSES",
     "ELLE",
     "FGSMRS",
+    "JPEG",
     "MART",
     "NFGSM",
     "RECIPES",
@@ -30,17 +33,21 @@ __all__ = [
     "TRADES",
     "AdversarialTraining",
     "Batch",
+    "BitDepth",
     "Defense",
     "Distillation",
     "EpochResult",
+    "FineTuning",
     "FreeTraining",
     "GaussianTraining",
     "GradAlign",
+    "Median",
     "Objective",
     "ObjectiveDefense",
     "PGDTraining",
     "Standard",
     "Trainer",
     "TrainingOptions",
+    "Wrapper",
     "make_defense",
 ]

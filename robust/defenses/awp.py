@@ -60,6 +60,10 @@ class AWP(ObjectiveDefense):
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters, "options": self._inner.parameters}
 
+    @property
+    def against_threat(self) -> bool:
+        return self._inner.against_threat
+
     def check(self, threat: Threat | None) -> None:
         self._inner.check(threat)
 

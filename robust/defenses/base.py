@@ -24,6 +24,7 @@ class Defense(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     needs_threat: ClassVar[bool] = False
+    masks_gradients: ClassVar[bool] = False  # known to stop gradient attacks without holding
 
     @abstractmethod
     def fit(self, model: nn.Module, data: Samples, *, threat: Threat | None, trainer: Trainer) -> nn.Module:
@@ -40,6 +41,10 @@ class Defense(ABC):
             InputError: before the first epoch, where model, data and threat do not fit.
             TrainingError: training diverged or collapsed.
         """
+
+    def deployed(self, model: nn.Module, *, bounds: tuple[float, float] = (0.0, 1.0)) -> nn.Module:
+        """A trained model as `fit` returns it: itself, or with the transform in front; for loading weights."""
+        return model
 
     @property
     def title(self) -> str:

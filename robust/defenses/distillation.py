@@ -38,6 +38,7 @@ class Distillation(Defense):
 
     name: ClassVar[str] = "distillation"
     paper: ClassVar[str] = "Papernot et al. 2016"
+    masks_gradients: ClassVar[bool] = True
 
     temperature: float = 100.0
 
@@ -69,5 +70,11 @@ class Distillation(Defense):
             return functional.cross_entropy(net(batch.x) / t, labels)
 
         return trainer.fit(
-            model, data, soft, threat=threat, title=f"student {self.parameters}", rate=math.sqrt(t)
+            model,
+            data,
+            soft,
+            threat=threat,
+            title=f"student {self.parameters}",
+            rate=math.sqrt(t),
+            by_clean=True,
         )

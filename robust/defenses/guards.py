@@ -29,7 +29,7 @@ def overfits_catastrophically(result: EpochResult, history: Sequence[EpochResult
     """Whether PGD accuracy fell far under its best while FGSM accuracy did not follow (Wong et al. 2020)."""
     if result.robust_accuracy is None or result.fgsm_accuracy is None:
         return False
-    best = max((r.score for r in history if not r.rolled_back), default=0.0)
+    best = max((r.score() for r in history if not r.rolled_back), default=0.0)
     fell = best - result.robust_accuracy > _DROP
     return fell and result.fgsm_accuracy - result.robust_accuracy > _DROP
 

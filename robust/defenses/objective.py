@@ -54,9 +54,15 @@ class ObjectiveDefense(Defense):
         )
 
     def fit(self, model: nn.Module, data: Samples, *, threat: Threat | None, trainer: Trainer) -> nn.Module:
+        title = f"{self.title} {self.parameters}"
         return trainer.fit(
-            model, data, self.step(threat), threat=threat, title=f"{self.title} {self.parameters}"
+            model, data, self.step(threat), threat=threat, title=title, by_clean=not self.against_threat
         )
+
+    @property
+    def against_threat(self) -> bool:
+        """Whether the objective trains against the threat."""
+        return self.needs_threat
 
 
 @dataclass(frozen=True)

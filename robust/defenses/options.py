@@ -135,7 +135,6 @@ class EpochResult:
     alignment: float | None = None
     rolled_back: bool = False
 
-    @property
-    def score(self) -> float:
-        """What the best weights are chosen by: robust accuracy, or clean where there is no threat."""
-        return self.clean_accuracy if self.robust_accuracy is None else self.robust_accuracy
+    def score(self, *, by_clean: bool = False) -> float:
+        """What the best weights are chosen by: robust accuracy, or clean where asked or without a threat."""
+        return self.clean_accuracy if by_clean or self.robust_accuracy is None else self.robust_accuracy

@@ -77,12 +77,13 @@ class Trainer:
         self.history: list[EpochResult] = []
         self.last: Weights = {}
         self._progress, self._ticks = progress, ticks
+        self._by_clean = False
 
     @property
     def best(self) -> EpochResult | None:
         """The epoch whose weights `fit` returned; None before."""
         kept = [result for result in reversed(self.history) if not result.rolled_back]
-        return max(kept, key=lambda result: result.score, default=None)
+        return max(kept, key=lambda result: result.score(by_clean=self._by_clean), default=None)
 
     def fit(
         self,
@@ -95,6 +96,7 @@ class Trainer:
         stage: str = "model",
         rate: float = 1.0,
         replays: int = 1,
+        by_clean: bool = False,
     ) -> nn.Module:
         """Train a copy of the model and return its best epoch's weights, in eval mode on the device.
 
@@ -111,6 +113,8 @@ class Trainer:
             stage: names the checkpoint, where a defense trains several models in turn.
             rate: factor on the learning rate, for objectives whose gradients have another scale.
             replays: how often every batch is trained on in a row.
+            by_clean: the best epoch is the one with the best clean accuracy, threat or not, and none is
+                undone: for objectives that do not train against the threat.
 
         Raises:
             InputError: before the first epoch, where model, data, threat and options do not fit, or the
@@ -122,7 +126,10 @@ class Trainer:
         if held_out is None:
             data, held_out = split_validation(data, self.options.seed)
         check_data(data, held_out, threat, augment=self.options.augment, extra=self.extra)
-        run = _Fit(model, data, held_out, self.extra, objective, threat, self.options, rate, replays)
+        run = _Fit(
+            model, data, held_out, self.extra, objective, threat, self.options, rate, replays, by_clean
+        )
+        self._by_clean = by_clean
         checkpoint = Checkpoint(self.out, stage, run.identity(model, title)) if self.out is not None else None
         if checkpoint and self.resume:
             run.restore(checkpoint)
@@ -137,6 +144,19 @@ class Trainer:
             run.check_skill()
         self.last = _copy_state(run.judged)
         return run.best_model()
+
+    def copy(self, model: nn.Module, data: Samples, threat: Threat | None) -> nn.Module:
+        """A copy of the model in eval mode on the device, checked against the data, without training.
+
+        Raises:
+            InputError: model, data and threat do not fit.
+        """
+        check_data(data, data, threat, augment=False)
+        device = Devices(self.options).device
+        copied = copy.deepcopy(model).to(device).eval()
+        count_classes(copied, [data], device)
+        self.history = []
+        return copied
 
 
 class _Fit:
@@ -153,10 +173,11 @@ class _Fit:
         options: TrainingOptions,
         rate: float,
         replays: int,
+        by_clean: bool = False,
     ) -> None:
         self.options, self.objective, self.rate, self.replays = options, objective, rate, replays
         self.count, self.extra = len(train), 0 if extra is None else len(extra)
-        self.threat = threat
+        self.threat, self.by_clean = threat, by_clean
         self.devices = Devices(options)
         self.device = self.devices.device
         model = copy.deepcopy(model).to(self.device).train()
@@ -263,11 +284,12 @@ class _Fit:
 
     def _judge(self, result: EpochResult) -> EpochResult:
         """Keep a best epoch; undo one of catastrophic overfitting, and take smaller steps from there."""
-        if guards.overfits_catastrophically(result, self.history):
+        if not self.by_clean and guards.overfits_catastrophically(result, self.history):
             self._set_learner(self.sound)
             self.damping *= _DAMPED
             return replace(result, rolled_back=True)
-        if result.score >= max((r.score for r in self.history if not r.rolled_back), default=-1.0):
+        kept = [r.score(by_clean=self.by_clean) for r in self.history if not r.rolled_back]
+        if result.score(by_clean=self.by_clean) >= max(kept, default=-1.0):
             self.best = _copy_state(self.judged)
             if self.threat is not None:
                 self.sound = copy.deepcopy(self._learner())

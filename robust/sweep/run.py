@@ -14,8 +14,8 @@ from uuid import uuid4
 
 import pandas as pd
 
-from robust.defenses import make_defense
-from robust.errors import InputError, RobustError, StoreError
+from robust.defenses import Wrapper, make_defense
+from robust.errors import InputError, RobustError, StoreError, UnsupportedError
 from robust.hardening import training_options
 from robust.leaderboard import Record, Store
 from robust.parts import Part, Plan, join
@@ -418,7 +418,7 @@ class _Sweep:
         record = Record.from_report(
             report,
             name=cell.pair.model.title,
-            defense={"name": made.name, "parameters": made.parameters, "trained_threat": trained},
+            defense={"name": made.title, "parameters": made.parameters, "trained_threat": trained},
             command=self.command,
             class_names=map_samples(held.folder).class_names,
         )
@@ -501,6 +501,11 @@ def check_pair(pair: Pair, config: SweepConfig) -> None:
         return
     if pair.train is None:
         raise InputError(f"sweep: defense {pair.defense.name!r} needs samples to train on; give `train`")
+    if isinstance(made, Wrapper):
+        raise UnsupportedError(
+            f"sweep: {made.title!r} puts a transform in front of the model, which sweeps cannot rebuild from weights; "
+            "use `robust harden`"
+        )
     made.check(None if pair.defense.threat is None else Threat.parse(pair.defense.threat))
 
 

@@ -1,0 +1,96 @@
+"""`robust certify`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robust.cli import common
+
+EPILOG = (
+    "Example: robust certify --model builtin:mnist-cnn --weights hardened/weights.safetensors "
+    "--data builtin:mnist5k:test --limit 100 --sigma 0.25 --n 10000"
+)
+
+
+def certify(
+    model: common.ModelOption,
+    data: common.DataOption,
+    sigma: Annotated[float, typer.Option("--sigma", help="deviation of the noise, in input units")],
+    weights: common.WeightsOption = None,
+    n0: Annotated[int, typer.Option("--n0", help="draws that choose the class")] = 100,
+    n: Annotated[int, typer.Option("--n", help="draws that bound its probability")] = 100_000,
+    alpha: Annotated[
+        float, typer.Option("--alpha", help="a certificate is wrong at most this often")
+    ] = 0.001,
+    radii: Annotated[
+        str | None, typer.Option("--radii", metavar="R,R,...", help="l2 radii of the table; 0,0.25,0.5")
+    ] = None,
+    limit: common.LimitOption = None,
+    seed: common.SeedOption = 0,
+    device: common.DeviceOption = "auto",
+    normalize: common.NormalizeOption = None,
+    json_: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="write the result; - for standard output")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="keep the certificate of every sample")
+    ] = None,
+) -> int:
+    """Certified accuracy under l2 of the model smoothed with Gaussian noise (Cohen et al. 2019)."""
+    from robust.smoothing import certify as run
+    from robust.sources import load_model
+
+    chosen = _radii(radii)
+    if out is not None:
+        common.writable_folder(out)
+    with common.bars() as bars:
+        task = bars.add_task("certifying")
+        found = run(
+            load_model(model, weights, seed=seed),
+            common.samples(data, limit),
+            sigma=sigma,
+            n0=n0,
+            n=n,
+            alpha=alpha,
+            normalize=common.normalization(normalize),
+            seed=seed,
+            device=device,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    if out is not None:
+        found.save(out)
+    text = json.dumps(found.to_dict(chosen), indent=2)
+    if json_ == "-":
+        print(text)
+        return 0
+    print(found.format(chosen))
+    if json_ is not None:
+        _write(Path(json_), text)
+    return 0
+
+
+def _radii(text: str | None) -> list[float] | None:
+    from robust.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0:
+        raise InputError(f"--radii: expected numbers >= 0 such as 0,0.25,0.5, got {text!r}")
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    from robust.errors import StoreError
+
+    try:
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"--json: cannot write {path}: {error.strerror or error}") from error

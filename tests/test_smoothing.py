@@ -1,0 +1,143 @@
+"""Randomised smoothing: closed forms, abstention, independence of the batch, the printed table."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Linear
+from scipy.stats import norm
+from torch import nn
+
+import robust
+from robust.cli import main
+from robust.defenses import GaussianTraining, Trainer, TrainingOptions
+from robust.errors import InputError
+from robust.smoothing import ABSTAIN, SmoothedTarget, certify
+from robust.sources import Samples, load_data, load_model, save_weights
+
+SIGMA = 0.5
+
+
+def linear() -> nn.Module:
+    """Two classes in the plane, the boundary x0 = 0.5; a smoothed half-space has the distance as its radius."""
+    return Linear(torch.tensor([[-3.0, 0.0], [3.0, 0.0]]), torch.tensor([1.5, -1.5]))
+
+
+def points(*first: float) -> Samples:
+    x = torch.tensor([[value, 0.3] for value in first])
+    return Samples(x, (x[:, 0] > 0.5).long(), torch.arange(len(x)) + 7)
+
+
+def test_the_radius_of_a_half_space_is_its_distance() -> None:
+    data = points(0.1, 0.3, 0.7, 1.0)
+    found = certify(linear(), data, sigma=SIGMA, n=20_000, device="cpu").table
+    distance = (data.x[:, 0] - 0.5).abs()
+    assert found["prediction"].tolist() == data.y.tolist()
+    for row, true in zip(found.itertuples(), distance.tolist(), strict=True):
+        assert row.radius <= true  # a lower bound, and wrong with probability .001
+        assert row.radius > true - 0.03
+        p = float(norm.cdf(true / SIGMA))
+        assert abs(row.count / 20_000 - p) < 4 * math.sqrt(p * (1 - p) / 20_000)
+
+
+def test_it_abstains_on_the_boundary_and_never_certifies_beyond_n() -> None:
+    found = certify(linear(), points(0.5, 1.0), sigma=0.05, n=1000, device="cpu")
+    assert found.table["prediction"].tolist()[0] == ABSTAIN
+    assert found.table["radius"].tolist()[0] == 0
+    assert found.abstained == 0.5
+    most = 0.05 * norm.ppf(0.001 ** (1 / 1000))  # all n draws agree
+    assert found.table["radius"].tolist()[1] == pytest.approx(most)
+    assert found.radii() == pytest.approx([0, 0.05, 0.1])
+
+
+def test_certified_accuracy_falls_with_the_radius_and_counts_errors() -> None:
+    data = points(0.1, 0.3, 0.7, 1.0)
+    wrong = Samples(data.x, 1 - data.y, data.ids)
+    good, bad = (certify(linear(), part, sigma=SIGMA, n=2000, device="cpu") for part in (data, wrong))
+    curve = [row["accuracy"] for row in good.rows([0, 0.1, 0.3, 0.45, 2])]
+    assert curve == [1.0, 1.0, 0.5, 0.25, 0.0]
+    assert bad.accuracy() == 0
+
+
+def test_a_certificate_is_the_samples_own() -> None:
+    data = points(0.1, 0.45, 0.7, 1.0)
+    whole = certify(linear(), data, sigma=SIGMA, n=500, device="cpu").table
+    alone = certify(linear(), data.take([2]), sigma=SIGMA, n=500, device="cpu").table
+    assert alone.iloc[0].to_dict() == whole.iloc[2].to_dict()
+    other = certify(linear(), data, sigma=SIGMA, n=500, seed=1, device="cpu").table
+    assert other["count"].tolist() != whole["count"].tolist()
+
+
+def test_no_certified_sample_is_broken_by_an_attack() -> None:
+    """Noise-trained digits: within its certified radius the smoothed classifier stands every attack."""
+    train, test = load_data("builtin:digits:train"), load_data("builtin:digits:test").take(slice(0, 12))
+    base = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
+    trainer = Trainer(TrainingOptions(epochs=6, learning_rate=1e-2, device="cpu"))
+    net = GaussianTraining(sigma=0.25).fit(base, train.take(slice(0, 700)), threat=None, trainer=trainer)
+    found = certify(net, test, sigma=0.25, n=500, device="cpu")
+    assert found.accuracy(0.25) > 0.5
+    target = SmoothedTarget(net, sigma=0.25, draws=16, device="cpu")
+    report = robust.evaluate(target, test, threat="l2:0.25", suite="quick")
+    assert not [finding for finding in report.findings if finding["check"] == "randomized"]
+    certified = found.table[(found.table.prediction == found.table.label) & (found.table.radius >= 0.35)]
+    broken = report.verdicts[report.verdicts.status == "broken"]
+    assert len(certified) > 2
+    assert not set(certified.sample_id) & set(broken.sample_id)
+
+
+def test_the_smoothed_target_is_the_mean_probability_and_passes_gradients() -> None:
+    target = SmoothedTarget(linear(), sigma=SIGMA, draws=1000, device="cpu")
+    x = points(0.1, 0.6).x.requires_grad_()
+    with target:
+        logits = target.logits(x)
+        again = target.logits(x)
+        (gradient,) = torch.autograd.grad(logits[:, 1].sum(), x)
+    assert torch.equal(logits, again)
+    noise = torch.linspace(-5, 5, 2001)
+    weight = (-noise.square() / 2).exp()
+    for value, row in zip((0.1, 0.6), logits.detach().exp(), strict=True):
+        mean = (torch.sigmoid(6 * (value + SIGMA * noise - 0.5)) * weight).sum() / weight.sum()
+        assert float(row[1]) == pytest.approx(float(mean), abs=0.04)
+    assert bool((gradient[:, 0] > 0).all())
+
+
+@pytest.mark.parametrize("wrong", [{"sigma": 0.0}, {"n0": 0}, {"n": 0}, {"alpha": 1.0}, {"sigma": math.nan}])
+def test_parameters_out_of_range(wrong: dict[str, float]) -> None:
+    options = {"sigma": 0.25, **wrong}
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        certify(linear(), points(0.1), **options)  # type: ignore[arg-type]
+
+
+def test_the_command_prints_the_table_and_keeps_the_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["robust", "certify", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    save_weights(load_model("builtin:digits-mlp"), tmp_path / "w.safetensors")
+    status, out, err = run(
+        "--model", "builtin:digits-mlp", "--weights", "w.safetensors", "--data", "builtin:digits", "--limit", "5",
+        "--sigma", "0.25", "--n", "200", "--radii", "0,0.25", "--out", "kept", "--json", "r.json", "--device", "cpu",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "certified accuracy" in out
+    assert "n 200, alpha 0.001" in out
+    assert max(map(len, out.splitlines())) <= 80
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert [row["radius"] for row in found["certified"]] == [0, 0.25]
+    assert (tmp_path / "kept" / "certificates.parquet").exists()
+    status, out, err = run(
+        "--model", "builtin:digits-mlp", "--data", "builtin:digits", "--sigma", "1", "--radii", "x"
+    )
+    assert (status, out) == (2, "")
+    assert err.startswith("robust: --radii: expected numbers")
+    assert len(err.splitlines()) == 1
