@@ -172,8 +172,7 @@ def strength(options: argparse.Namespace) -> str:
         [
             f"## What defenses hold: builtin:mnist5k, linf:{EPS}, suite standard, {len(test)} test digits",
             "",
-            "Seconds of the epochs with their validation; of distillation, the student's. The epoch with the best "
-            "robust validation accuracy is taken, for `none` too.",
+            "Seconds of the epochs with their validation; of distillation, the student's.",
             "",
             "| defense | epochs | training s | clean | robust | trust | checks that fired |",
             "|---|---|---|---|---|---|---|",
