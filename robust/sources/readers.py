@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from robust.errors import DataError
+from robust.errors import DataError, RobustError
 from robust.sources.archives import require_file
 from robust.sources.images import IMAGE_SUFFIXES, Encoded, decode
 from robust.sources.limits import DATA_BYTES, ENTRY_BYTES, check_size
@@ -29,7 +29,6 @@ def read_parquet(path: Path, fit: Preprocessing | None = None) -> Samples:
         DataError: no such file, no Parquet, a column missing or of another type, over the size limit, an
             image that cannot be decoded or differs in size.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     require_file(path)
@@ -40,7 +39,9 @@ def read_parquet(path: Path, fit: Preprocessing | None = None) -> Samples:
             columns = {name: [] for name in names if name != "image"}
             stored = decode(_cells(file, names, columns, path), f"data {path}", fit)
             class_names = _class_names(file.schema_arrow.metadata)
-    except (pa.ArrowException, OSError, MemoryError) as e:
+    except RobustError:
+        raise
+    except Exception as e:  # pyarrow's own, and those of decoding what a damaged footer says
         raise DataError(f"data {path}: truncated, damaged or no Parquet file ({e})") from e
     labels, groups = (
         torch.tensor(columns[name], dtype=torch.int64) if name in columns else None
