@@ -51,15 +51,19 @@ def _first_line(item: object) -> str:
 
 
 def _options(cls: type) -> str:
-    from dataclasses import fields
+    from dataclasses import MISSING, fields
 
-    return ", ".join(f"{f.name}={f.default}" for f in fields(cls))
+    simple = (f for f in fields(cls) if f.default is not MISSING)  # no mapping of a wrapped one's options
+    return ", ".join(f"{f.name}={f.default}" for f in simple)
 
 
 def _defenses() -> Table:
-    from robust.defenses import DEFENSES
+    from robust.defenses import DEFENSES, Defense
 
-    rows = [[name, DEFENSES[name].paper, _options(DEFENSES[name])] for name in DEFENSES]
+    def paper(cls: type[Defense]) -> str:
+        return cls.paper + ("; masks gradients" if cls.masks_gradients else "")
+
+    rows = [[name, paper(DEFENSES[name]), _options(DEFENSES[name])] for name in DEFENSES]
     return ["defense", "paper", "options (--set)"], rows, [None, 24, 38]
 
 
