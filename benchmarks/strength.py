@@ -180,7 +180,7 @@ def fitted(name: str, options: dict[str, Any], budget: int, case: Case) -> Attac
 def entries(norm: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """(group, name, options): ours by name with its variants, then its peers."""
     for name in ATTACKS:
-        if norm not in ATTACKS[name].norms:
+        if norm not in ATTACKS[name].norms or name == "transfer":  # it needs a surrogate
             continue
         for options in OURS.get(name, [{}]):
             group = make_attack(name, **options).label if options and name != "cw" else name
