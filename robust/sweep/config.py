@@ -110,7 +110,7 @@ class Exclusion(_Strict):
 
 
 class Curve(_Strict):
-    """Robust accuracy over many radii of one norm, at about the cost of one.
+    """Robust accuracy over many radii of one norm, at about the cost of two.
 
     Attributes:
         norm: "linf", "l2" or "l1".
