@@ -20,12 +20,14 @@ RADII = {
 }  # fmt: skip
 CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attacks not named run as they are
     "apgd": {"steps": 20},
+    "a3": {"steps": 6, "rounds": 4, "odi_steps": 2},
     "cw": {"steps": 40, "binary_search_steps": 4},
     "fab": {"steps": 8, "targets": 3},
     "fmn": {"steps": 40},
     "md": {"steps": 10},
     "multitargeted": {"steps": 6, "targets": 3, "odi_steps": 2},
     "pma": {"steps": 20},
+    "pdpgd": {"steps": 60},
     "sigma-zero": {"steps": 40},
     "hopskipjump": {"queries": 400, "probes": 8, "start_tries": 4},
     "patch": {"steps": 10, "places": 3},
@@ -33,6 +35,7 @@ CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attac
     "spsa": {"queries": 140, "samples": 6},
     "superdeepfool": {"rounds": 3, "steps": 4},
     "square": {"queries": 300},
+    "vfga": {"draws": 4},
     "transfer": {"surrogate": f"{Path(__file__).parent / 'surrogate.py'}:digits"},
 }
 CASES = [(name, norm) for name in ATTACKS for norm in ATTACKS[name].norms]

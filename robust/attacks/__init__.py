@@ -1,6 +1,7 @@
 """The attack registry: `ATTACKS` by name, `make_attack` from a name and options."""
 
 from robust.attacks import adapters as adapters  # files the names of other libraries
+from robust.attacks.a3 import A3
 from robust.attacks.apgd import APGD
 from robust.attacks.base import ATTACKS, Attack, make_attack
 from robust.attacks.cw import CW
@@ -12,9 +13,11 @@ from robust.attacks.fgsm import FGSM
 from robust.attacks.fmn import FMN
 from robust.attacks.hopskipjump import HopSkipJump
 from robust.attacks.md import MD
+from robust.attacks.mifgsm import MIFGSM
 from robust.attacks.multitargeted import MultiTargeted
 from robust.attacks.noise import Noise
 from robust.attacks.patch import PatchPGD
+from robust.attacks.pdpgd import PDPGD
 from robust.attacks.pgd import PGD
 from robust.attacks.pma import PMA
 from robust.attacks.rays import RayS
@@ -23,8 +26,10 @@ from robust.attacks.spsa import SPSA
 from robust.attacks.square import Square
 from robust.attacks.superdeepfool import SuperDeepFool
 from robust.attacks.transfer import Transfer
+from robust.attacks.vfga import VFGA
 
 __all__ = [
+    "A3",
     "APGD",
     "ATTACKS",
     "CW",
@@ -33,9 +38,12 @@ __all__ = [
     "FGSM",
     "FMN",
     "MD",
+    "MIFGSM",
+    "PDPGD",
     "PGD",
     "PMA",
     "SPSA",
+    "VFGA",
     "Attack",
     "CommonCorruptions",
     "DeepFool",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robust.losses import LOSSES, best_other
-from robust.oracle import Oracle, State
+from robust.oracle import Jacobian, Oracle, State
 from robust.threat import norm_of
 
 CANDIDATES: Final = 10  # leading classes whose boundary is looked at, as DeepFool does
@@ -44,6 +44,13 @@ def boundary_distance(gaps: Tensor, gradients: Tensor, norm: str) -> Tensor:
     n, k = gaps.shape
     slope = norm_of(gradients.reshape(n * k, -1), _DUAL[norm]).view(n, k)
     return gaps.abs() / slope.clamp_min(1e-12)
+
+
+def nearest_boundary(near: Jacobian, norm: str) -> tuple[Tensor, Tensor]:
+    """Gradient (N, ...) and gap (N,) of the class whose linearised boundary is nearest."""
+    rows = torch.arange(len(near.gaps), device=near.gaps.device)
+    nearest = boundary_distance(near.gaps, near.gradients, norm).argmin(1)
+    return near.gradients[rows, nearest], near.gaps[rows, nearest]
 
 
 def aimed_margin(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:

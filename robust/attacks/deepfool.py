@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robust.attacks.aims import boundary_distance
+from robust.attacks.aims import nearest_boundary
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row
 from robust.errors import InputError
@@ -61,9 +61,8 @@ class DeepFool(Attack):
 
 def to_nearest_boundary(near: Jacobian, norm: str) -> Tensor:
     """The least step (l2 or linf) onto the nearest of the linearised boundaries: -> (N, ...)."""
-    rows = torch.arange(len(near.gaps), device=near.gaps.device)
-    nearest = boundary_distance(near.gaps, near.gradients, norm).argmin(1)
-    slope, gap = near.gradients[rows, nearest], near.gaps[rows, nearest].abs() + 1e-4
+    slope, gap = nearest_boundary(near, norm)
+    gap = gap.abs() + 1e-4
     if norm == "linf":
         return slope.sign() * per_row(gap / slope.flatten(1).abs().sum(1).clamp_min(1e-12), slope)
     return slope * per_row(gap / slope.flatten(1).square().sum(1).clamp_min(1e-12), slope)

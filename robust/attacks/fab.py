@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robust.attacks.aims import CANDIDATES, nearest_boundary
 from robust.attacks.apgd import likeliest_wrong
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row, random_boundary_start
@@ -21,12 +22,13 @@ from robust.threat import norm_of
 class FAB(Attack):
     """Steps onto the linearised boundary, drawn back to the original (Croce & Hein 2020, arXiv 1907.02044).
 
-    Minimum-norm; the targeted variant of AutoAttack: one search per likeliest wrong class.
+    Minimum-norm; by default the targeted variant of AutoAttack: one search per likeliest wrong class.
 
     Args:
-        steps: per restart and class, >= 1; each costs two forwards and one backward.
+        steps: per restart and class, >= 1; each costs two forwards and one backward (untargeted: up to ten).
         restarts: the first starts at x, others at random inside the threat, >= 1.
-        targets: how many of the likeliest wrong classes, >= 1.
+        targets: how many of the likeliest wrong classes; 0 for one search against the nearest boundary
+            at each step, the untargeted variant of the paper.
         alpha_max: largest weight of the original point, in [0, 1].
         overshoot: how far beyond the linearised boundary a step goes, >= 1.
         backward: share of the distance kept when stepping back from an adversarial point.
@@ -46,16 +48,16 @@ class FAB(Attack):
     backward: float = 0.9
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.restarts, self.targets) < 1:
+        if min(self.steps, self.restarts) < 1 or self.targets < 0:
             raise InputError(
-                "fab: expected steps, restarts and targets of at least 1, got "
+                "fab: expected steps >= 1, restarts >= 1 and targets >= 0, got "
                 f"{self.steps}, {self.restarts} and {self.targets}"
             )
 
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
         s.ranking = likeliest_wrong(oracle.logits(oracle.x), oracle.y)
-        for rank in oracle.steps(min(self.targets, s.ranking.shape[1])):
+        for rank in oracle.steps(min(max(self.targets, 1), s.ranking.shape[1])):
             for restart in oracle.steps(self.restarts):
                 s.aim = s.ranking[:, rank : rank + 1]
                 s.x_adv = oracle.x
@@ -69,7 +71,7 @@ class FAB(Attack):
     def _search(self, oracle: Oracle, s: State) -> None:
         norm, bounds = oracle.threat.norm, oracle.threat.bounds
         for _ in oracle.steps(self.steps):
-            w, gap, _ = oracle.gradient(s.x_adv, _gap, s.aim)
+            w, gap = self._boundary(oracle, s)
             offset = -gap  # <w, z - x_adv> = -gap on the linearised boundary
             here = project_on_plane(s.x_adv, w, offset, norm, bounds)
             offset = offset + ((s.x_adv - oracle.x) * w).flatten(1).sum(1)
@@ -81,6 +83,12 @@ class FAB(Attack):
             wrong = oracle.decide(s.x_adv)
             back = oracle.x + self.backward * (s.x_adv - oracle.x)
             s.x_adv = torch.where(per_row(wrong, w), back, s.x_adv)
+
+    def _boundary(self, oracle: Oracle, s: State) -> tuple[Tensor, Tensor]:
+        if self.targets == 0:
+            return nearest_boundary(oracle.jacobian(s.x_adv, CANDIDATES), oracle.threat.norm)
+        gradient, gap, _ = oracle.gradient(s.x_adv, _gap, s.aim)
+        return gradient, gap
 
 
 def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,65 @@
+"""MI-FGSM, FGSM steps with momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robust.attacks.aims import aimed, runs
+from robust.attacks.base import ATTACKS, Attack
+from robust.attacks.geometry import per_row, steepest
+from robust.errors import InputError
+from robust.oracle import Access, Oracle, State
+
+
+@ATTACKS.register("mifgsm")
+@dataclass(frozen=True)
+class MIFGSM(Attack):
+    """Momentum iterative FGSM (Dong et al. 2018, arXiv 1710.06081): the gradients' decayed sum gives the step.
+
+    Args:
+        steps: gradient steps a run, >= 1.
+        step_size: in units of eps; None for 1 / steps, as in the paper.
+        decay: of the sum of l1-normalised gradients, >= 0.
+        loss: "ce", "margin", "dlr", "mifpe" or "probability".
+        targets: 0 against any class; else one run for each of so many nearest classes.
+    """
+
+    name: ClassVar[str] = "mifgsm"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    access: ClassVar[Access] = "gradient"
+    paper: ClassVar[str] = "Dong et al. 2018"
+
+    steps: int = 10
+    step_size: float | None = None
+    decay: float = 1.0
+    loss: str = "ce"
+    targets: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or min(self.decay, self.targets) < 0:
+            raise InputError(
+                "mifgsm: expected steps >= 1, decay >= 0 and targets >= 0, got "
+                f"{self.steps}, {self.decay} and {self.targets}"
+            )
+
+    def run(self, oracle: Oracle) -> Tensor:
+        s = oracle.state()
+        for _ in runs(oracle, s, self.targets):
+            self._ascend(oracle, s)
+        return s.x_adv
+
+    def _ascend(self, oracle: Oracle, s: State) -> None:
+        threat, loss = oracle.threat, aimed(self.loss)
+        size = threat.radius * (1 / self.steps if self.step_size is None else self.step_size)
+        s.x_adv, s.sum = oracle.x, torch.zeros_like(oracle.x)
+        for _ in oracle.steps(self.steps):
+            gradient = oracle.gradient(s.x_adv, loss, s.aim).gradient
+            s.sum = self.decay * s.sum + gradient / per_row(
+                gradient.flatten(1).abs().sum(1).clamp_min(1e-30), gradient
+            )
+            s.x_adv = oracle.project(s.x_adv + size * steepest(s.sum, threat.norm))
+        oracle.visit(s.x_adv)

@@ -1,0 +1,97 @@
+"""PDPGD, the primal-dual proximal gradient descent attack."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robust.attacks.aims import aimed_margin, runs
+from robust.attacks.base import ATTACKS, Attack
+from robust.attacks.geometry import per_row
+from robust.errors import InputError
+from robust.oracle import Access, Oracle, State
+
+
+@ATTACKS.register("pdpgd")
+@dataclass(frozen=True)
+class PDPGD(Attack):
+    """Minimum norm by a game of two players (Matyasko & Chau 2021, arXiv 2106.01538).
+
+    The primal player lowers norm + lambda * hinge of the margin: a gradient step on the hinge, scaled by
+    the gradients' running size, then the norm's proximal map. The dual player raises log lambda while the
+    point is not adversarial and lowers it while it is.
+
+    Args:
+        steps: gradient steps a run, >= 1.
+        step_size: of the primal player in units of the box, falling by a cosine to a hundredth, > 0.
+        dual_rate: change of log lambda a step, falling by a cosine to a tenth, > 0.
+        initial_ratio: of norm to hinge in the first step's direction, > 0.
+        targets: one run for each of so many nearest classes; 0 for one against whichever leads.
+    """
+
+    name: ClassVar[str] = "pdpgd"
+    norms: ClassVar[tuple[str, ...]] = ("l2", "l1")
+    access: ClassVar[Access] = "gradient"
+    paper: ClassVar[str] = "Matyasko & Chau 2021"
+    minimum_norm: ClassVar[bool] = True
+
+    steps: int = 200
+    step_size: float = 0.1
+    dual_rate: float = 0.1
+    initial_ratio: float = 0.01
+    targets: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.targets < 0:
+            raise InputError(
+                f"pdpgd: expected steps >= 1 and targets >= 0, got {self.steps} and {self.targets}"
+            )
+        if min(self.step_size, self.dual_rate, self.initial_ratio) <= 0:
+            raise InputError(
+                "pdpgd: expected step_size, dual_rate and initial_ratio > 0, got "
+                f"{self.step_size}, {self.dual_rate} and {self.initial_ratio}"
+            )
+
+    def run(self, oracle: Oracle) -> Tensor:
+        s = oracle.state()
+        for _ in runs(oracle, s, self.targets):
+            self._play(oracle, s)
+        return oracle.x + s.delta
+
+    def _play(self, oracle: Oracle, s: State) -> None:
+        low, high = oracle.threat.bounds
+        s.delta, s.mean = torch.zeros_like(oracle.x), torch.zeros_like(oracle.x)
+        s.price = torch.full_like(
+            oracle.y, math.log(self.initial_ratio), dtype=oracle.x.dtype
+        )  # log 1/lambda
+        s.spread = torch.zeros_like(s.price)
+        for step in oracle.steps(self.steps):
+            fall = (1 + math.cos(math.pi * step / self.steps)) / 2
+            gradient, value, _ = oracle.gradient(oracle.x + s.delta, _hinge, s.aim)
+            s.mean = 0.9 * s.mean + 0.1 * gradient
+            s.spread = 0.99 * s.spread + 0.01 * gradient.flatten(1).square().mean(1)
+            size = (s.spread / (1 - 0.99 ** (step + 1))).sqrt().clamp_min(1e-12)
+            rate = self.step_size * (high - low) * (0.01 + 0.99 * fall)
+            moved = s.delta + rate * s.mean / (1 - 0.9 ** (step + 1)) / per_row(size, gradient)
+            shrunk = proximal(moved, rate * s.price.exp(), oracle.threat.norm)
+            s.delta = oracle.clip(oracle.x + shrunk) - oracle.x
+            change = self.dual_rate * (0.1 + 0.9 * fall)
+            s.price = s.price + torch.where(value >= 0, change, -change)
+        oracle.visit(oracle.x + s.delta)
+
+
+def proximal(delta: Tensor, weight: Tensor, norm: str) -> Tensor:
+    """argmin over z of ||z - delta||^2 / 2 + weight ||z||_norm: (N, ...), (N,) -> (N, ...)."""
+    weight = weight.clamp_min(1e-12)
+    if norm == "l2":
+        length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
+        return delta * per_row((1 - weight / length).clamp_min(0), delta)
+    return delta.sign() * (delta.abs() - per_row(weight, delta)).clamp_min(0)
+
+
+def _hinge(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+    return aimed_margin(logits, y, aim).clamp_max(0)
