@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "ddn": {"steps": 200, "loss": "margin", "targets": 1},
     "fab": {"steps": 10},
     "sigma-zero": {"targets": 1},
+    "vfga": {"loss": "margin", "targets": 3},
 }
 WITHIN = {"linf": 1.05, "l2": 1.05, "l1": 1.25, "l0": 1.25}
 
