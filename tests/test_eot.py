@@ -126,7 +126,12 @@ def test_evaluation_in_expectation_is_reproducible_and_points_to_eot(
 ) -> None:
     x, y = digits[0][:24], digits[1][:24]
     model = Noisy(net, 0.05)
-    options = {"threat": "linf:0.15", "suite": robust.attacks.PGD(steps=5, loss="margin"), "device": "cpu"}
+    options = {
+        "threat": "linf:0.15",
+        "suite": robust.attacks.PGD(steps=5, loss="margin"),
+        "device": "cpu",
+        "precision": "float32",
+    }
     once = robust.evaluate(model, (x, y), **options)
     (finding,) = [f for f in once.findings if f["check"] == "randomized"]
     assert "--eot" in finding["message"]

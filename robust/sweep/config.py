@@ -262,7 +262,7 @@ def demonstration() -> SweepConfig:
         models=[ModelEntry(spec="builtin:mnist-cnn")],
         defenses=[
             DefenseEntry(name="none"),
-            DefenseEntry(name="pgd-at", threat="linf:0.2"),
+            DefenseEntry(name="pgd-at", threat="linf:0.2", training={"epochs": 12, "validation_steps": 5}),
             DefenseEntry(name="distillation"),
         ],
         threats=["linf:0.1", "linf:0.2", "l2:1", "l2:2"],
