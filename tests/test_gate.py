@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from toy import EPS, Threshold, samples
 
 import robust
+from robust.attacks import Attack
 from robust.errors import DataError, InputError, ModelError, StoreError
 from robust.gate.baseline import Baseline, compare
 from robust.gate.check import GateResult, check, evaluate_some
 from robust.gate.evidence import keep, message, worst
 from robust.gate.portions import shuffled
+from robust.oracle import Oracle
 from robust.report import Report
 from robust.sources import as_samples
 
@@ -351,3 +353,14 @@ def test_baseline_files_read_well(tmp_path: Path) -> None:
     text = (tmp_path / "b.json").read_text()
     assert list(json.loads(text)["verdicts"]) == ["misclassified", "broken", "survived"]
     assert len(text.splitlines()) < 25
+
+
+def test_ctrl_c_in_an_attack_ends_the_gate() -> None:
+    class Impatient(Attack):
+        name, norms, access, paper = "impatient", ("linf",), "score", ""
+
+        def run(self, oracle: Oracle) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check(Threshold(), samples(50, 1.0), threat=EPS, suite=Impatient(), at_least=0.5)

@@ -119,6 +119,8 @@ def search(
         for stage in range(len(plan.stages) + 1):
             if stage:
                 run.attack(plan.stages[stage - 1], cascade=True)
+                if run.interrupted:  # no verdict from half a search
+                    raise KeyboardInterrupt
             if rule.shows_too_few(_standing(runs) + _errors(runs), n):
                 outcome = "fail"
                 break
