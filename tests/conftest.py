@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-if os.environ.get("CI"):
-    torch.set_num_threads(2)
+if os.environ.get("PYTEST_XDIST_WORKER"):  # a core each: threads that compete slow each other down
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 DEVICES = ["cpu", GPU]

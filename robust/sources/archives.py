@@ -94,7 +94,7 @@ def _header(stream: IO[bytes], name: str, path: Path) -> _Header:
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, fortran, dtype = read[version](stream)
     except Exception as e:  # numpy's parser of headers raises the tokenizer's errors, among others
-        raise DataError(f"data {path}: array {name} is truncated, damaged or no plain array ({e})") from e
+        raise DataError(f"data {path}: array {name} is truncated or damaged, or no plain array ({e})") from e
     if dtype.hasobject:
         raise DataError(
             f"data {path}: not an npz of plain numeric arrays ({name} holds objects); pickled objects are "
