@@ -155,7 +155,7 @@ def autoattack(threat: Threat) -> list[Stage]:
 def demo(threat: Threat) -> list[Stage]:
     """The demonstration's attacks: FGSM, PGD on cross-entropy and margin, CW where the norm is l2."""
     attacks: list[Attack] = [FGSM(), PGD(steps=20), PGD(steps=20, loss="margin")]
-    return _all(*attacks, *([CW(steps=40, binary_search_steps=5)] if threat.norm == "l2" else []))
+    return _all(*attacks, *([CW(steps=30, binary_search_steps=3)] if threat.norm == "l2" else []))
 
 
 def _all(*attacks: Attack) -> list[Stage]:

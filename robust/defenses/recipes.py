@@ -17,6 +17,7 @@ _SGD: Final = TrainingOptions(
 _NAMED: Final = {
     # Ours: minutes on two cores.
     "mnist": TrainingOptions(),
+    "mnist-quick": TrainingOptions(epochs=12, validation_steps=5),
     "cifar10": TrainingOptions(
         epochs=30, learning_rate=0.1, optimizer="sgd", weight_decay=5e-4, augment=True
     ),

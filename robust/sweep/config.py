@@ -259,10 +259,11 @@ def demonstration() -> SweepConfig:
     return SweepConfig(
         train="builtin:mnist5k:train",
         data="builtin:mnist5k:test",
+        recipe="mnist-quick",
         models=[ModelEntry(spec="builtin:mnist-cnn")],
         defenses=[
             DefenseEntry(name="none"),
-            DefenseEntry(name="pgd-at", threat="linf:0.2", training={"epochs": 12, "validation_steps": 5}),
+            DefenseEntry(name="pgd-at", threat="linf:0.2"),
             DefenseEntry(name="distillation"),
         ],
         threats=["linf:0.1", "linf:0.2", "l2:1", "l2:2"],
