@@ -221,7 +221,7 @@ class Returns(nn.Module):
         ({"model": "resnet"}, ModelError, "torch.nn.Module"),
         ({"suite": "quik"}, UnknownNameError, "did you mean 'quick'"),
         ({"suite": []}, InputError, "empty"),
-        ({"suite": ["pdg"]}, UnknownNameError, "did you mean 'pgd'"),
+        ({"suite": ["pgdd"]}, UnknownNameError, "did you mean 'pgd'"),
         ({"suite": "cw"}, UnsupportedError, "not for linf"),
         ({"device": "abacus"}, InputError, "device"),
         ({"normalize": (0.5, 0.0)}, InputError, "std > 0"),
