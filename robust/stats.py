@@ -196,8 +196,6 @@ class SequentialTest:
     def _evidence(self, k: int, n: int, claim: slice) -> float:
         """Logarithm of the evidence for the claim; infinite where nothing else is possible."""
         likelihood, prior = self._likelihood(k, n), self._prior[claim]
-        if not len(prior):  # pragma: no cover - theta within (0, 1) leaves both claims a K
-            return -math.inf
         others = np.delete(likelihood, np.arange(len(likelihood))[claim])
         claimed = _log_sum(likelihood[claim] + prior - _log_sum(prior))
         if claimed == -math.inf:
