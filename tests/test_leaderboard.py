@@ -342,6 +342,28 @@ def test_records_are_frozen() -> None:
         make_record().seed = 3
 
 
+def test_a_changed_copy_has_an_id_of_its_own() -> None:
+    record = make_record()
+    first = record.id
+    assert record.model_copy().id == first
+    other = record.model_copy(update={"seed": 7})
+    assert (other.id, record.id) == (make_record(seed=7).id, first)
+    old = Record.loads(as_schema_1(record))
+    assert old.model_copy().id == old.id
+    assert (
+        old.model_copy(update={"seed": 7}).id
+        == other.model_copy(
+            update={key: getattr(old, key) for key in Record.model_fields if key != "seed"}
+        ).id
+    )
+
+
+def test_figures_with_exponents_are_read_as_they_are_written() -> None:
+    record = make_record(seconds=1e-7, options={"rate": 1e-05, "big": 1e22})
+    assert "e-05" in record.dumps()
+    assert Record.loads(record.dumps()) == record
+
+
 def test_errors_that_were_right_on_clean_data_count_as_clean() -> None:
     record = make_record(error=5)
     assert (record.clean.k, record.statuses.error, record.robust.k) == (90, 5, 40)
@@ -484,6 +506,22 @@ def test_unknown_and_ambiguous_ids(tmp_path: Path) -> None:
     typo = known[:11] + ("0" if known[11] != "0" else "1")
     with pytest.raises(UnknownNameError, match=f"did you mean '{known[:12]}'"):
         store.get(typo)
+
+
+def test_a_record_is_got_by_its_id_without_a_list_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, record = Store(tmp_path), make_record()
+    store.add(record, make_report().verdicts)
+
+    def refuse(*_: object) -> list[str]:
+        raise AssertionError("listed")
+
+    monkeypatch.setattr(Store, "_names", refuse)
+    assert store.get(record.id) == record
+    assert Store.locate(tmp_path / "records" / f"{record.id}.json")[1] == f"{record.id}.json"
+    with pytest.raises(AssertionError, match="listed"):
+        store.get(record.short_id)
 
 
 def test_an_empty_store_says_how_to_make_one(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from robust.errors import InputError
 from robust.stats import interval, mcnemar
@@ -31,6 +32,14 @@ def test_wilson_is_the_score_interval() -> None:
     assert interval(k, n) == pytest.approx(
         ((centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n))
     )
+
+
+@given(st.integers(1, 2000), st.data(), st.floats(0.5, 0.999))
+def test_wilson_is_scipys_to_the_last_bit(n: int, data: st.DataObject, confidence: float) -> None:
+    """Records hold the interval: a change of its last digit would change their ids."""
+    k = data.draw(st.integers(0, n))
+    theirs = binomtest(k, n).proportion_ci(confidence_level=confidence, method="wilson")
+    assert interval(k, n, confidence=confidence) == (theirs.low, theirs.high)
 
 
 def test_exact_has_its_tails() -> None:

@@ -42,7 +42,7 @@ def verdicts_bytes(verdicts: pd.DataFrame) -> bytes:
 
 def read_verdicts(content: bytes) -> pd.DataFrame:
     """The verdict table in the bytes of a Parquet file; whatever pyarrow raises if it is none."""
-    return pq.read_table(BytesIO(content), use_threads=False).to_pandas()
+    return pq.ParquetFile(BytesIO(content)).read(use_threads=False).to_pandas(use_threads=False)
 
 
 def verdicts_sha256(verdicts: pd.DataFrame) -> str:

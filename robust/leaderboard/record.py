@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import to_json
 
 from robust.errors import InputError, StoreError
 from robust.leaderboard.artefacts import sha256, verdicts_bytes
@@ -91,7 +93,7 @@ class Record(Part):
                 raise ValueError("classes or groups do not add up to the whole")
         return self
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Content address, 64 hex digits: the same for a run repeated with the same outcome.
 
@@ -104,6 +106,14 @@ class Record(Part):
     def short_id(self) -> str:
         """The first 16 digits of `id`, to show."""
         return self.id[:16]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's; a copy with something changed has an id of its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        if update:
+            copied.__dict__.pop("id", None)
+            copied._filed_as = None
+        return copied
 
     def dumps(self) -> str:
         """The text of the record's file: content, id, and a checksum over all of the content."""
@@ -130,17 +140,19 @@ class Record(Part):
                     f"{where}: schema version {version!r}, this program reads {OLDEST} to {SCHEMA_VERSION}; "
                     "upgrade robust-harness"
                 )
-            honest = _sealed(content)
             record = Record.model_validate(migrate(content))
-            if (filed_as := content_id(content)) != record.id:  # written before some field was thought of
-                record._filed_as = filed_as
-            elif version == SCHEMA_VERSION:
-                honest = record.dumps()
+            written = record.model_dump(mode="json")
+            if json.dumps(written) != json.dumps(content):  # of an older schema, or not as it was written
+                if (filed_as := content_id(content)) != content_id(written):
+                    record._filed_as = filed_as
+                elif version == SCHEMA_VERSION:
+                    content = written
+            honest = _is_sealed(text.replace("\r\n", "\n"), content)
         except ValidationError as error:
             raise StoreError(f"{where}: {_first_problem(error)}; it was altered or damaged") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"{where}: not a record: {type(error).__name__}: {error}") from error
-        if text.replace("\r\n", "\n") != honest:
+        if not honest:
             raise StoreError(
                 f"{where}: the content does not match its id and checksum; it was altered or damaged, "
                 "restore it or run the evaluation again"
@@ -200,12 +212,21 @@ def content_id(content: dict[str, Any]) -> str:
 
 def _sealed(content: dict[str, Any]) -> str:
     """The text of a record's file."""
-    whole = {
+    return json.dumps(_whole(content), indent=1, allow_nan=False) + "\n"
+
+
+def _is_sealed(text: str, content: dict[str, Any]) -> bool:
+    """Whether a text is `_sealed(content)`: pydantic writes the same sooner, unless a float has an exponent."""
+    whole = _whole(content)
+    return text == f"{to_json(whole, indent=1).decode()}\n" or text == _sealed(content)
+
+
+def _whole(content: dict[str, Any]) -> dict[str, Any]:
+    return {
         "id": content_id(content),
         "checksum": sha256(canonical(content).encode()),
         "record": content,
     }
-    return json.dumps(whole, indent=1, allow_nan=False) + "\n"
 
 
 def _content(report: Report, name: str, model: dict[str, Any]) -> dict[str, Any]:

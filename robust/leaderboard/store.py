@@ -20,6 +20,7 @@ from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
 
 _IO_ERRORS: Final = (OSError, NotImplementedError)  # the latter from read-only kinds of filesystem
+_DIGITS: Final = 64  # of an id
 
 
 class Store:
@@ -57,7 +58,7 @@ class Store:
         if records != "records" and folder != "records":
             raise StoreError(f"record: expected STORE/records/ID.json, got {path}")
         store = Store(root or ".")
-        if name not in store._names():
+        if not store._has(f"records/{name}"):
             raise StoreError(f"record: no such file {path}; expected STORE/records/ID.json")
         return store, name
 
@@ -118,7 +119,7 @@ class Store:
         """
         name, content = f"{reference.id}.json", reference.dumps().encode()
         try:
-            if name not in self._names("references"):
+            if not self._has(f"references/{name}"):
                 self._write(f"references/{name}", content)
         except _IO_ERRORS as error:
             raise StoreError(
@@ -174,7 +175,8 @@ class Store:
             UnknownNameError: none, or several.
             StoreError: damaged.
         """
-        return self._read_record(f"{self.find(prefix)}.json")
+        whole = len(prefix) == _DIGITS and self._has(f"records/{prefix}.json")  # no need to list all
+        return self._read_record(f"{prefix if whole else self.find(prefix)}.json")
 
     def find(self, prefix: str) -> str:
         """The id that begins so.
@@ -244,6 +246,13 @@ class Store:
         if record.artefacts.examples_sha256 is None:
             return None
         return self._read(_examples_path(record), record.artefacts.examples_sha256)
+
+    def _has(self, path: str) -> bool:
+        self._fs.invalidate_cache()
+        try:
+            return bool(self._fs.isfile(f"{self._root}/{path}"))
+        except _IO_ERRORS as error:
+            raise StoreError(f"store: cannot read {self.url}: {_reason(error)}") from error
 
     def _names(self, folder: str = "records") -> list[str]:
         """File names of the records, or of another folder, sorted; those under a temporary name are no records yet."""
