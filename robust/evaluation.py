@@ -51,6 +51,7 @@ def evaluate(
     cascade: bool = True,
     keep_examples: bool = False,
     minimize: bool = False,
+    groups: Any = None,
     model_spec: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Report:
@@ -82,6 +83,8 @@ def evaluate(
         keep_examples: keep the audited adversarial examples in the report.
         minimize: let every attack go on, on every correctly classified sample, for its nearest adversarial
             point: one run of a minimum-norm attack then gives `report.curve`. The verdicts stay those at eps.
+        groups: N labels (numbers or text), such as who took the picture: `report.groups` and the record then
+            give the accuracy of each; by default those that the data bring.
         model_spec: name of the model for the report.
         progress: called with a Progress as work is done.
 
@@ -96,14 +99,15 @@ def evaluate(
     threat = Threat.parse(threat, target.bounds)
     name, stages = resolve(suite, threat)
     samples = as_samples(data, bounds=threat.bounds)
+    if groups is not None:
+        samples = samples.grouped(groups)
     plan = Plan(threat, name, stages, cascade, full_checks=diagnose == "full", minimize=minimize)
     stopped = False
     try:
         part = attack_part(target, samples, plan, settings)
     except PartInterrupted as cut:
         part, stopped = cut.part, True
-    data_info = {"spec": samples.spec, "sha256": samples.sha256}
-    report = join([part], plan, data=data_info, n=len(samples), seed=seed, model_spec=model_spec)
+    report = join([part], plan, data=samples.about, n=len(samples), seed=seed, model_spec=model_spec)
     if stopped:
         raise Interrupted(report)
     return report

@@ -36,7 +36,8 @@ class Report:
             survived | error), attack (label of the one that broke it, or empty), distance (of the
             audited adversarial example; NaN where none), margin (the highest seen: best other logit
             minus the label's), nearest (distance of the nearest audited adversarial point, in or out of
-            the threat; 0 where misclassified, NaN where none was seen), prediction_adv, forwards, backwards.
+            the threat; 0 where misclassified, NaN where none was seen), prediction_adv, forwards, backwards;
+            group, where the samples have groups.
         attacks: a dict per attack: name, label, parameters, attacked, broke, survived, rejected (claims
             that the audit refused), silent (samples with a misclassified point in the search and no claim),
             unstarted (the attack found nowhere to begin), errors, forwards, backwards, seconds.
@@ -46,6 +47,7 @@ class Report:
         minimize: every attack went on after its first success, for the nearest point: see `curve`.
         engine: the copy of the model that was searched with: "plain", "folded", "channels_last", "bfloat16".
         eot: {"samples", "vote"} where a randomised model was judged in expectation.
+        data: spec and sha256 of the samples, class_names where their source names the classes.
         checks: passes and seconds spent on diagnostics.
         examples: sample_id and x_adv of every broken sample, where kept.
     """
@@ -101,6 +103,31 @@ class Report:
         """95 % Wilson interval of the robust accuracy."""
         return interval(self.statuses["survived"], self.n)
 
+    @property
+    def classes(self) -> pd.DataFrame:
+        """Accuracy per class that occurs: label, name, n, clean_accuracy, robust_accuracy and its 95 % interval."""
+        table = self._shares("label")
+        names = self.data.get("class_names") or []
+        shown = [names[label] if 0 <= label < len(names) else str(label) for label in table["label"]]
+        table.insert(1, "name", shown)
+        return table
+
+    @property
+    def groups(self) -> pd.DataFrame:
+        """Accuracy per group: group, n, clean_accuracy, robust_accuracy and its 95 % interval (low, high).
+
+        Empty where the samples have no groups.
+        """
+        return self._shares("group")
+
+    def _shares(self, column: str) -> pd.DataFrame:
+        rows = []
+        for value, members in self.verdicts.groupby(column) if column in self.verdicts else ():
+            n, stands = len(members), int((members["status"] == "survived").sum())
+            correct = int((members["prediction"] == members["label"]).sum())
+            rows.append((value, n, correct / n, stands / n, *interval(stands, n)))
+        return pd.DataFrame(rows, columns=[column, "n", "clean_accuracy", "robust_accuracy", "low", "high"])
+
     def curve(self, eps: Iterable[float | str]) -> pd.DataFrame:
         """Robust accuracy against eps, from each sample's nearest adversarial point: one run gives all.
 
@@ -155,6 +182,8 @@ class Report:
             "interval": list(self.interval),
             "n": self.n,
             "statuses": self.statuses,
+            "classes": self.classes.to_dict("records"),
+            "groups": self.groups.to_dict("records"),
             "forwards": self.forwards,
             "backwards": self.backwards,
             "seconds": self.seconds,

@@ -411,6 +411,7 @@ class Run:
     def table(self) -> pd.DataFrame:
         """The verdicts; see Report."""
         names = [entry["label"] for entry in self.entries] + [""]
+        groups = self.samples.group_labels
         return pd.DataFrame(
             {
                 "sample_id": self.samples.ids.numpy(),
@@ -424,6 +425,7 @@ class Run:
                 "prediction_adv": self.prediction_adv.numpy(),
                 "forwards": self.forwards.numpy(),
                 "backwards": self.backwards.numpy(),
+                **({} if groups is None else {"group": groups}),
             }
         )
 

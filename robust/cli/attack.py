@@ -13,6 +13,8 @@ import typer
 from robust.cli import common
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from robust.evaluation import Diagnose
     from robust.report import Report
     from robust.run import Precision
@@ -54,6 +56,14 @@ def attack(
         str, typer.Option("--diagnose", help="standard, or full: all checks, with searches of their own")
     ] = "standard",
     normalize: common.NormalizeOption = None,
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            "--groups",
+            metavar="COLUMN",
+            help="of the data: also robust accuracy per group [default: group, where there is one]",
+        ),
+    ] = None,
     eot: Annotated[
         int | None,
         typer.Option("--eot", metavar="K", help="draws of a randomised model that make up an answer"),
@@ -104,7 +114,7 @@ def attack(
         if folder is not None:
             common.writable_folder(folder)
     target = common.target(model, weights, normalize, device)
-    chosen = common.samples(data, limit, target)
+    chosen = common.samples(data, limit, target, groups)
     with common.bars() as bars:
         tasks: dict[str, Any] = {}
 
@@ -163,6 +173,8 @@ def _deliver(report: Report, json_: str | None, out: Path | None, radii: list[st
         except OSError as error:
             raise StoreError(f"--json: cannot write {json_}: {error.strerror or error}") from error
     print(summary(report))
+    if not report.groups.empty:
+        print(f"\n{_shares(report.groups)}")
     if radii:
         lines = [
             (eps, f"{point['robust_accuracy']:.2%}", f"[{point['low']:.1%}, {point['high']:.1%}]")
@@ -172,6 +184,21 @@ def _deliver(report: Report, json_: str | None, out: Path | None, radii: list[st
         print(tabulate(lines, ("eps", "robust accuracy", "95 % interval"), disable_numparse=True))
     for failure in report.failures:
         print(f"robust: {failure.splitlines()[0]}", file=sys.stderr)
+
+
+def _shares(table: DataFrame) -> str:
+    """Accuracy per group, for a terminal of 80 columns."""
+    from tabulate import tabulate
+
+    rows = [
+        (
+            str(row["group"])[:28], row["n"], f"{row['clean_accuracy']:.1%}", f"{row['robust_accuracy']:.1%}",
+            f"[{row['low']:.1%}, {row['high']:.1%}]",
+        )
+        for row in table.to_dict("records")
+    ]  # fmt: skip
+    heads = ("group", "samples", "clean", "robust", "95 % interval")
+    return tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * 4))
 
 
 def summary(report: Report) -> str:

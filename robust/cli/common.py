@@ -98,12 +98,14 @@ def normalization(pair: tuple[str, str] | None) -> Normalization | None:
     return mean, std
 
 
-def target(spec: str, weights: str | None, normalize: tuple[str, str] | None, device: str) -> Target:
+def target(
+    spec: str, weights: str | None, normalize: tuple[str, str] | None, device: str, seed: int = 0
+) -> Target:
     """Load a model with the preprocessing that it declares, and say which, or with --normalize."""
     from robust.sources import load
 
     given = normalization(normalize)
-    found = load(spec, weights, normalize="declared" if given is None else given, device=device)
+    found = load(spec, weights, normalize="declared" if given is None else given, device=device, seed=seed)
     if found.preprocessing is not None:
         print(f"robust: preprocessing: {found.preprocessing}", file=sys.stderr)
     return found
@@ -120,11 +122,11 @@ def batch(text: str) -> int | str:
     return int(text)
 
 
-def samples(spec: str, limit: int | None, model: Target | None = None) -> Samples:
+def samples(spec: str, limit: int | None, model: Target | None = None, groups: str | None = None) -> Samples:
     """Load data, cut to --limit; images of a file are resized and cropped as the model declares."""
     from robust.sources import load_data
 
-    return load_data(spec, fit=None if model is None else model.preprocessing).limit(limit)
+    return load_data(spec, fit=None if model is None else model.preprocessing, groups=groups).limit(limit)
 
 
 def writable_folder(path: Path) -> Path:

@@ -123,7 +123,7 @@ def check(
     report = join(
         found.parts,
         plan if found.complete else replace(plan, suite=f"{name} (stopped)"),
-        data={"spec": samples.spec, "sha256": used.sha256},
+        data=used.about,
         n=found.n,
         seed=seed,
         model_spec=model_spec,

@@ -20,13 +20,14 @@ from robust.errors import DataError
 from robust.sources.images import IMAGE_SUFFIXES, Encoded, decode
 from robust.sources.limits import DATA_BYTES, ENTRY_BYTES, check_size
 from robust.sources.preprocess import Preprocessing
-from robust.sources.samples import Samples
+from robust.sources.samples import Samples, coded
 from robust.sources.spool import Spool, Stored
 
 _CHANNELS: Final = (1, 3)
 _PART: Final = 1 << 22
 _BRACES: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SHARDS: Final = 100_000
+_WHOLE: Final = re.compile(r"-?[0-9]{1,18}")
 _EXTENDED_HEADER: Final = 1 << 20  # bytes; a name or a time takes a few hundred
 _LABEL_BYTES: Final = 64
 Array = npt.NDArray[Any]
@@ -35,8 +36,10 @@ Array = npt.NDArray[Any]
 # -- npz ----------------------------------------------------------------------------------------------
 
 
-def read_npz(path: Path) -> Samples:
+def read_npz(path: Path, group: str | None = None) -> Samples:
     """Arrays x and y of an npz file, and groups where it has them; x becomes (N, C, H, W).
+
+    Groups, whole numbers or text, are in the array `group`, which must then be there; None: in groups, if any.
 
     Sizes are read from the headers and checked before anything is allocated; x is read in parts.
 
@@ -48,12 +51,13 @@ def read_npz(path: Path) -> Samples:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {Path(name).stem: name for name in archive.namelist() if name.endswith(".npy")}
-            if not {"x", "y"} <= set(entries):
+            wanted = ["x", "y", *([group] if group else [])]
+            if not set(wanted) <= set(entries):
                 found = ", ".join(sorted(entries)) or "none"
-                raise DataError(f"data {path}: expected arrays x and y, found {found}")
+                raise DataError(f"data {path}: expected arrays {' and '.join(wanted)}, found {found}")
             x = _images(archive, entries["x"], path)
             y = _whole(archive, entries["y"], path)
-            groups = _whole(archive, entries["groups"], path) if "groups" in entries else None
+            groups, names = _groups(archive, entries.get(group or "groups"), path)
     except zipfile.BadZipFile as e:
         raise DataError(_no_npz(path, e)) from e
     except (zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
@@ -61,8 +65,9 @@ def read_npz(path: Path) -> Samples:
     except OSError as e:
         raise DataError(f"data {path}: cannot be read ({e})") from e
     return Samples(
-        x.rows, y, torch.arange(len(x.rows)), str(path), groups=groups, pages=x.pages, x_sha256=x.sha256
-    )
+        x.rows, y, torch.arange(len(x.rows)), str(path), groups=groups, group_names=names,
+        pages=x.pages, x_sha256=x.sha256,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,13 +113,31 @@ def _header(stream: IO[bytes], name: str, path: Path) -> _Header:
 
 
 def _whole(archive: zipfile.ZipFile, name: str, path: Path) -> Tensor:
+    """A small array of numbers at once."""
+    return to_tensor(Path(name).stem, _array(archive, name, path))
+
+
+def _groups(
+    archive: zipfile.ZipFile, name: str | None, path: Path
+) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """An array of group labels, as numbers with their names."""
+    if name is None:
+        return None, None
+    try:
+        labels = _array(archive, name, path).tolist()
+    except ValueError as e:  # code points that no text has
+        raise DataError(f"data {path}: array {name} holds no text ({e})") from e
+    return coded(labels if isinstance(labels, list) else [labels], f"data {path}: array {name}")
+
+
+def _array(archive: zipfile.ZipFile, name: str, path: Path) -> Array:
     """A small array at once."""
     with archive.open(name) as stream:
         header = _header(stream, name, path)
         check_size(f"data {path}: array {name}", header.bytes, ENTRY_BYTES, DataError)
         flat = np.frombuffer(_exactly(stream, header.bytes, name, path), header.dtype)
         _end(stream, name, path)
-    return to_tensor(Path(name).stem, flat.reshape(header.shape, order="F" if header.fortran else "C"))
+    return flat.reshape(header.shape, order="F" if header.fortran else "C")
 
 
 def _images(archive: zipfile.ZipFile, name: str, path: Path) -> Stored:
@@ -253,11 +276,11 @@ def shards(spec: str) -> list[Path]:
     return [Path(f"{spec[: match.start()]}{i:0{width}}{spec[match.end() :]}") for i in range(first, last + 1)]
 
 
-def read_shards(spec: str, fit: Preprocessing | None = None) -> Samples:
+def read_shards(spec: str, fit: Preprocessing | None = None, group: str | None = None) -> Samples:
     """Samples of webdataset shards: for each key an image (KEY.png, .jpg...), its KEY.cls, maybe KEY.group.
 
-    Members of one key stand side by side. Labels and groups are whole numbers as text. Ids count the
-    samples in the order of the shards.
+    Members of one key stand side by side. Labels are whole numbers as text, groups any text. Ids count the
+    samples in the order of the shards. With `group`, groups are in KEY.`group`, which all must have.
 
     Raises:
         DataError: no such file, no tar, members with paths that leave the archive, links, a sample
@@ -266,25 +289,33 @@ def read_shards(spec: str, fit: Preprocessing | None = None) -> Samples:
     files = shards(spec)
     for file in files:
         require_file(file)
-    labels = _Labels()
+    labels = _Labels(group or "group")
     stored = decode(_members(files, labels), f"data {spec}", fit)
-    groups = torch.tensor(labels.groups) if len(labels.groups) == len(labels.y) else None
-    if labels.groups and groups is None:
+    if (labels.groups or group) and len(labels.groups) != len(labels.y):
         raise DataError(
-            f"data {spec}: {len(labels.groups)} of {len(labels.y)} samples have a group; expected all"
+            f"data {spec}: {len(labels.groups)} of {len(labels.y)} samples have a group (KEY.{labels.group}); "
+            "expected all"
         )
+    groups, names = _numbered(labels.groups, spec) if labels.groups else (None, None)
     y = torch.tensor(labels.y, dtype=torch.int64)
     return Samples(
-        stored.rows, y, torch.arange(len(y)), spec, groups=groups, pages=stored.pages, x_sha256=stored.sha256
-    )
+        stored.rows, y, torch.arange(len(y)), spec, groups=groups, group_names=names,
+        pages=stored.pages, x_sha256=stored.sha256,
+    )  # fmt: skip
+
+
+def _numbered(texts: list[str], spec: str) -> tuple[Tensor, tuple[str, ...] | None]:
+    whole = all(_WHOLE.fullmatch(text) for text in texts)
+    return coded([int(text) for text in texts] if whole else texts, f"data {spec}: group")
 
 
 @dataclass
 class _Labels:
-    """Labels and groups, in the order in which the images were handed out."""
+    """Labels and groups, in the order in which the images were handed out; groups are in members KEY.`group`."""
 
+    group: str
     y: list[int] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
 
 
 class _Member(tarfile.TarInfo):
@@ -326,16 +357,15 @@ def _samples(archive: tarfile.TarFile, file: Path, labels: _Labels) -> Iterator[
             yield _sample(key, parts, file, labels)
             parts = {}
         key = found
-        if f".{suffix.lower()}" in IMAGE_SUFFIXES or suffix in ("cls", "group"):
-            check_size(
-                f"data {file}: member {name}", member.size,
-                _LABEL_BYTES if suffix in ("cls", "group") else ENTRY_BYTES, DataError,
-            )  # fmt: skip
+        small = suffix in ("cls", labels.group)
+        if f".{suffix.lower()}" in IMAGE_SUFFIXES or small:
+            most = _LABEL_BYTES if small else ENTRY_BYTES
+            check_size(f"data {file}: member {name}", member.size, most, DataError)
             content = archive.extractfile(member)
             raw = b"" if content is None else content.read()
             if len(raw) != member.size:
                 raise DataError(f"data {file}: truncated in member {name}")
-            parts[suffix.lower()] = raw
+            parts[suffix if small else suffix.lower()] = raw
         archive.members.clear()  # type: ignore[attr-defined] # else it remembers every header of the archive
     if parts:
         yield _sample(key, parts, file, labels)
@@ -351,21 +381,21 @@ def _safe(member: tarfile.TarInfo, file: Path) -> str:
 
 
 def _sample(key: str, parts: dict[str, bytes], file: Path, labels: _Labels) -> Encoded:
-    images = [suffix for suffix in parts if suffix not in ("cls", "group")]
+    images = [suffix for suffix in parts if suffix not in ("cls", labels.group)]
     if len(images) != 1 or "cls" not in parts:
         found = ", ".join(sorted(parts))
         raise DataError(
             f"data {file}: sample {key.lstrip('/')}: expected one image and a label (KEY.png and KEY.cls), found {found}"
         )
     labels.y.append(_number(parts["cls"], key, file))
-    if "group" in parts:
-        labels.groups.append(_number(parts["group"], key, file))
+    if labels.group in parts:
+        labels.groups.append(parts[labels.group].decode("utf-8", "replace").strip())
     return Encoded(f"{key.lstrip('/')} of {file}", parts[images[0]])
 
 
 def _number(raw: bytes, key: str, file: Path) -> int:
     text = raw.decode("ascii", "replace").strip()
-    if not re.fullmatch(r"-?\d{1,18}", text):
+    if not _WHOLE.fullmatch(text):
         raise DataError(
             f"data {file}: sample {key.lstrip('/')}: expected a whole number as label, got {text[:40]!r}"
         )

@@ -47,7 +47,9 @@ def as_samples(data: object, *, bounds: Bounds = UNIT, num_classes: int | None =
     return check_samples(_collect(data), bounds, num_classes)
 
 
-def load_data(spec: str, *, bounds: Bounds = UNIT, fit: Preprocessing | None = None) -> Samples:
+def load_data(
+    spec: str, *, bounds: Bounds = UNIT, fit: Preprocessing | None = None, groups: str | None = None
+) -> Samples:
     """Samples from a data SPEC.
 
     Args:
@@ -55,34 +57,42 @@ def load_data(spec: str, *, bounds: Bounds = UNIT, fit: Preprocessing | None = N
             builtin:NAME[:SPLIT], torchvision:NAME[:SPLIT] or hf:NAME[:SPLIT].
         bounds: lowest and highest valid value of float inputs.
         fit: resize and crop images that are stored encoded, as a model declares it.
+        groups: column (Parquet, hf), array (npz) or suffix (tar) of each sample's group; by default "group",
+            in an npz "groups", where there is one.
 
     Raises:
-        InputError: a SPEC of unknown form.
+        InputError: a SPEC of unknown form, or groups of one that has no columns.
         DataError: a file that is missing, damaged, hostile or holds something else, or samples that fail
             a check.
         MissingDependencyError: a package that the form needs cannot be imported.
     """
-    return check_samples(_read(spec, fit), bounds)
+    return check_samples(_read(spec, fit, groups), bounds)
 
 
-def _read(spec: str, fit: Preprocessing | None = None) -> Samples:
+def _read(spec: str, fit: Preprocessing | None = None, groups: str | None = None) -> Samples:
     scheme, _, rest = spec.partition(":")
+    if scheme in ("builtin", "folder", "torchvision") and groups is not None:
+        raise InputError(
+            f"groups: {scheme}: data have no column {groups!r}; use FILE.parquet, FILE.npz, FILE.tar or hf:NAME"
+        )
     if scheme == "builtin":
         name, _, split = rest.partition(":")
         return DATASETS[name](split or "test")
     if scheme == "folder":
         return read_folder(Path(rest), fit)
-    if scheme in ("torchvision", "hf"):
+    if scheme == "torchvision":
         name, _, split = rest.partition(":")
-        read = read_torchvision if scheme == "torchvision" else read_hub_data
-        return read(name, split or "test", fit)
+        return read_torchvision(name, split or "test", fit)
+    if scheme == "hf":
+        name, _, split = rest.partition(":")
+        return read_hub_data(name, split or "test", fit, groups)
     suffix = Path(spec).suffix.lower()
     if suffix == ".npz":
-        return read_npz(Path(spec))
+        return read_npz(Path(spec), groups)
     if suffix == ".parquet":
-        return read_parquet(Path(spec), fit)
+        return read_parquet(Path(spec), fit, groups)
     if suffix == ".tar":
-        return read_shards(spec, fit)
+        return read_shards(spec, fit, groups)
     raise InputError(f"data: expected one of {FORMS}, got {spec!r}")
 
 

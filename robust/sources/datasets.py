@@ -16,7 +16,7 @@ import torch
 from robust.errors import DataError, MissingDependencyError, UnknownNameError
 from robust.sources.images import Encoded, decode, to_array
 from robust.sources.preprocess import Preprocessing
-from robust.sources.samples import Samples
+from robust.sources.samples import Samples, coded
 from robust.sources.spool import Spool
 
 ROOT_VARIABLE: Final = "ROBUST_DATA_ROOT"
@@ -57,10 +57,13 @@ def read_torchvision(name: str, split: str, fit: Preprocessing | None = None) ->
     return _from_pairs(dataset, f"torchvision:{name}:{split}", getattr(dataset, "classes", None), fit)
 
 
-def read_hub_data(name: str, split: str, fit: Preprocessing | None = None) -> Samples:
+def read_hub_data(
+    name: str, split: str, fit: Preprocessing | None = None, group: str | None = None
+) -> Samples:
     """A data set of the Hugging Face library `datasets`: a folder of save_to_disk, or one in its cache.
 
-    Nothing is downloaded. Columns image (or img) and label; class names and a column group are kept.
+    Nothing is downloaded. Columns image (or img) and label, class names with them. Groups, integers or text,
+    are in the column `group`, which must then be there; None: in a column group, if any.
 
     Raises:
         MissingDependencyError: datasets cannot be imported.
@@ -77,26 +80,37 @@ def read_hub_data(name: str, split: str, fit: Preprocessing | None = None) -> Sa
         ) from e
     image = next((c for c in _IMAGE_COLUMNS if c in dataset.column_names), None)
     label = next((c for c in _LABEL_COLUMNS if c in dataset.column_names), None)
-    if image is None or label is None:
+    if image is None or label is None or (group and group not in dataset.column_names):
+        wanted = " and ".join(["image", "label", *([group] if group else [])])
         raise DataError(
-            f"data {spec}: expected columns image and label, the columns are {', '.join(dataset.column_names)}"
+            f"data {spec}: expected columns {wanted}, the columns are {', '.join(dataset.column_names)}"
         )
-    columns = [image, label, *(["group"] if "group" in dataset.column_names else [])]
+    column = group or "group"
+    columns = list(dict.fromkeys([image, label, *([column] if column in dataset.column_names else [])]))
     raw = dataset.select_columns(columns).cast_column(image, library.Image(decode=False))
     numbers: dict[str, list[Any]] = {name: list(raw[name]) for name in columns[1:]}
     stored = decode(_cells(raw, image, spec), f"data {spec}", fit)
-    groups = torch.tensor(_integers(numbers["group"], "group", spec)) if "group" in numbers else None
-    names = getattr(dataset.features[label], "names", None)
+    groups, group_names = (
+        coded(numbers[column], f"data {spec}: column {column}") if column in numbers else (None, None)
+    )
+    names = _names_of(dataset, label)
     return Samples(
         stored.rows,
         torch.tensor(_integers(numbers[label], label, spec)),
         torch.arange(len(stored.rows)),
         spec,
-        tuple(names) if names else None,
+        names,
         groups,
+        group_names or _names_of(dataset, column),
         pages=stored.pages,
         x_sha256=stored.sha256,
     )
+
+
+def _names_of(dataset: Any, column: str) -> tuple[str, ...] | None:
+    """Names of the numbers in a column, where it has a feature that says."""
+    names = getattr(dataset.features.get(column), "names", None)
+    return tuple(map(str, names)) if names else None
 
 
 def _arguments(made: Any, root: Path, split: str, name: str) -> dict[str, Any]:

@@ -14,16 +14,17 @@ from robust.sources.archives import require_file
 from robust.sources.images import IMAGE_SUFFIXES, Encoded, decode
 from robust.sources.limits import DATA_BYTES, ENTRY_BYTES, check_size
 from robust.sources.preprocess import Preprocessing
-from robust.sources.samples import Samples
+from robust.sources.samples import Samples, coded
 
 _ROWS: Final = 64  # of a Parquet file, read at a time
 
 
-def read_parquet(path: Path, fit: Preprocessing | None = None) -> Samples:
+def read_parquet(path: Path, fit: Preprocessing | None = None, group: str | None = None) -> Samples:
     """Columns image (encoded bytes, or a struct with a field bytes) and label of a Parquet file.
 
-    A column group of integers is taken along; class names come from the metadata that the Hugging Face
-    library `datasets` leaves. The file is read a few rows at a time.
+    Groups, integers or text, are in the column `group`, which must then be there; None: in a column group,
+    if any. Class names come from the metadata that the Hugging Face library `datasets` leaves. The file is
+    read a few rows at a time.
 
     Raises:
         DataError: no such file, no Parquet, a column missing or of another type, over the size limit, an
@@ -32,10 +33,10 @@ def read_parquet(path: Path, fit: Preprocessing | None = None) -> Samples:
     import pyarrow.parquet as pq
 
     require_file(path)
-    columns: dict[str, list[int]] = {}
+    columns: dict[str, list[Any]] = {}
     try:
         with pq.ParquetFile(path) as file:
-            names = _columns(file, path)
+            names = _columns(file, path, group)
             columns = {name: [] for name in names if name != "image"}
             stored = decode(_cells(file, names, columns, path), f"data {path}", fit)
             class_names = _class_names(file.schema_arrow.metadata)
@@ -43,13 +44,13 @@ def read_parquet(path: Path, fit: Preprocessing | None = None) -> Samples:
         raise
     except Exception as e:  # pyarrow's own, and those of decoding what a damaged footer says
         raise DataError(f"data {path}: truncated, damaged or no Parquet file ({e})") from e
-    labels, groups = (
-        torch.tensor(columns[name], dtype=torch.int64) if name in columns else None
-        for name in ("label", "group")
+    labels = torch.tensor(columns["label"], dtype=torch.int64)
+    column = group or "group"
+    groups, group_names = (
+        coded(columns[column], f"data {path}: column {column}") if column in columns else (None, None)
     )
-    assert labels is not None
     return Samples(
-        stored.rows, labels, torch.arange(len(labels)), str(path), class_names, groups,
+        stored.rows, labels, torch.arange(len(labels)), str(path), class_names, groups, group_names,
         pages=stored.pages, x_sha256=stored.sha256,
     )  # fmt: skip
 
@@ -98,35 +99,47 @@ def _image(file: Path, home: Path) -> Encoded:
     return Encoded(str(file), file)
 
 
-def _columns(file: Any, path: Path) -> list[str]:
+def _columns(file: Any, path: Path, group: str | None) -> list[str]:
     """The columns to read, after their types and the declared sizes are checked."""
     import pyarrow as pa
 
     schema = file.schema_arrow
-    missing = [name for name in ("image", "label") if name not in schema.names]
-    if missing:
+    wanted = ["image", "label", *([group] if group else [])]
+    if missing := [name for name in wanted if name not in schema.names]:
         raise DataError(
-            f"data {path}: expected columns image and label, {' and '.join(missing)} missing; "
+            f"data {path}: expected columns {' and '.join(wanted)}, {' and '.join(missing)} missing; "
             f"the columns are {', '.join(schema.names) or 'none'}"
         )
     if not pa.types.is_integer(schema.field("label").type):
         raise DataError(f"data {path}: expected column label of integers, got {schema.field('label').type}")
-    grouped = "group" in schema.names and pa.types.is_integer(schema.field("group").type)
+    column = group or "group"
+    grouped = column in schema.names and _names_groups(schema.field(column).type)
+    if group and not grouped:
+        raise DataError(
+            f"data {path}: expected column {group} of integers or text, got {schema.field(group).type}"
+        )
     sizes = [file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups)]
     for size in (sum(max(0, size) for size in sizes), -min(sizes, default=0)):
         check_size(f"data {path}", size, DATA_BYTES, DataError)
-    return ["image", "label", *(["group"] if grouped else [])]
+    return list(dict.fromkeys(["image", "label", *([column] if grouped else [])]))
 
 
-def _cells(file: Any, names: list[str], columns: dict[str, list[int]], path: Path) -> Iterator[Encoded]:
-    """The images, row by row; integers go to their columns."""
+def _names_groups(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _cells(file: Any, names: list[str], columns: dict[str, list[Any]], path: Path) -> Iterator[Encoded]:
+    """The images, row by row; integers and text go to their columns."""
     row = 0
     for batch in file.iter_batches(batch_size=_ROWS, columns=names):
         for name, numbers in columns.items():
             column = batch.column(name)
             if column.null_count:
                 raise DataError(
-                    f"data {path}: expected column {name} of integers without nulls, got {column.type} "
+                    f"data {path}: expected column {name} without nulls, got {column.type} "
                     f"with {column.null_count} nulls"
                 )
             numbers += column.to_pylist()

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,6 +97,38 @@ class Samples:
         chosen = order.argsort(stable=True)[:n]
         return self.take(chosen[self.ids[chosen].argsort(stable=True)])
 
+    def grouped(self, labels: object) -> Samples:
+        """The same samples with these groups.
+
+        Args:
+            labels: N group labels, whole numbers or text, in the order of the samples: a list, array, tensor
+                or Series.
+
+        Raises:
+            DataError: another number of labels, or labels of another kind.
+        """
+        values = labels.tolist() if hasattr(labels, "tolist") else labels
+        if not isinstance(values, (list, tuple)) or len(values) != len(self):
+            got = f"{len(values)}" if isinstance(values, (list, tuple)) else type(labels).__name__
+            raise DataError(f"groups: expected {len(self)} labels, one per sample, got {got}")
+        plain = [label.item() if hasattr(label, "item") else label for label in values]  # numpy's scalars
+        groups, names = coded(plain, "groups")
+        return replace(self, groups=groups, group_names=names)
+
+    @property
+    def group_labels(self) -> list[str] | None:
+        """The name of each sample's group, or its number; None where there are no groups."""
+        if self.groups is None:
+            return None
+        names = self.group_names or ()
+        return [names[i] if 0 <= i < len(names) else str(i) for i in self.groups.tolist()]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a report says of them: spec, sha256, and class_names where there are any."""
+        names = {} if self.class_names is None else {"class_names": list(self.class_names)}
+        return {"spec": self.spec, "sha256": self.sha256, **names}
+
     @property
     def sha256(self) -> str:
         """Hash over type, shape and bytes of x, y and ids; of x only once."""
@@ -105,6 +138,26 @@ class Samples:
         for name, tensor in (("y", self.y), ("ids", self.ids)):
             add_tensor(digest, name, tensor)
         return digest.hexdigest()
+
+
+def coded(labels: Sequence[object], where: str) -> tuple[Tensor, tuple[str, ...] | None]:
+    """Whole numbers as they are, text as numbers with their names: -> (N,) int64, names or None.
+
+    Raises:
+        DataError: neither whole numbers throughout nor text throughout; `where` begins the message.
+    """
+    if all(isinstance(label, int) and not isinstance(label, bool) for label in labels):
+        try:
+            return torch.tensor(labels, dtype=torch.int64), None
+        except (OverflowError, RuntimeError, ValueError) as error:
+            raise DataError(f"{where}: expected whole numbers of at most 64 bits: {error}") from error
+    texts = [label for label in labels if isinstance(label, str)]
+    if len(texts) != len(labels):
+        odd = next(label for label in labels if not isinstance(label, str))
+        raise DataError(f"{where}: expected whole numbers, or text throughout, got {odd!r}")
+    names = tuple(sorted(set(texts)))
+    codes = {name: code for code, name in enumerate(names)}
+    return torch.tensor([codes[text] for text in texts], dtype=torch.int64), names
 
 
 def _bytes_sha256(rows: Tensor, pages: Pages | None) -> str:
