@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.errors import InputError, ModelError
-from robust.target import Normalization, Target
+from robust.target import Behind, Normalization, Target
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -29,7 +29,7 @@ class BPDA(Target):
     Args:
         transform: (N, ...) in bounds -> (N, ...), applied before normalisation. Any callable: it is run
             without autograd and may leave torch. An nn.Module is frozen and moved with the model.
-        model: what sees the transformed input: a module, or a Target with its own normalisation.
+        model: what sees the transformed input: a module, or a Target with its own input size and normalisation.
         backward: differentiable stand-in of `transform` with the same output shape; `identity` by default.
         normalize, bounds, device, probabilities: as for Target; a Target as `model` brings its own.
 
@@ -62,35 +62,17 @@ class BPDA(Target):
                 raise InputError(
                     f"{', '.join(given)}: the model is a Target, which has its own; give it there"
                 )
-            given = {name: getattr(model, name) for name in ("bounds", "device", "probabilities")}
+            kept = ("bounds", "device", "probabilities", "size", "preprocessing")
+            given = {name: getattr(model, name) for name in kept}
             normalize, inner = model.normalize, model.model
         else:
             normalize, inner = given.pop("normalize", None), model
         super().__init__(inner, normalize=normalize, **given)
-        self.model = Behind(Substituted(transform, backward=backward), inner, self._mean, self._std)
-        self.normalize = self._mean = self._std = None  # it comes after the transform: the chain does it
+        front = Substituted(transform, backward=backward)
+        self.model = Behind(inner, self._mean, self._std, self.size, front=front)
+        # They come after the transform: the chain does it.
+        self.normalize = self._mean = self._std = self.size = None
         self.transform, self.backward = transform, backward
-
-
-class Behind(nn.Module):
-    """A model behind a layer: model((front(x) - mean) / std)."""
-
-    mean: Tensor | None
-    std: Tensor | None
-
-    def __init__(self, front: nn.Module, model: nn.Module, mean: Tensor | None, std: Tensor | None) -> None:
-        super().__init__()
-        self.front, self.model = front, model
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.front(x)
-        if self.mean is not None and self.std is not None:
-            shape = (-1, *([1] * (x.dim() - 2))) if self.mean.numel() > 1 else ()
-            x = (x - self.mean.view(shape)) / self.std.view(shape)
-        out: Tensor = self.model(x)
-        return out
 
 
 class Substituted(nn.Module):

@@ -71,7 +71,7 @@ class EOT(Target):
         super().__init__(
             inner.model, bounds=inner.bounds, device=inner.device, probabilities=inner.probabilities
         )
-        self.normalize = inner.normalize
+        self.normalize, self.preprocessing = inner.normalize, inner.preprocessing
         self.samples, self.vote, self.seed = samples, vote, seed
         self.draws = _JUDGED * samples
         self._purpose = "judge"

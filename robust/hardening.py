@@ -17,10 +17,12 @@ from robust.defenses.plots import plot_history
 from robust.errors import StoreError
 from robust.evaluation import Suite, evaluate
 from robust.leaderboard import Record, Store
+from robust.quantized import attackable
 from robust.report import Report
 from robust.run import Progress
 from robust.sources import as_samples, save_weights
 from robust.suites import resolve
+from robust.target import Target, bare
 from robust.threat import Threat
 
 
@@ -42,7 +44,7 @@ class Hardened:
 
 
 def harden(
-    model: nn.Module,
+    model: nn.Module | Target,
     data: Any,
     *,
     defense: str | Defense | Mapping[str, Any] = "pgd-at",
@@ -65,7 +67,8 @@ def harden(
     """Train a hardened copy of a model. The given one stays as it was.
 
     Args:
-        model: module giving logits.
+        model: module giving logits, or a Target: its scaling and normalisation are in front of the model in
+            training and evaluation, and not part of the hardened model's own weights.
         data: training samples, as for `robust.evaluate`.
         defense: name, object, or {"name": ..., option: ...}; "trades+awp" wraps one in another.
         threat: what to harden against; some defenses need none.
@@ -86,7 +89,9 @@ def harden(
         InputError and its kin before the first epoch; TrainingError when training fails.
     """
     chosen = make_defense(defense)
-    threat = None if threat is None else Threat.parse(threat)
+    given = model if isinstance(model, Target) else Target(model, device=device)
+    prepared = given.as_module()
+    threat = None if threat is None else Threat.parse(threat, given.bounds)
     chosen.check(threat)
     if threat is not None:
         resolve(suite, threat)
@@ -94,7 +99,7 @@ def harden(
     bounds = (0.0, 1.0) if threat is None else threat.bounds
     train = as_samples(data, bounds=bounds)
     held_out = None if validation is None else as_samples(validation, bounds=bounds)
-    keep = _Folder(None if out is None else Path(out), name or type(model).__name__, command)
+    keep = _Folder(None if out is None else Path(out), name or type(given.model).__name__, command)
     keep.config(chosen, threat, options)
     trainer = Trainer(
         options,
@@ -109,21 +114,35 @@ def harden(
         if threat is None or held_out is None:
             return None
         report = evaluate(
-            net, held_out, threat=threat, suite=suite, seed=seed, device=device, progress=attack_progress
+            _judged(net, given, device, whole=net is fitted),
+            held_out,
+            threat=threat,
+            suite=suite,
+            seed=seed,
+            progress=attack_progress,
         )
         keep.report(report, part, defended)
         return report
 
-    hardened = chosen.fit(model, train, threat=threat, trainer=trainer)
-    keep.weights(hardened, trainer)
+    fitted = chosen.fit(prepared, train, threat=threat, trainer=trainer)
+    hardened = bare(fitted) if prepared is not given.model else fitted
+    keep.weights(hardened, trainer, prefix="model." if hardened is not fitted else "")
     trained_threat = None if threat is None or not chosen.needs_threat else str(threat)
-    before = judge(copy.deepcopy(model), "before", _UNDEFENDED)
+    before = judge(copy.deepcopy(given.model), "before", _UNDEFENDED)
     after = judge(
         hardened,
         "after",
         {"name": chosen.title, "parameters": chosen.parameters, "trained_threat": trained_threat},
     )
     return Hardened(hardened, trainer.history, before, after)
+
+
+def _judged(net: nn.Module, given: Target, device: str, *, whole: bool) -> Target:
+    """A model to evaluate: with what was in front of the given one, unless it has that inside (`whole`)."""
+    before = {} if whole else {key: getattr(given, key) for key in ("normalize", "size", "preprocessing")}
+    return Target(
+        attackable(net), bounds=given.bounds, device=device, probabilities=given.probabilities, **before
+    )
 
 
 _UNDEFENDED: Final[Mapping[str, Any]] = {"name": "as given", "parameters": {}, "trained_threat": None}
@@ -153,13 +172,16 @@ class _Folder:
         except OSError as error:
             raise StoreError(f"out: cannot write to {self.folder}: {error.strerror or error}") from error
 
-    def weights(self, hardened: nn.Module, trainer: Trainer) -> None:
-        """Write the best epoch's weights, the last one's, and the plot of the history."""
+    def weights(self, hardened: nn.Module, trainer: Trainer, prefix: str = "") -> None:
+        """Write the best epoch's weights, the last one's (without `prefix`), and the plot of the history."""
         if self.folder is None:
             return
         save_weights(hardened, self.folder / "weights.safetensors")
         if trainer.last:
-            save_weights(_Bag(trainer.last), self.folder / "last.safetensors")
+            own = {
+                name.removeprefix(prefix): t for name, t in trainer.last.items() if name.startswith(prefix)
+            }
+            save_weights(_Bag(own), self.folder / "last.safetensors")
         plot_history(trainer.history, self.folder / "history.png")
 
     def report(self, report: Report, part: str, defense: Mapping[str, Any]) -> None:

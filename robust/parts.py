@@ -251,7 +251,19 @@ def describe(target: Target) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "normalize": moments and [torch.as_tensor(part).reshape(-1).tolist() for part in moments],
+        "preprocess": _preprocess(target),
     }
+
+
+def _preprocess(target: Target) -> dict[str, Any] | None:
+    """What images go through before the normalisation."""
+    declared = target.preprocessing
+    size = target.size or (None if declared is None else declared.size)
+    if size is None:
+        return None
+    more = {} if declared is None else {"resize": declared.resize, "interpolation": declared.interpolation}
+    listed = {key: list(v) if isinstance(v, tuple) else v for key, v in more.items()}
+    return {"size": list(size), **listed}
 
 
 def _device_name(device: torch.device) -> str:

@@ -104,12 +104,7 @@ class Target:
         Raises:
             ModelError: the model fails on the input or returns anything but a float tensor (N, C >= 2).
         """
-        if self.size is not None and x.dim() == 4 and x.shape[2:] != self.size:
-            x = interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
-        if self._mean is not None and self._std is not None:
-            shape = (-1, *([1] * (x.dim() - 2))) if self._mean.numel() > 1 else ()
-            x = (x - self._mean.view(shape)) / self._std.view(shape)
-        out = self.model(x)
+        out = self.model(_prepared(x, self.size, self._mean, self._std))
         if not (isinstance(out, Tensor) and out.dim() == 2 and out.is_floating_point()):
             raise ModelError(_describe_output(out))
         if out.shape[0] != x.shape[0] or out.shape[1] < 2:
@@ -122,6 +117,21 @@ class Target:
     def searcher(self) -> Self:
         """The target that attacks are to ask: itself, unless judging takes more than searching."""
         return self
+
+    def as_module(self) -> nn.Module:
+        """The model as a module of inputs in bounds: itself, or behind the scaling and normalisation.
+
+        Raises:
+            InputError: a target that is more than that.
+        """
+        if type(self).logits is not Target.logits:
+            raise InputError(
+                f"model: {type(self).__name__} is for attacks; give the module or a plain Target"
+            )
+        if self.normalize is None and self.size is None:
+            return self.model
+        mean, std = _moments(self.normalize, torch.device("cpu"))
+        return Behind(self.model, mean, std, self.size)
 
     def twin(self, model: nn.Module) -> Self:
         """A target like this one around another module, which is put in eval mode and frozen for good."""
@@ -171,6 +181,53 @@ class Target:
         """Wait for the device, so that a clock tells the truth."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+class Behind(nn.Module):
+    """A model behind what a Target has before it: model((scaled(front(x)) - mean) / std).
+
+    Args:
+        model: what sees the result.
+        mean, std: (C,) or scalars; None for none.
+        size: (height, width) that images are scaled to, differentiably; None for none.
+        front: comes first of all; None for nothing.
+    """
+
+    mean: Tensor | None
+    std: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        *,
+        front: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.front, self.model, self.size = front, model, size
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.front is None else self.front(x)
+        out: Tensor = self.model(_prepared(x, self.size, self.mean, self.std))
+        return out
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The model inside what `Target.as_module` gave; any other module as it is."""
+    return module.model if isinstance(module, Behind) and module.front is None else module
+
+
+def _prepared(x: Tensor, size: tuple[int, int] | None, mean: Tensor | None, std: Tensor | None) -> Tensor:
+    if size is not None and x.dim() == 4 and x.shape[2:] != size:
+        x = interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+    if mean is not None and std is not None:
+        shape = (-1, *([1] * (x.dim() - 2))) if mean.numel() > 1 else ()
+        x = (x - mean.view(shape)) / std.view(shape)
+    return x
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -100,12 +100,12 @@ class Transfer(Attack):
             return self.surrogate
         model = self.surrogate
         if isinstance(model, str):
-            model = _load_once(model, self.weights)
+            return _load_once(model, self.weights, bounds, device)
         return Target(model, bounds=bounds, device=device)
 
 
 @functools.lru_cache(maxsize=4)
-def _load_once(spec: str, weights: str | None) -> nn.Module:
-    from robust.sources import load_model
+def _load_once(spec: str, weights: str | None, bounds: tuple[float, float], device: torch.device) -> Target:
+    from robust.sources import load
 
-    return load_model(spec, weights)
+    return load(spec, weights, bounds=bounds, device=device)

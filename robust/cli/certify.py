@@ -42,23 +42,21 @@ def certify(
 ) -> int:
     """Certified accuracy under l2 of the model smoothed with Gaussian noise (Cohen et al. 2019)."""
     from robust.smoothing import certify as run
-    from robust.sources import load_model
 
     chosen = _radii(radii)
     if out is not None:
         common.writable_folder(out)
+    target = common.target(model, weights, normalize, device, seed)
     with common.bars() as bars:
         task = bars.add_task("certifying")
         found = run(
-            load_model(model, weights, seed=seed),
-            common.samples(data, limit),
+            target,
+            common.samples(data, limit, target),
             sigma=sigma,
             n0=n0,
             n=n,
             alpha=alpha,
-            normalize=common.normalization(normalize),
             seed=seed,
-            device=device,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     if out is not None:

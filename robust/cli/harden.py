@@ -54,6 +54,7 @@ def harden(
     limit: common.LimitOption = None,
     seed: common.SeedOption = 0,
     device: common.DeviceOption = "auto",
+    normalize: common.NormalizeOption = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="go on from the checkpoint in --out")
     ] = True,
@@ -61,18 +62,18 @@ def harden(
     """Train a hardened copy of a model, with robust accuracy before and after."""
     from robust.defenses import make_defense
     from robust.hardening import harden as run
-    from robust.sources import load_data, load_model
 
     common.writable_folder(out)
+    target = common.target(model, weights, normalize, device, seed)
     with common.bars() as bars:
         watch = Watch(bars)
         result = run(
-            load_model(model, weights, seed=seed),
-            common.samples(data, limit),
+            target,
+            common.samples(data, limit, target),
             defense={"name": defense, **common.settings(set_)},
             threat=threat,
-            validation=None if validation is None else load_data(validation),
-            extra=None if extra is None else load_data(extra),
+            validation=None if validation is None else common.samples(validation, None, target),
+            extra=None if extra is None else common.samples(extra, None, target),
             name=model.rpartition(":")[2],
             command=shlex.join(["robust", *sys.argv[1:]]),
             out=out,

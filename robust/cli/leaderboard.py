@@ -299,14 +299,20 @@ def _target(
 
     from robust.eot import EOT
     from robust.errors import StoreError
+    from robust.leaderboard.reforward import preprocessing_of
+    from robust.quantized import attackable
     from robust.sources import load_model
-    from robust.target import Normalization, Target
+    from robust.target import Target
 
-    bounds, eot, seed = (0.0, 1.0), None, 0
-    moments: Normalization | None = common.normalization(normalize)
+    record, moments = None, common.normalization(normalize)
     with suppress(StoreError):  # a damaged record is the verification's to tell
         record = store.read(name)
-        bounds, moments = record.threat.bounds, moments or record.model.normalize
-        eot, seed = record.suite.eot, record.seed
-    target = Target(load_model(model, weights), normalize=moments, bounds=bounds, device=device)
-    return target if eot is None else EOT(target, eot["samples"], vote=eot["vote"], seed=seed)
+    module = attackable(load_model(model, weights))
+    if record is None:
+        return Target(module, normalize=moments, device=device)
+    fit, eot = preprocessing_of(record), record.suite.eot
+    target = Target(
+        module, normalize=moments or record.model.normalize, bounds=record.threat.bounds, device=device,
+        size=None if fit is None else fit.size, preprocessing=fit,
+    )  # fmt: skip
+    return target if eot is None else EOT(target, eot["samples"], vote=eot["vote"], seed=record.seed)

@@ -13,7 +13,7 @@ from robust.defenses.inner import Ascent, kl
 from robust.defenses.objective import AdversarialTraining, Step
 from robust.defenses.options import Batch
 from robust.errors import InputError
-from robust.sources import load_model, model_sha256
+from robust.sources import load, model_sha256
 from robust.target import Target
 from robust.threat import Threat
 
@@ -57,7 +57,7 @@ class RobustDistillation(AdversarialTraining):
         self.check(threat)
         if isinstance(self.teacher, nn.Module):
             return super().step(threat)
-        loaded = load_model(str(self.teacher), self.teacher_weights)
+        loaded = load(str(self.teacher), self.teacher_weights, device="cpu").as_module()
         return replace(self, teacher=loaded).step(threat)
 
     def logits(self, x: Tensor) -> Tensor:

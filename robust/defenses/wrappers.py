@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 from torch import nn
 
 from robust import transforms
-from robust.bpda import Behind, Substituted
+from robust.bpda import Substituted
 from robust.defenses.base import DEFENSES, Defense, make_defense
 from robust.defenses.training import Trainer
 from robust.sources import Samples
+from robust.target import Behind
 from robust.threat import Threat
 
 
@@ -72,7 +73,7 @@ class Wrapper(Defense):
 
     def deployed(self, model: nn.Module, *, bounds: tuple[float, float] = (0.0, 1.0)) -> nn.Module:
         inner = model if self._inner is None else self._inner.deployed(model, bounds=bounds)
-        behind = Behind(Substituted(self.transform(bounds)), inner, None, None)
+        behind = Behind(inner, front=Substituted(self.transform(bounds)))
         parameter = next(model.parameters(), None)
         return behind.eval() if parameter is None else behind.to(parameter.device).eval()
 

@@ -182,14 +182,14 @@ class Record(Part):
             examples: `examples_bytes` of the adversarial examples, to be stored with the record.
             model: {"source", "licence", "extra_data"}, as far as known.
             paper: {"title", "authors", "venue", "url"}.
-            class_names: name of label 0, 1, ...
+            class_names: name of label 0, 1, ...; by default the report's.
 
         Raises:
             InputError: something that a record cannot hold, such as a parameter that is not finite.
         """
         try:
             content = _content(report, name, dict(model or {}))
-            _place(content, derive(report.verdicts, class_names))
+            _place(content, derive(report.verdicts, class_names or report.data.get("class_names")))
             content["artefacts"]["examples_sha256"] = None if examples is None else sha256(examples)
             return Record.model_validate(
                 {**content, "defense": dict(defense), "paper": paper, "command": command}
@@ -239,6 +239,7 @@ def _content(report: Report, name: str, model: dict[str, Any]) -> dict[str, Any]
             "name": name,
             "weights_sha256": described["sha256"],
             "normalize": described.get("normalize"),
+            "preprocess": described.get("preprocess"),
             **{key: described[key] for key in ("spec", "architecture", "parameters")},
         },
         "data": {"spec": spec, "sha256": report.data["sha256"], **_name_and_split(spec)},

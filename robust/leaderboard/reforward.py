@@ -17,7 +17,7 @@ from robust.errors import RobustError, StoreError
 from robust.leaderboard.record import Record
 from robust.leaderboard.schema import as_json
 from robust.leaderboard.store import Store
-from robust.sources import Samples, load_data, model_sha256
+from robust.sources import Preprocessing, Samples, load_data, model_sha256
 from robust.suites import resolve
 from robust.target import Target
 from robust.threat import Threat
@@ -26,10 +26,18 @@ Found = tuple[str, bool | None, str]  # check, outcome (None: could not be made)
 _ROWS = 256  # a pass
 
 
+def preprocessing_of(record: Record) -> Preprocessing | None:
+    """What was done to images first, but for the normalisation; None where nothing was."""
+    said = record.model.preprocess
+    return None if said is None else Preprocessing("the record", **said.model_dump())
+
+
 def find_data(record: Record, spec: str | None = None) -> tuple[Samples | None, str]:
     """The samples in `spec`, by default those that the record names, where they can be had, else why not."""
     try:
-        samples = load_data(spec or record.data.spec, bounds=record.threat.bounds)
+        samples = load_data(
+            spec or record.data.spec, bounds=record.threat.bounds, fit=preprocessing_of(record)
+        )
     except RobustError as error:
         return None, str(error)
     if samples.sha256 != record.data.sha256 and len(samples) > record.data.n:

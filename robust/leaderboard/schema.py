@@ -49,10 +49,18 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class PreprocessInfo(Part):
+    """How images become the model's input: scaled by `resize` and cropped to `size` (height, width)."""
+
+    size: tuple[Samples, Samples]
+    resize: Samples | tuple[Samples, Samples] | None = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bilinear"
+
+
 class ModelInfo(Part):
     """Which model; `parameters` counts its weights, `normalize` is the (mean, std) in front of it.
 
-    `source` is where the weights can be had, `extra_data` whether more than the benchmark's own training
+    `preprocess` is what it takes before that, None for images of any size as they are. `source` is where the weights can be had, `extra_data` whether more than the benchmark's own training
     set was used; None where nobody said.
     """
 
@@ -62,6 +70,7 @@ class ModelInfo(Part):
     parameters: Count
     weights_sha256: Sha256
     normalize: tuple[list[Finite], list[Finite]] | None = None
+    preprocess: PreprocessInfo | None = None
     source: Url | None = None
     licence: Name | None = None
     extra_data: bool | None = None

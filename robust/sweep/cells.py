@@ -14,7 +14,7 @@ from robust.suites import Stage, resolve
 from robust.sweep.config import Curve, DefenseEntry, Exclusion, ModelEntry, Suite, SweepConfig
 from robust.threat import Threat
 
-CODE_VERSION: Final = 2  # raise it when verdicts or weights of an unchanged plan may come out otherwise
+CODE_VERSION: Final = 3  # raise it when verdicts or weights of an unchanged plan may come out otherwise
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from robust.errors import RobustError
 from robust.hardening import training_options
 from robust.parts import Plan, attack_part
 from robust.run import Settings
-from robust.sources import Samples, load_data
+from robust.sources import Preprocessing, Samples, load_data
 from robust.suites import resolve
 from robust.sweep.cells import Cell, CurveCell, Pair, curve_cells, pairs, plan
 from robust.sweep.config import SweepConfig
@@ -71,17 +71,17 @@ class _Gauge:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._data: dict[str, Samples] = {}
+        self._data: dict[tuple[str, Preprocessing | None], Samples] = {}
         self._seconds: dict[str, tuple[float, float]] = {}
         self._counts: dict[str, tuple[float, float]] = {}
 
     def training(self, pair: Pair, config: SweepConfig) -> Line:
         """Epochs x samples x (1 + the inner attack's steps), each a forward and a backward pass."""
-        samples = self._samples(pair.train or "")
         options = training_options(config.recipe, pair.defense.training)
         made = make_defense(str(pair.defense.name), **pair.defense.options)
         steps = 1 + int(made.parameters.get("steps", 0))
-        target, _ = self._target(pair, samples)
+        target, _ = self._target(pair)
+        samples = self._samples(pair.train or "", target.preprocessing)
         each = options.epochs * steps * len(samples)
         return Line(
             title=f"train {pair.title}", training=True, samples=len(samples), passes=2.0 * each,
@@ -90,9 +90,9 @@ class _Gauge:
 
     def attack(self, cell: Cell | CurveCell) -> Line:
         """Samples x passes a sample of the suite (of a curve: at its middle radius)."""
-        samples = self._samples(cell.data)
+        target, guessed = self._target(cell.pair)
+        samples = self._samples(cell.data, target.preprocessing)
         n = min(cell.limit or len(samples), len(samples))
-        target, guessed = self._target(cell.pair, samples)
         if isinstance(cell, Cell):
             threat, suite = Threat.parse(cell.threat), cell.suite
         else:
@@ -106,12 +106,12 @@ class _Gauge:
             seconds=n * (forwards * ahead + backwards * both), guessed=guessed, device=str(target.device),
         )  # fmt: skip
 
-    def _samples(self, spec: str) -> Samples:
-        if spec not in self._data:
-            self._data[spec] = load_data(spec)
-        return self._data[spec]
+    def _samples(self, spec: str, fit: Preprocessing | None) -> Samples:
+        if (spec, fit) not in self._data:
+            self._data[spec, fit] = load_data(spec, fit=fit)
+        return self._data[spec, fit]
 
-    def _target(self, pair: Pair, samples: Samples) -> tuple[Target, bool]:
+    def _target(self, pair: Pair) -> tuple[Target, bool]:
         ref = ModelRef(str(pair.model.spec), pair.model.weights, pair.seed, pair.moments)
         return build_target(ref, ref.weights, self._device), not pair.as_is
 

