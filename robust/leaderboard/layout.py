@@ -94,7 +94,10 @@ def short_heads(labels: list[str]) -> list[str]:
 
 def plain(text: object) -> str:
     """Without control characters, line breaks or directional marks, which could forge a table."""
-    kept = ((" " if unicodedata.category(c) in _BREAKS else c) for c in str(text))
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text.strip()
+    kept = ((" " if unicodedata.category(c) in _BREAKS else c) for c in text)
     return " ".join("".join(kept).split(" ")).strip()
 
 

@@ -89,9 +89,13 @@ def render(
     """
     if fmt not in FORMATS:
         raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {fmt!r}")
-    width = max(width or 80, 60)
     frame = leaderboard_frame(records, references=references, survived=survived)
-    frame = frame if chosen is None else chosen(frame)
+    return render_frame(frame if chosen is None else chosen(frame), fmt, width=width)
+
+
+def render_frame(frame: pd.DataFrame, fmt: str, *, width: int | None = None) -> str:
+    """A `leaderboard_frame` as text; see `render`."""
+    width = max(width or 80, 60)
     if fmt == "json":
         return frame.to_json(orient="records", indent=1, force_ascii=False, double_precision=15)
     if fmt == "csv":
@@ -203,13 +207,15 @@ def _heading(record: Record) -> str:
 
 def _variants(group: list[Record]) -> list[str]:
     """For rows that share model and defense: the settings in which they differ, else the id."""
+    settings: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in group:
+        settings.setdefault(_names(record), []).append(_settings(record))
     out = []
     for record in group:
-        same = [other for other in group if _names(other) == _names(record)]
-        mine, others = _settings(record), [_settings(other) for other in same]
+        mine, others = _settings(record), settings[_names(record)]
         differing = [key for key in mine if any(other.get(key) != mine[key] for other in others)]
         text = ", ".join(f"{key}={mine[key]}" for key in differing)
-        if len(same) > 1 and others.count(mine) > 1:
+        if len(others) > 1 and others.count(mine) > 1:
             text = f"{text}, {record.id[:8]}" if text else record.id[:8]
         out.append(text)
     return out

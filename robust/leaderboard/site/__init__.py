@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from safetensors.torch import load
@@ -23,7 +24,7 @@ from robust.leaderboard.site import charts, pages
 from robust.leaderboard.site.exports import badge, model_card
 from robust.leaderboard.site.panels import panels
 from robust.leaderboard.store import Store
-from robust.leaderboard.table import leaderboard_frame, render
+from robust.leaderboard.table import leaderboard_frame, render_frame
 
 __all__ = ["publish"]
 
@@ -97,11 +98,11 @@ class _Site:
         self.survived: Survived = {
             id_: (table["status"] == "survived").to_numpy() for id_, table in self.verdicts.items()
         }
-        frame = leaderboard_frame(self.records, references=self.references, survived=self.survived)
+        self.frame = leaderboard_frame(self.records, references=self.references, survived=self.survived)
         self.by_id: dict[str, Record | Reference] = {}
         self.by_id.update((record.short_id, record) for record in self.records)
         self.by_id.update((reference.short_id, reference) for reference in self.references)
-        self.boards = pages.make_boards(frame, self.by_id)
+        self.boards = pages.make_boards(self.frame, self.by_id)
         self.curves = pages.siblings(self.records)
         self.environment = Environment(
             loader=PackageLoader("robust.leaderboard.site"),
@@ -218,16 +219,15 @@ class _Site:
 
     def _exports(self) -> Iterator[tuple[str, bytes]]:
         for suffix, fmt in _EXPORTS.items():
-            text = render(self.records, fmt, references=self.references, survived=self.survived)
-            yield f"leaderboard.{suffix}", f"{text}\n".encode()
+            yield f"leaderboard.{suffix}", f"{render_frame(self.frame, fmt)}\n".encode()
         yield "record.schema.json", (json.dumps(Record.model_json_schema(), indent=1) + "\n").encode()
 
 
 def _paired_data(verdicts: pd.DataFrame) -> dict[str, Any]:
     """Of each sample, in order: how it ended, and what it was taken for then (-1: unknown)."""
-    status = verdicts["status"]
-    taken = verdicts["prediction"].where(status != "broken", verdicts.get("prediction_adv", -1))
-    return {"status": "".join(status.map(_STATUS)), "taken": taken.astype(int).tolist()}
+    status = verdicts["status"].to_numpy()
+    taken = np.where(status == "broken", verdicts.get("prediction_adv", -1), verdicts["prediction"])
+    return {"status": "".join(map(_STATUS.__getitem__, status)), "taken": taken.astype(int).tolist()}
 
 
 def _script(name: str, content: dict[str, Any]) -> bytes:

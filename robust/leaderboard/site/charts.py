@@ -21,8 +21,9 @@ def range_bar(value: float, low: float, high: float) -> Markup:
     x, a, b = (round(90 * part, 1) for part in (value, low, high))
     return Markup(
         '<svg class="range" width="90" height="10" aria-hidden="true"><rect class="track" y="4" width="90" height="2"/>'
-        '<rect class="bar" x="{}" y="3" width="{}" height="4" opacity=".45"/><circle class="dot" cx="{}" cy="5" r="3.5"/></svg>'
-    ).format(a, round(max(b - a, 0.5), 1), x)
+        f'<rect class="bar" x="{a}" y="3" width="{round(max(b - a, 0.5), 1)}" height="4" opacity=".45"/>'
+        f'<circle class="dot" cx="{x}" cy="5" r="3.5"/></svg>'
+    )
 
 
 def group_bars(groups: Sequence[Group], worst: int | None = None) -> Markup:
@@ -53,26 +54,19 @@ def _bars(rows: Sequence[tuple[str, float, Rate | None, float | None, str]], tit
     span, parts = _WIDTH - _LABEL - 110, []
     for place, (label, value, rate, mark, text) in enumerate(rows):
         y = place * _ROW
-        short = label if len(label) <= 26 else f"{label[:25]}…"
+        short, said = escape(label if len(label) <= 26 else f"{label[:25]}…"), escape(text)
         parts.append(
-            Markup(
-                '<g><title>{}: {}</title><text x="{}" y="{}" text-anchor="end">{}</text>'
-                '<rect class="bar" x="{}" y="{}" width="{:.1f}" height="14"/>'
-            ).format(label, text, _LABEL - 8, y + 16, short, _LABEL, y + 5, span * value)
+            f'<g><title>{escape(label)}: {said}</title><text x="{_LABEL - 8}" y="{y + 16}" text-anchor="end">{short}</text>'
+            f'<rect class="bar" x="{_LABEL}" y="{y + 5}" width="{span * value:.1f}" height="14"/>'
         )
         if mark is not None:
-            x = _LABEL + span * mark
-            parts.append(Markup('<path class="clean" d="M{:.1f} {}v18"/>').format(x, y + 3))
+            parts.append(f'<path class="clean" d="M{_LABEL + span * mark:.1f} {y + 3}v18"/>')
         if rate is not None:
             low, high = (_LABEL + span * end for end in (rate.low, rate.high))
             parts.append(
-                Markup('<path class="whisker" d="M{:.1f} {}H{:.1f}M{:.1f} {}v6M{:.1f} {}v6"/>').format(
-                    low, y + 12, high, low, y + 9, high, y + 9
-                )
+                f'<path class="whisker" d="M{low:.1f} {y + 12}H{high:.1f}M{low:.1f} {y + 9}v6M{high:.1f} {y + 9}v6"/>'
             )
-        parts.append(
-            Markup('<text class="soft" x="{}" y="{}">{}</text></g>').format(_WIDTH - 102, y + 16, text)
-        )
+        parts.append(f'<text class="soft" x="{_WIDTH - 102}" y="{y + 16}">{said}</text></g>')
     return _svg(title, max(len(rows), 1) * _ROW + 6, parts)
 
 
@@ -88,58 +82,48 @@ def eps_curve(points: Sequence[tuple[float, str, Rate]]) -> Markup:
     for tenths in range(0, 11, 2):
         y = at(0, tenths / 10)[1]
         parts.append(
-            Markup(
-                '<path class="grid" d="M{} {}h{}"/><text class="soft" x="{}" y="{}" text-anchor="end">{}</text>'
-            ).format(left, y, width, left - 6, y + 4, f"{10 * tenths} %")
+            f'<path class="grid" d="M{left} {y}h{width}"/>'
+            f'<text class="soft" x="{left - 6}" y="{y + 4}" text-anchor="end">{10 * tenths} %</text>'
         )
     steps = "M" + "L".join("{} {}".format(*at(radius, rate.value)) for radius, _, rate in points)
-    parts.append(Markup('<path class="curve" d="{}"/>').format(steps))
-    for radius, written, rate in points:
+    parts.append(f'<path class="curve" d="{steps}"/>')
+    for radius, eps, rate in points:
         (x, y), low, high = at(radius, rate.value), at(0, rate.low)[1], at(0, rate.high)[1]
+        shown, written = " ".join(_interval(rate)), escape(eps)
         parts.append(
-            Markup(
-                '<g><title>eps {}: {} % [{}, {}]</title><path class="whisker" d="M{} {}V{}"/><circle class="dot" cx="{}" cy="{}" r="5"/>'
-                '<text x="{}" y="{}" text-anchor="middle">{}</text></g>'
-            ).format(
-                written,
-                percent(rate.value),
-                percent(rate.low),
-                percent(rate.high),
-                x,
-                low,
-                high,
-                x,
-                y,
-                x,
-                top + height + 20,
-                written,
-            )
+            f'<g><title>eps {written}: {shown}</title><path class="whisker" d="M{x} {low}V{high}"/>'
+            f'<circle class="dot" cx="{x}" cy="{y}" r="5"/>'
+            f'<text x="{x}" y="{top + height + 20}" text-anchor="middle">{written}</text></g>'
         )
     return _svg("Accuracy against eps, with 95 % intervals.", top + height + 32, parts)
 
 
+def _interval(rate: Rate) -> tuple[str, str]:
+    return f"{percent(rate.value)} %", f"[{percent(rate.low)}, {percent(rate.high)}]"
+
+
 def confusion_table(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Markup:
     """(C, C) counts of label against prediction as a table, darker where there are more of a row."""
-    head = Markup("").join(Markup('<th scope="col">{}</th>').format(name) for name in names)
+    names = [str(escape(name)) for name in names]
+    head = "".join(f'<th scope="col">{name}</th>' for name in names)
     body = []
-    for row, name in enumerate(names):
-        total = max(int(counts[row].sum()), 1)
+    for row, (name, found) in enumerate(zip(names, counts.tolist(), strict=True)):
+        total = max(sum(found), 1)
         cells = []
-        for column, count in enumerate(counts[row].tolist()):
-            share = round(60 * count / total)
+        for column, count in enumerate(found):
+            diagonal, share = ' class="right"' if row == column else "", round(60 * count / total)
             cells.append(
-                Markup(
-                    '<td{} style="background:color-mix(in srgb,var(--bar-2) {}%,transparent)">{}</td>'
-                ).format(Markup(' class="right"') if row == column else "", share, count or "")
+                f'<td{diagonal} style="background:color-mix(in srgb,var(--bar-2) {share}%,transparent)">{count or ""}</td>'
             )
-        body.append(Markup('<tr><th scope="row">{}</th>{}</tr>').format(name, Markup("").join(cells)))
+        body.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
     return Markup(
         '<table class="confusion"><caption>Rows: label; columns: what the worst case found was taken for. '
-        "The diagonal is robust.</caption><thead><tr><td></td>{}</tr></thead><tbody>{}</tbody></table>"
-    ).format(head, Markup("").join(body))
+        f"The diagonal is robust.</caption><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    )
 
 
-def _svg(title: str, height: int, parts: Sequence[Markup]) -> Markup:
+def _svg(title: str, height: int, parts: Sequence[str]) -> Markup:
     return Markup(
-        '<svg viewBox="0 0 {0} {1}" width="{0}" height="{1}" role="img" aria-label="{2}">{3}</svg>'
-    ).format(_WIDTH, height, escape(title), Markup("").join(parts))
+        f'<svg viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" role="img" '
+        f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    )
