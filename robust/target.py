@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from robust import strided
 from robust.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -88,6 +90,8 @@ class Target:
             if parameter.requires_grad:
                 self._restore.append(lambda p=parameter: p.requires_grad_(True))  # type: ignore[misc]
                 parameter.requires_grad_(False)
+        if self.device.type == "cpu":
+            self._restore.append(partial(strided.restore, strided.quicken(self.model)))
         return self
 
     def __exit__(

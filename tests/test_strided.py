@@ -1,0 +1,102 @@
+"""The quick input gradient of strided convolutions: the same sum as autograd's."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from robust import strided
+from robust.target import Target
+
+
+def gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Output, and the input gradient of a sum that weighs every output differently."""
+    x = x.clone().requires_grad_()
+    out = model(x)
+    (gradient,) = torch.autograd.grad((out * torch.arange(out.numel()).view_as(out).cos()).sum(), x)
+    return out.detach(), gradient
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    stride=st.integers(2, 5),
+    extra=st.integers(0, 5),
+    padding=st.integers(0, 4),
+    height=st.integers(10, 21),
+    width=st.integers(10, 21),
+    channels=st.sampled_from([1, 3, 16]),
+    bias=st.booleans(),
+)
+def test_gradient_is_autograds(
+    stride: int, extra: int, padding: int, height: int, width: int, channels: int, bias: bool
+) -> None:
+    generator = torch.Generator().manual_seed(stride * 100 + extra)
+    conv = nn.Conv2d(channels, 5, stride + extra, stride=stride, padding=padding, bias=bias).double()
+    conv.requires_grad_(False)
+    x = torch.randn(2, channels, height, width, generator=generator, dtype=torch.float64)
+    want = gradients(conv, x)
+    changed = strided.quicken(conv)
+    assert changed == [conv]
+    got = gradients(conv, x)
+    strided.restore(changed)
+    assert torch.equal(got[0], want[0])
+    assert torch.allclose(got[1], want[1], rtol=1e-10, atol=1e-10)
+    assert "_conv_forward" not in vars(conv)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(3, 4, 3),
+        nn.Conv2d(3, 4, 1, stride=2),
+        nn.Conv2d(64, 4, 3, stride=2),
+        nn.Conv2d(4, 4, 3, stride=2, groups=2),
+        nn.Conv2d(3, 4, 3, stride=2, dilation=2),
+        nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="reflect"),
+        nn.Conv2d(3, 4, 3, stride=(1, 2)),
+        nn.Conv2d(3, 4, (3, 4), stride=2),
+        nn.ConvTranspose2d(3, 4, 3, stride=2),
+    ],
+)
+def test_other_convolutions_are_left_alone(conv: nn.Module) -> None:
+    assert strided.quicken(conv) == []
+
+
+def test_weights_that_are_trained_get_their_gradient() -> None:
+    conv = nn.Conv2d(1, 2, 4, stride=2)
+    strided.quicken(conv)
+    conv(torch.rand(1, 1, 8, 8, requires_grad=True)).sum().backward()
+    assert conv.weight.grad is not None
+    assert float(conv.weight.grad.abs().sum()) > 0
+
+
+def test_second_derivatives_go_through() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 4, stride=2, padding=1), nn.Tanh(), nn.Flatten()).double()
+    net.requires_grad_(False)
+    strided.quicken(net)
+    x = torch.rand(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(net, x)
+
+
+def test_a_target_lends_it_to_its_model_only_while_in_use() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 4, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    net(torch.rand(1, 1, 8, 8))
+    x = torch.rand(5, 1, 8, 8)
+    plain = copy.deepcopy(net)
+    with Target(net, device="cpu") as target:
+        assert "_conv_forward" in vars(net[0])
+        with Target(net, device="cpu"):
+            pass
+        assert "_conv_forward" in vars(net[0])
+        twin = target.twin(copy.deepcopy(net))
+        ours = gradients(net, x), gradients(twin.model, x)
+    assert "_conv_forward" not in vars(net[0])
+    want = gradients(plain.requires_grad_(False), x)
+    for out, gradient in ours:
+        assert torch.equal(out, want[0])
+        assert torch.allclose(gradient, want[1], atol=1e-5)
