@@ -22,6 +22,7 @@ CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attac
     "apgd": {"steps": 20},
     "a3": {"steps": 6, "rounds": 4, "odi_steps": 2},
     "cw": {"steps": 40, "binary_search_steps": 4},
+    "ead": {"steps": 30, "binary_search_steps": 2},
     "fab": {"steps": 8, "targets": 3},
     "fmn": {"steps": 40},
     "md": {"steps": 10},

@@ -33,6 +33,7 @@ MINIMUM_NORM = [
 OPTIONS: dict[str, dict[str, object]] = {
     "cw": {"targets": 1},
     "ddn": {"steps": 200, "loss": "margin", "targets": 1},
+    "ead": {"binary_search_steps": 6},
     "fab": {"steps": 10},
     "sigma-zero": {"targets": 1},
     "vfga": {"loss": "margin", "targets": 3},

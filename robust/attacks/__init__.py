@@ -7,6 +7,7 @@ from robust.attacks.base import ATTACKS, Attack, make_attack
 from robust.attacks.cw import CW
 from robust.attacks.ddn import DDN
 from robust.attacks.deepfool import DeepFool
+from robust.attacks.ead import EAD
 from robust.attacks.enumerate import CommonCorruptions, SpatialGrid
 from robust.attacks.fab import FAB
 from robust.attacks.fgsm import FGSM
@@ -34,6 +35,7 @@ __all__ = [
     "ATTACKS",
     "CW",
     "DDN",
+    "EAD",
     "FAB",
     "FGSM",
     "FMN",

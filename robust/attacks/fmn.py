@@ -29,7 +29,8 @@ class FMN(Attack):
 
     Args:
         steps: gradient steps a run, >= 1.
-        step_size: l2 length of the first step in units of the box, falling by a cosine to a hundredth, > 0.
+        step_size: l2 length of the first step in units of the box, falling by a cosine to a hundredth, > 0;
+            None for 1 as in the paper, and in linf a third for each value in l2, since its balls reach so far.
         gamma: share by which the radius changes at first, in (0, 1); it falls by a cosine to a fiftieth.
         targets: one run for each of so many nearest classes; 0 for one against whichever leads.
     """
@@ -41,12 +42,17 @@ class FMN(Attack):
     minimum_norm: ClassVar[bool] = True
 
     steps: int = 100
-    step_size: float = 1.0
+    step_size: float | None = None
     gamma: float = 0.05
     targets: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.step_size <= 0 or not 0 < self.gamma < 1 or self.targets < 0:
+        if (
+            self.steps < 1
+            or (self.step_size is not None and self.step_size <= 0)
+            or not 0 < self.gamma < 1
+            or self.targets < 0
+        ):
             raise InputError(
                 "fmn: expected steps >= 1, step_size > 0, 0 < gamma < 1 and targets >= 0, got "
                 f"{self.steps}, {self.step_size}, {self.gamma} and {self.targets}"
@@ -60,6 +66,7 @@ class FMN(Attack):
 
     def _search(self, oracle: Oracle, s: State) -> None:
         norm, bounds = oracle.threat.norm, oracle.threat.bounds
+        first = self._first_step(norm, oracle.x[0].numel())
         s.x_adv = oracle.x
         s.best = torch.full_like(oracle.y, torch.inf, dtype=oracle.x.dtype)
         s.radius = torch.ones_like(s.best)
@@ -71,10 +78,15 @@ class FMN(Attack):
             gamma = self.gamma * (0.02 + 0.98 * fall)
             ahead = boundary_distance(value[:, None], gradient[:, None], norm).squeeze(1)
             s.radius = _radius(norm, s.radius, s.best, value > 0, size + ahead, gamma)
-            rate = self.step_size * (bounds[1] - bounds[0]) * (0.01 + 0.99 * fall)
+            rate = first * (bounds[1] - bounds[0]) * (0.01 + 0.99 * fall)
             moved = s.x_adv + rate * steepest(gradient, "l2")
             s.x_adv = project(moved, oracle.x, norm, s.radius, bounds)
         oracle.visit(s.x_adv)
+
+    def _first_step(self, norm: str, values: int) -> float:
+        if self.step_size is not None:
+            return self.step_size
+        return math.sqrt(values) / 3 if norm == "linf" else 1.0
 
 
 def _radius(norm: str, radius: Tensor, best: Tensor, wrong: Tensor, estimate: Tensor, gamma: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
+from robust.threat import project
+
+# The dual norm of a gradient of values about 1 in size, as a power of how many there are.
+_UNIT: Final = {"linf": 1.0, "l2": 0.5, "l1": 0.0, "l0": 0.0}
 
 
 @ATTACKS.register("pdpgd")
@@ -29,12 +33,12 @@ class PDPGD(Attack):
         steps: gradient steps a run, >= 1.
         step_size: of the primal player in units of the box, falling by a cosine to a hundredth, > 0.
         dual_rate: change of log lambda a step, falling by a cosine to a tenth, > 0.
-        initial_ratio: of norm to hinge in the first step's direction, > 0.
+        initial_ratio: what the norm weighs against the hinge at first, > 0.
         targets: one run for each of so many nearest classes; 0 for one against whichever leads.
     """
 
     name: ClassVar[str] = "pdpgd"
-    norms: ClassVar[tuple[str, ...]] = ("l2", "l1")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1", "l0")
     access: ClassVar[Access] = "gradient"
     paper: ClassVar[str] = "Matyasko & Chau 2021"
     minimum_norm: ClassVar[bool] = True
@@ -42,7 +46,7 @@ class PDPGD(Attack):
     steps: int = 200
     step_size: float = 0.1
     dual_rate: float = 0.1
-    initial_ratio: float = 0.01
+    initial_ratio: float = 0.1
     targets: int = 1
 
     def __post_init__(self) -> None:
@@ -64,6 +68,7 @@ class PDPGD(Attack):
 
     def _play(self, oracle: Oracle, s: State) -> None:
         low, high = oracle.threat.bounds
+        unit = oracle.x[0].numel() ** _UNIT[oracle.threat.norm]
         s.delta, s.mean = torch.zeros_like(oracle.x), torch.zeros_like(oracle.x)
         s.price = torch.full_like(
             oracle.y, math.log(self.initial_ratio), dtype=oracle.x.dtype
@@ -77,7 +82,7 @@ class PDPGD(Attack):
             size = (s.spread / (1 - 0.99 ** (step + 1))).sqrt().clamp_min(1e-12)
             rate = self.step_size * (high - low) * (0.01 + 0.99 * fall)
             moved = s.delta + rate * s.mean / (1 - 0.9 ** (step + 1)) / per_row(size, gradient)
-            shrunk = proximal(moved, rate * s.price.exp(), oracle.threat.norm)
+            shrunk = proximal(moved, rate * unit * s.price.exp(), oracle.threat.norm)
             s.delta = oracle.clip(oracle.x + shrunk) - oracle.x
             change = self.dual_rate * (0.1 + 0.9 * fall)
             s.price = s.price + torch.where(value >= 0, change, -change)
@@ -85,12 +90,29 @@ class PDPGD(Attack):
 
 
 def proximal(delta: Tensor, weight: Tensor, norm: str) -> Tensor:
-    """argmin over z of ||z - delta||^2 / 2 + weight ||z||_norm: (N, ...), (N,) -> (N, ...)."""
+    """argmin over z of ||z - delta||^2 / 2 + weight ||z||_norm: (N, ...), (N,) -> (N, ...).
+
+    For l0 the sum of |z|^(2/3) stands in: it makes as few changes, and these are drawn back before they
+    are dropped, where l0 itself would keep or drop them as they are.
+    """
     weight = weight.clamp_min(1e-12)
     if norm == "l2":
         length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
         return delta * per_row((1 - weight / length).clamp_min(0), delta)
+    if norm == "linf":  # Moreau: what the projection onto the dual norm's ball leaves
+        return delta - project(delta, torch.zeros_like(delta), "l1", weight, (-torch.inf, torch.inf))
+    if norm == "l0":
+        return _proximal_two_thirds(delta, per_row(2 * weight, delta))
     return delta.sign() * (delta.abs() - per_row(weight, delta)).clamp_min(0)
+
+
+def _proximal_two_thirds(delta: Tensor, weight: Tensor) -> Tensor:
+    """argmin over z of (z - delta)^2 + weight |z|^(2/3), by the root of a quartic (Cao et al. 2013)."""
+    size = delta.abs()
+    angle = torch.arccosh((27 / 16 * size.square() * weight.pow(-1.5)).clamp_min(1.0)) / 3
+    a = 2 / math.sqrt(3) * weight.pow(0.25) * angle.cosh().sqrt()
+    root = (a + (2 * size / a - a.square()).clamp_min(0).sqrt()) / 2
+    return torch.where(size > 2 / 3 * (3 * weight.pow(3)).pow(0.25), delta.sign() * root.pow(3), 0.0)
 
 
 def _hinge(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
