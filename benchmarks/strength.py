@@ -30,7 +30,8 @@ from train import HERE, NETS
 
 from robust import engine
 from robust.attacks import ATTACKS, Attack, make_attack
-from robust.oracle import Ledger, Oracle
+from robust.ledger import Ledger
+from robust.oracle import Oracle
 from robust.sources import load_data, load_model
 from robust.target import Target
 from robust.threat import Threat

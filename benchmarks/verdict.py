@@ -1,10 +1,11 @@
 """The standard suite against the public AutoAttack: verdicts, passes and seconds on the same images.
 
-python benchmarks/verdict.py --auto-attack DIR [--limit 100] [--results NAME] \\
+python benchmarks/verdict.py --auto-attack DIR [--peers] [--suite NAME ...] [--limit 100] [--results NAME] \\
     --case MODEL,WEIGHTS,DATA,THREAT [--case ...]
 
 DIR holds the public implementation (the package `autoattack`); without it, it is left out. Passes of
-AutoAttack are counted by hooks on the model.
+the other libraries are counted by hooks on the model. "Broken here only" and "left here only" are against the public
+AutoAttack; overhead is the seconds over the passes times the cost of a pass of the model as it is, batched well.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import robust
 from robust.sources import Samples, load_data, load_model
+from robust.target import Target
 from robust.threat import Threat
 
 
@@ -42,6 +45,26 @@ class Counter:
         self.backwards += len(gradient)
 
 
+class Measured(NamedTuple):
+    """Which samples an evaluation leaves standing, and what it cost."""
+
+    survives: Tensor
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+def measured(model: nn.Module, x: Tensor, y: Tensor, attack: Callable[[], Tensor]) -> Measured:
+    """An attack of another library, its passes counted by hooks, its result judged here."""
+    counter = Counter(model)
+    start = time.perf_counter()
+    x_adv = attack()
+    seconds = time.perf_counter() - start
+    counter.stop()
+    with torch.no_grad():
+        return Measured(model(x_adv).argmax(1) == y, counter.forwards, counter.backwards, seconds)
+
+
 def public_autoattack(
     folder: str,
     model: nn.Module,
@@ -49,33 +72,97 @@ def public_autoattack(
     y: Tensor,
     threat: Threat,
     components: Sequence[str] = (),
-) -> tuple[Tensor, Counter, float]:
-    """Which samples survive the original (or some of its components), what it cost, and its seconds."""
+    seed: int = 0,
+) -> Measured:
+    """The original (or some of its components)."""
     if folder not in sys.path:
         sys.path.insert(0, folder)
     from autoattack import AutoAttack
 
-    counter = Counter(model)
-    start = time.perf_counter()
     norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
     attack = AutoAttack(
-        model, norm=norm, eps=threat.radius, version="standard", device="cpu", verbose=False, seed=0
+        model, norm=norm, eps=threat.radius, version="standard", device="cpu", verbose=False, seed=seed
     )
     attack.attacks_to_run = list(components) or attack.attacks_to_run
-    x_adv = attack.run_standard_evaluation(x, y, bs=250)
-    seconds = time.perf_counter() - start
-    counter.stop()
-    with torch.no_grad():
-        return model(x_adv).argmax(1) == y, counter, seconds
+    return measured(model, x, y, lambda: attack.run_standard_evaluation(x, y, bs=250))
 
 
-def row(name: str, survives: Tensor, reference: Tensor, cost: tuple[int, int, float]) -> str:
-    forwards, backwards, seconds = cost
+def torchattacks_autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Measured:
+    """torchattacks' AutoAttack: the four components, each with 10 steps by its default (Square with 5,000 queries)."""
+    import torchattacks
+
+    norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
+    classes = int(model(x[:1]).shape[1])
+    attack = torchattacks.AutoAttack(model, norm=norm, eps=threat.radius, n_classes=classes, seed=0)
+    return measured(model, x, y, lambda: torch.cat([attack(*part) for part in _parts(x, y, 250)]))
+
+
+def art_autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Measured:
+    """ART's AutoAttack: APGD on CE and DLR, DeepFool and Square, with its defaults."""
+    from art.attacks.evasion import AutoAttack
+    from art.estimators.classification import PyTorchClassifier
+
+    classes = int(model(x[:1]).shape[1])
+    estimator = PyTorchClassifier(
+        _Whole(model),
+        nn.CrossEntropyLoss(),
+        tuple(x.shape[1:]),
+        classes,
+        clip_values=(0.0, 1.0),
+        device_type="cpu",
+    )
+    norm = {"linf": torch.inf, "l2": 2}[threat.norm]
+    attack = AutoAttack(estimator, norm=norm, eps=threat.radius, eps_step=threat.radius / 4, batch_size=250)
+    return measured(
+        model, x, y, lambda: torch.from_numpy(attack.generate(x.numpy(), y.numpy())).to(torch.float32)
+    )
+
+
+class _Whole(nn.Module):
+    """A model in one piece: ART calls the layers of a Sequential one by one, past the model's hooks."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+PEERS = {
+    "torchattacks' AutoAttack (10 steps)": torchattacks_autoattack,
+    "ART's AutoAttack (DeepFool for FAB)": art_autoattack,
+}
+
+
+def row(name: str, found: Measured, reference: Tensor, pass_seconds: float) -> str:
+    survives = found.survives
     ours_only, theirs_only = int((~survives & reference).sum()), int((survives & ~reference).sum())
+    overhead = found.seconds / (pass_seconds * (found.forwards + found.backwards))
     return (
         f"| {name} | {100 * float(survives.float().mean()):.1f} | {ours_only} | {theirs_only} | "
-        f"{forwards} | {backwards} | {seconds:.1f} |"
+        f"{found.forwards} | {found.backwards} | {found.seconds:.1f} | {overhead:.2f} |"
     )
+
+
+def pass_seconds(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Half of a forward and input-gradient pass of a sample, at the best of a few batch sizes."""
+    costs = []
+    with Target(model, device="cpu") as target:
+        for size in (s for s in (16, 64, 250) if s <= len(x)):
+            times = []
+            for _ in range(3):
+                start = time.perf_counter()
+                point = x[:size].clone().requires_grad_()
+                torch.autograd.grad(nn.functional.cross_entropy(target.model(point), y[:size]), point)
+                times.append(time.perf_counter() - start)
+            costs.append(min(times) / (2 * size))
+    return min(costs)
+
+
+def _parts(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    yield from zip(x.split(size), y.split(size), strict=True)
 
 
 def case_of(case: str, limit: int) -> tuple[str, nn.Module, Samples, Threat]:
@@ -96,20 +183,24 @@ def hardware() -> str:
     return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}."
 
 
-def compare(case: str, limit: int, folder: str | None, suites: list[str]) -> list[str]:
-    name_of_model, model, samples, threat = case_of(case, limit)
+def compare(case: str, options: argparse.Namespace) -> list[str]:
+    name_of_model, model, samples, threat = case_of(case, options.limit)
     x, y = samples.rows(slice(None)), samples.y
-    found = {}
-    for suite in suites:
+    found: dict[str, Measured] = {}
+    for suite in options.suite or ["standard"]:
         report = robust.evaluate(model, samples, threat=threat, suite=suite, device="cpu")
         standing = torch.from_numpy((report.verdicts.status == "survived").to_numpy(copy=True))
-        found[f"robust, {suite}"] = (standing, (report.forwards, report.backwards, report.seconds))
-    reference = next(iter(found.values()))[0]
-    if folder:
-        reference, counter, seconds = public_autoattack(folder, model, x, y, threat)
-        found["public AutoAttack"] = (reference, (counter.forwards, counter.backwards, seconds))
+        found[f"robust, {suite}"] = Measured(standing, report.forwards, report.backwards, report.seconds)
+    reference = next(iter(found.values()))
+    model.requires_grad_(False)  # no library is made to pay for gradients of the weights
+    if options.auto_attack:
+        reference = found["public AutoAttack"] = public_autoattack(options.auto_attack, model, x, y, threat)
+    if options.peers:
+        found |= {name: peer(model, x, y, threat) for name, peer in PEERS.items()}
+    cost = pass_seconds(model, x, y)
     return [
-        row(f"{name_of_model} {threat} | {name}", s, reference, cost) for name, (s, cost) in found.items()
+        row(f"{name_of_model} {threat} | {name}", one, reference.survives, cost)
+        for name, one in found.items()
     ]
 
 
@@ -123,6 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", action="append", required=True, metavar="MODEL,WEIGHTS,DATA,THREAT")
     parser.add_argument("--auto-attack", metavar="DIR")
+    parser.add_argument("--peers", action="store_true", help="torchattacks' and ART's AutoAttack too")
     parser.add_argument("--suite", action="append")
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--results", metavar="NAME")
@@ -130,18 +222,20 @@ def main() -> None:
     lines = [
         f"# Verdicts on {options.limit} images each",
         "",
-        "| model and threat | suite | robust % | broken here only | left here only | forwards | backwards | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model and threat | suite | robust % | broken here only | left here only | forwards | backwards | seconds | overhead |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
+    foot = ["", hardware(), f"Command: python {' '.join(sys.argv)}"]
     for case in options.case:
-        rows = compare(case, options.limit, options.auto_attack, options.suite or ["standard"])
+        rows = compare(case, options)
         print("\n".join(rows), flush=True)
         lines += rows
-    lines += ["", hardware()]
-    print("\n".join(lines[-2:]), flush=True)
-    if options.results:
-        (Path(__file__).parent / "results" / f"{options.results}.md").write_text("\n".join(lines) + "\n")
+        if options.results:  # after every case: a long run that is cut off keeps what it has
+            (Path(__file__).parent / "results" / f"{options.results}.md").write_text(
+                "\n".join(lines + foot) + "\n"
+            )
+    print("\n".join(foot), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from robust.attacks import Attack
 from robust.audit import audit
 from robust.diagnose import Check, Finding
 from robust.errors import RobustError
-from robust.oracle import Ledger, Oracle, Prior
+from robust.ledger import Ledger, Prior
+from robust.oracle import Oracle
 from robust.report import STATUSES
 from robust.rng import Streams
 from robust.sources import Samples

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from robust.attacks import ATTACKS, Attack
 from robust.errors import UnsupportedError
-from robust.oracle import Ledger, Oracle
+from robust.ledger import Ledger
+from robust.oracle import Oracle
 from robust.target import Target
 from robust.threat import NORMS, Threat
 

@@ -13,7 +13,8 @@ import robust
 from robust.attacks import ATTACKS, SPSA, HopSkipJump, Noise, RayS, Square, Transfer
 from robust.errors import InputError
 from robust.evaluation import Interrupted
-from robust.oracle import Ledger, Oracle
+from robust.ledger import Ledger
+from robust.oracle import Oracle
 from robust.run import Progress
 from robust.target import Target
 from robust.threat import Threat

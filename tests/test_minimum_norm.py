@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from robust import Report, evaluate
 from robust.attacks import ATTACKS, FMN, Attack, make_attack
 from robust.errors import InputError, ThreatError
-from robust.oracle import Ledger, Oracle
+from robust.ledger import Ledger
+from robust.oracle import Oracle
 from robust.target import Target
 from robust.threat import Threat, project
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 import robust
 from robust.attacks import PGD, MultiTargeted, Square
 from robust.errors import InputError
-from robust.oracle import Oracle, Prior
+from robust.ledger import Prior
+from robust.oracle import Oracle
 from robust.sources import Samples
 from robust.suites import SUITES, Stage
 from robust.target import Target

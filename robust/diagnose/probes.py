@@ -17,7 +17,8 @@ from robust.attacks import PGD, Attack
 from robust.attacks.geometry import random_start
 from robust.diagnose import checks
 from robust.diagnose.checks import Finding
-from robust.oracle import Evaluation, Ledger, Oracle
+from robust.ledger import Ledger
+from robust.oracle import Evaluation, Oracle
 from robust.rng import Streams
 from robust.target import Target
 from robust.threat import Threat
