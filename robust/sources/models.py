@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -186,7 +187,7 @@ def _torchscript(name: str) -> Opened:
             warnings.simplefilter("ignore", FutureWarning)  # deprecated, and still what the file needs
             warnings.simplefilter("ignore", DeprecationWarning)
             return Opened(read(str(path), map_location="cpu"), beside(path))
-    except (RuntimeError, ValueError) as e:
+    except Exception as e:  # a damaged archive or code in it fails in as many ways as there are files
         reason = str(e).partition("\n")[0]
         raise ModelError(
             f"model torchscript:{path}: truncated, damaged or no TorchScript file ({reason})"
@@ -196,7 +197,7 @@ def _torchscript(name: str) -> Opened:
 def _exported(name: str) -> Opened:
     path = _existing(name)
     try:
-        with _no_pickles():
+        with _no_pickles(), _silent("torch.export"):
             program = torch.export.load(path)
     except Exception as e:  # parsing fails in as many ways as there are files
         raise ModelError(
@@ -243,6 +244,17 @@ def _no_pickles() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@contextmanager
+def _silent(logger: str) -> Iterator[None]:
+    """Keep a library from logging the traceback of an error that is about to be told in a line."""
+    log = logging.getLogger(logger)
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _existing(name: str) -> Path:
