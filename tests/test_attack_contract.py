@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,13 @@ CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attac
     "vfga": {"draws": 4},
     "transfer": {"surrogate": f"{Path(__file__).parent / 'surrogate.py'}:digits"},
 }
-CASES = [(name, norm) for name in ATTACKS for norm in ATTACKS[name].norms]
+CASES = [(name, norm, 0) for name in ATTACKS for norm in ATTACKS[name].norms]
+# Once more against classes one after the other, where that is not the default.
+CASES += [
+    (name, ATTACKS[name].norms[0], 2)
+    for name in ATTACKS
+    if any(f.name == "targets" and f.default == 0 for f in fields(ATTACKS[name]))
+]
 
 
 class Counted(nn.Module):
@@ -92,10 +99,10 @@ def ties(a: Ledger, b: Ledger) -> int:
     return int((a.broken.cpu() != b.broken.cpu()).sum())
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}" + "-targeted" * bool(case[2]))
 def case(request: pytest.FixtureRequest) -> tuple[Attack, str]:
-    name, norm = request.param
-    return ATTACKS[name](**CHEAP.get(name, {})), norm
+    name, norm, targets = request.param
+    return ATTACKS[name](**CHEAP.get(name, {}), **({"targets": targets} if targets else {})), norm
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -168,6 +175,29 @@ def test_model_and_global_randomness_are_untouched(
     assert all(p.grad is None for p in net.parameters())
     assert torch.equal(images, x)
     assert torch.equal(noise, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, _, targets in CASES if targets and ATTACKS[name].access == "gradient"]
+)
+def test_with_targets_one_class_after_the_other_is_aimed_at(
+    name: str, net: nn.Module, correct: tuple[Tensor, Tensor]
+) -> None:
+    x, y = correct[0][:1], correct[1][:1]
+    attack, norm = ATTACKS[name](**CHEAP.get(name, {}), targets=2), ATTACKS[name].norms[0]
+    asked: list[int] = []
+
+    class Watching(Oracle):
+        def gradient(self, x_adv, loss, *columns):  # type: ignore[no-untyped-def]
+            asked.extend(int(column) for column in columns if column.dtype == torch.int64)
+            return super().gradient(x_adv, loss, *columns)
+
+    with Target(net, device="cpu") as target:
+        threat = Threat(norm, "1" if norm == "l0" else "0.000001")
+        attack(Watching(target, x, y, torch.arange(1), threat, minimize=True, stays_inside=False))
+    first, second = dict.fromkeys(asked)
+    assert y[0] not in (first, second)
+    assert asked == sorted(asked, key=[first, second].index)
 
 
 def test_declares_itself(case: tuple[Attack, str]) -> None:

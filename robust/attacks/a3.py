@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robust.attacks.aims import aimed_margin
+from robust.attacks.aims import aimed_margin, runs
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import random_start, steepest
 from robust.errors import InputError
@@ -34,6 +34,7 @@ class A3(Attack):
         odi_steps: steps of eps along the weights before each climb, >= 0.
         near: the narrowest share of the clean margin, in [0, 1]; reached after six rounds.
         adapt: weight of what worked before in the next start's direction, in [0, 1].
+        targets: 0 against any class; else so many rounds for each of so many nearest classes.
     """
 
     name: ClassVar[str] = "a3"
@@ -46,34 +47,39 @@ class A3(Attack):
     odi_steps: int = 7
     near: float = 0.1
     adapt: float = 0.5
+    targets: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.rounds) < 1 or self.odi_steps < 0:
+        if min(self.steps, self.rounds) < 1 or min(self.odi_steps, self.targets) < 0:
             raise InputError(
-                "a3: expected steps >= 1, rounds >= 1 and odi_steps >= 0, got "
-                f"{self.steps}, {self.rounds} and {self.odi_steps}"
+                "a3: expected steps >= 1, rounds >= 1, odi_steps >= 0 and targets >= 0, got "
+                f"{self.steps}, {self.rounds}, {self.odi_steps} and {self.targets}"
             )
         if not (0 <= self.near <= 1 and 0 <= self.adapt <= 1):
             raise InputError(f"a3: expected near and adapt in [0, 1], got {self.near} and {self.adapt}")
 
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
-        s.clean = oracle.clean_margin
-        s.best = torch.full_like(s.clean, -torch.inf)
-        s.leader = oracle.gaps.argmax(1, keepdim=True)
-        s.memory = torch.zeros_like(oracle.gaps)
-        s.x_adv = oracle.x
+        s.x_adv, s.clean, s.gaps = oracle.x, oracle.clean_margin, oracle.gaps
+        for rank in runs(oracle, s, self.targets):
+            s.leader = s.aim if self.targets else s.gaps.argmax(1, keepdim=True)
+            if self.targets:
+                s.clean = s.gaps.gather(1, s.aim).squeeze(1)
+            self._search(oracle, s, rank)
+        return s.x_adv
+
+    def _search(self, oracle: Oracle, s: State, rank: int) -> None:
+        s.best, s.memory = torch.full_like(s.clean, -torch.inf), torch.zeros_like(s.gaps)
         for number in oracle.steps(self.rounds):
             if number >= 2:  # two rounds for all, then the easiest first
                 share = max(self.near, 1 - (1 - self.near) * (number - 1) / 5)
                 oracle.rest(s.best < share * s.clean)
             for _ in oracle.steps(1):  # who rests sits out this round, and is looked at again
-                self._round(oracle, s, number)
-        return s.x_adv
+                self._round(oracle, s, number, rank * self.rounds + number)
 
-    def _round(self, oracle: Oracle, s: State, number: int) -> None:
+    def _round(self, oracle: Oracle, s: State, number: int, start: int) -> None:
         threat = oracle.threat
-        streams = oracle.random("start", number)
+        streams = oracle.random("start", start)
         draw = streams.uniform((s.memory.shape[1],), -1, 1)
         draw = draw.scatter(1, s.leader, 0.8).scatter(1, oracle.y[:, None], -0.8)
         s.weights = draw + self.adapt * s.memory
@@ -83,7 +89,7 @@ class A3(Attack):
             s.x_adv = oracle.project(s.x_adv + threat.radius * steepest(gradient, threat.norm))
         steps = min(self.steps + 5 * number, 2 * self.steps)
         least = 0.1 if steps <= 10 else 0.001
-        s.aim, s.reached = oracle.y[:, None], torch.full_like(s.best, -torch.inf)
+        s.reached = torch.full_like(s.best, -torch.inf)
         for step in oracle.steps(steps):
             gradient, value, logits = oracle.gradient(s.x_adv, aimed_margin, s.aim)
             s.reached = torch.maximum(s.reached, value)
@@ -99,7 +105,8 @@ class A3(Attack):
         s.best = torch.maximum(s.best, s.reached)
         s.memory = torch.where(better[:, None], s.weights, s.memory)
         leader = s.last.scatter(1, oracle.y[:, None], -torch.inf).argmax(1, keepdim=True)
-        s.leader = torch.where(better[:, None], leader, s.leader)
+        if not self.targets:
+            s.leader = torch.where(better[:, None], leader, s.leader)
 
 
 def _weighted(logits: Tensor, y: Tensor, weights: Tensor) -> Tensor:

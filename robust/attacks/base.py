@@ -116,6 +116,8 @@ def build(cls: type[Any], what: str, options: Mapping[str, object]) -> Any:
             hint = f"did you mean {near!r}? " if near else ""
             if key in ("eps", "epsilon", "norm", "bounds"):
                 hint = "the threat sets that; "
+            elif key in ("targets", "targeted", "target") and "targets" not in known:
+                hint = "it has no targeted variant here; "
             raise InputError(f"{what}: no option {key!r}; {hint}it has {', '.join(known) or 'none'}")
     try:
         return TypeAdapter(cls).validate_python(dict(options))

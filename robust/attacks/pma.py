@@ -19,6 +19,7 @@ class PMA(MD):
     Args:
         steps: gradient steps a run, >= 2.
         runs: with independent random starts, the two terms in turn, >= 1.
+        targets: 0 against any class; else so many runs for each of so many nearest classes.
     """
 
     name: ClassVar[str] = "pma"

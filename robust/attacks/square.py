@@ -9,11 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robust.attacks.aims import aimed_margin
+from robust.attacks.apgd import likeliest_wrong
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row
 from robust.errors import InputError
-from robust.losses import margin
-from robust.oracle import Access, Oracle
+from robust.oracle import Access, Oracle, State
 from robust.rng import Streams
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
@@ -30,6 +31,8 @@ class Square(Attack):
         queries: forward passes a restart, >= 2.
         restarts: independent searches, >= 1.
         p_init: share of the image that the first squares cover, in (0, 1].
+        targets: 0 against any class; else one search (and its restarts) for each of so many likeliest
+            classes, on the gap to it.
     """
 
     name: ClassVar[str] = "square"
@@ -40,30 +43,36 @@ class Square(Attack):
     queries: int = 5000
     restarts: int = 1
     p_init: float = 0.8
+    targets: int = 0
 
     def __post_init__(self) -> None:
-        if self.queries < 2 or self.restarts < 1 or not 0 < self.p_init <= 1:
+        if self.queries < 2 or self.restarts < 1 or not 0 < self.p_init <= 1 or self.targets < 0:
             raise InputError(
-                "square: expected queries >= 2, restarts >= 1 and p_init in (0, 1], got "
-                f"{self.queries}, {self.restarts} and {self.p_init}"
+                "square: expected queries >= 2, restarts >= 1, p_init in (0, 1] and targets >= 0, got "
+                f"{self.queries}, {self.restarts}, {self.p_init} and {self.targets}"
             )
 
     def run(self, oracle: Oracle) -> Tensor:
-        first, change = (_stripes, _flip_square) if oracle.threat.norm == "linf" else (_tiles, _move_mass)
         s = oracle.state()
-        for restart in oracle.steps(self.restarts):
-            streams = oracle.random(restart)
-            s.x_adv = first(oracle.x, oracle.threat.radius, oracle.threat.bounds, streams)
-            s.best = margin(oracle.logits(s.x_adv), oracle.y)
-            for query in oracle.steps(self.queries - 1):
-                area = self._area(query)
-                draw = oracle.random(restart, query)
-                proposal = change(s.x_adv, oracle.x, oracle.threat.radius, oracle.threat.bounds, area, draw)
-                value = margin(oracle.logits(proposal), oracle.y)
-                better = value > s.best
-                s.best = torch.where(better, value, s.best)
-                s.x_adv = torch.where(per_row(better, s.x_adv), proposal, s.x_adv)
+        s.ranking = likeliest_wrong(oracle.logits(oracle.x), oracle.y) if self.targets else oracle.y[:, None]
+        for rank in oracle.steps(min(max(self.targets, 1), s.ranking.shape[1])):
+            s.aim = s.ranking[:, rank : rank + 1]
+            for restart in oracle.steps(self.restarts):
+                self._search(oracle, s, rank * self.restarts + restart)
         return s.x_adv
+
+    def _search(self, oracle: Oracle, s: State, run: int) -> None:
+        threat = oracle.threat
+        first, change = (_stripes, _flip_square) if threat.norm == "linf" else (_tiles, _move_mass)
+        s.x_adv = first(oracle.x, threat.radius, threat.bounds, oracle.random(run))
+        s.best = aimed_margin(oracle.logits(s.x_adv), oracle.y, s.aim)
+        for query in oracle.steps(self.queries - 1):
+            draw = oracle.random(run, query)
+            proposal = change(s.x_adv, oracle.x, threat.radius, threat.bounds, self._area(query), draw)
+            value = aimed_margin(oracle.logits(proposal), oracle.y, s.aim)
+            better = value > s.best
+            s.best = torch.where(better, value, s.best)
+            s.x_adv = torch.where(per_row(better, s.x_adv), proposal, s.x_adv)
 
     def _area(self, query: int) -> float:
         """Share of the image a square covers, by the paper's schedule stretched to the budget."""

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robust.attacks.aims import aimed_margin, runs
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.deepfool import to_nearest_boundary
 from robust.attacks.geometry import per_row
 from robust.errors import InputError
-from robust.losses import margin
-from robust.oracle import Access, Oracle, State
+from robust.oracle import Access, Jacobian, Oracle, State
 
 
 @ATTACKS.register("superdeepfool")
@@ -30,6 +30,8 @@ class SuperDeepFool(Attack):
         candidates: leading wrong classes whose boundaries are looked at, >= 1.
         overshoot: share by which a DeepFool step is lengthened, >= 0.
         bisections: forwards of the final line search, >= 0.
+        targets: 0 against any class; else one run for each of so many nearest classes, each step onto its
+            boundary alone.
     """
 
     name: ClassVar[str] = "superdeepfool"
@@ -43,40 +45,55 @@ class SuperDeepFool(Attack):
     candidates: int = 9
     overshoot: float = 0.02
     bisections: int = 10
+    targets: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.rounds, self.steps, self.candidates) < 1 or min(self.overshoot, self.bisections) < 0:
+        if (
+            min(self.rounds, self.steps, self.candidates) < 1
+            or min(self.overshoot, self.bisections, self.targets) < 0
+        ):
             raise InputError(
-                "superdeepfool: expected rounds, steps and candidates >= 1, overshoot and bisections >= 0, got "
-                f"{self.rounds}, {self.steps}, {self.candidates}, {self.overshoot} and {self.bisections}"
+                "superdeepfool: expected rounds, steps and candidates >= 1, overshoot, bisections and targets >= 0, "
+                f"got {self.rounds}, {self.steps}, {self.candidates}, {self.overshoot}, {self.bisections} and {self.targets}"
             )
 
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
-        s.x_adv = s.best = oracle.x
+        s.best = oracle.x
         s.least = torch.full_like(oracle.y, torch.inf, dtype=oracle.x.dtype)
+        for _ in runs(oracle, s, self.targets):
+            self._search(oracle, s)
+        self._bisect(oracle, s)
+        return s.best
+
+    def _search(self, oracle: Oracle, s: State) -> None:
+        s.x_adv = oracle.x
         for _ in oracle.steps(self.rounds):
             self._cross(oracle, s)
-            normal = oracle.gradient(s.x_adv, margin).gradient
+            normal = oracle.gradient(s.x_adv, aimed_margin, s.aim).gradient
             delta = s.x_adv - oracle.x
             along = (delta * normal).flatten(1).sum(1)
             shadow = normal * per_row(along / normal.flatten(1).square().sum(1).clamp_min(1e-12), normal)
             # Where the normal points back to x there is nothing to project on: DeepFool goes on from there.
             s.x_adv = torch.where(per_row(along > 0, delta), oracle.clip(oracle.x + shadow), s.x_adv)
         self._note(s, oracle, oracle.decide(s.x_adv))
-        self._bisect(oracle, s)
-        return s.best
 
     def _cross(self, oracle: Oracle, s: State) -> None:
         """DeepFool until the boundary is crossed."""
         for _ in oracle.steps(self.steps):
-            near = oracle.jacobian(s.x_adv, self.candidates)
+            near = self._boundaries(oracle, s)
             step = (1 + self.overshoot) * to_nearest_boundary(near, "l2")
             crossed = near.gaps[:, 0] > 0
             s.x_adv = torch.where(per_row(crossed, step), s.x_adv, oracle.clip(s.x_adv + step))
-            crossed = oracle.decide(s.x_adv)
+            crossed = aimed_margin(oracle.logits(s.x_adv), oracle.y, s.aim) > 0
             self._note(s, oracle, crossed)
             oracle.rest(crossed)
+
+    def _boundaries(self, oracle: Oracle, s: State) -> Jacobian:
+        if self.targets == 0:
+            return oracle.jacobian(s.x_adv, self.candidates)
+        gradient, gap, _ = oracle.gradient(s.x_adv, aimed_margin, s.aim)
+        return Jacobian(s.aim, gap[:, None], gradient[:, None])
 
     def _note(self, s: State, oracle: Oracle, wrong: Tensor) -> None:
         size = (s.x_adv - oracle.x).flatten(1).norm(dim=1)
