@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,6 +26,7 @@ FORMATS: Final = ("png", "svg")
 _TRACE: Final = PGD(steps=40, loss="margin", schedule="cosine")
 _TRACED: Final = 32  # samples whose margins are followed
 _PANELS: Final = 6
+_WIDEST, _NAMED = 40, 70  # inches of a picture; classes that are named in it
 # Okabe & Ito's palette, told apart by colour-blind readers too.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#999999"
 
@@ -101,7 +102,7 @@ def passes(report: Report) -> Figure:
 def classes(report: Report) -> Figure:
     """Clean and robust accuracy of every class, with 95 % Wilson intervals."""
     groups = list(report.verdicts.groupby("label"))
-    figure, axes = _figure(max(5, 0.55 * len(groups) + 2), 3.6)
+    figure, axes = _figure(min(max(5, 0.55 * len(groups) + 2), _WIDEST), 3.6)
     for shift, color, name in ((-0.18, _GREY, "clean"), (0.18, _BLUE, "robust")):
         for column, (_, rows) in enumerate(groups):
             right = rows.prediction == rows.label if name == "clean" else rows.status == "survived"
@@ -111,10 +112,11 @@ def classes(report: Report) -> Figure:
             axes.errorbar(
                 column + shift, k / n, [[k / n - low], [high - k / n]], color="black", capsize=2, lw=1
             )
-    axes.set(
-        xticks=range(len(groups)), xticklabels=[str(label) for label, _ in groups], xlabel="class",
-        ylabel="accuracy", ylim=(0, 1.05),
-    )  # fmt: skip
+    axes.set(xlabel="class", ylabel="accuracy", ylim=(0, 1.05))
+    if len(groups) <= _NAMED:
+        names = [_shorten(name, 12) for name in report.classes["name"]]
+        turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
+        axes.set_xticks(range(len(groups)), names, **turned)
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.15))
     return figure
 
@@ -126,7 +128,7 @@ def confusion(report: Report) -> Figure:
     matrix = np.zeros((count, count), dtype=np.int64)
     np.add.at(matrix, (table.label.to_numpy(), table.prediction_adv.to_numpy()), 1)
     share = matrix / matrix.sum(1, keepdims=True).clip(min=1)
-    figure, axes = _figure(max(4, 0.45 * count + 1.4), max(3.6, 0.45 * count + 1))
+    figure, axes = _figure(min(max(4, 0.45 * count + 1.4), _WIDEST), min(max(3.6, 0.45 * count + 1), _WIDEST))
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if count <= 20:
         for (row, column), value in np.ndenumerate(matrix):
@@ -143,21 +145,35 @@ def panels(report: Report, samples: Samples, target: Target | None = None) -> Fi
     assert report.examples is not None
     nearest = report.verdicts[report.verdicts.status == "broken"].sort_values("distance").head(_PANELS)
     where = {int(sample): row for row, sample in enumerate(report.examples["sample_id"].tolist())}
-    figure, grid = _grid(len(nearest), 3)
-    for axes, (row, verdict) in zip(grid, nearest.iterrows(), strict=True):
+    shown = []
+    for row, verdict in nearest.iterrows():
         x = samples.rows(torch.tensor([int(str(row))]))
         x_adv = report.examples["x_adv"][where[int(verdict.sample_id)]][None]
-        delta = x_adv - x
-        size = float(delta.abs().max()) or 1.0
-        low, high = report.threat.bounds
-        shown = ((x - low) / (high - low), (delta / size + 1) / 2, (x_adv - low) / (high - low))
         titles = (
             f"{verdict.label}{_confidence(target, x, int(verdict.label))}",
             f"perturbation, {report.threat.norm} {verdict.distance:.3g}",
             f"{verdict.prediction_adv}{_confidence(target, x_adv, int(verdict.prediction_adv))}",
         )
-        for cell, image, title in zip(axes, shown, titles, strict=True):
-            cell.imshow(_picture(image[0]), cmap="gray", vmin=0, vmax=1)
+        shown.append((x[0], x_adv[0], titles))
+    return draw_panels(shown, report.threat.bounds)
+
+
+def draw_panels(
+    shown: Sequence[tuple[torch.Tensor, torch.Tensor, tuple[str, str, str]]], bounds: tuple[float, float]
+) -> Figure:
+    """A row for each (x, x_adv, titles): clean, perturbation stretched to its largest value, adversarial.
+
+    Raises:
+        MissingDependencyError: matplotlib cannot be imported.
+    """
+    low, high = bounds
+    figure, grid = _grid(len(shown), 3)
+    for axes, (x, x_adv, titles) in zip(grid, shown, strict=True):
+        delta = x_adv - x
+        size = float(delta.abs().max()) or 1.0
+        pictures = ((x - low) / (high - low), (delta / size + 1) / 2, (x_adv - low) / (high - low))
+        for cell, image, title in zip(axes, pictures, titles, strict=True):
+            cell.imshow(_picture(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             cell.set_title(title, fontsize=8)
             cell.axis("off")
     return figure

@@ -216,7 +216,7 @@ def test_the_picture_shows_three_columns(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     result = gate(Threshold(), samples(500, 0.25))
     with Image.open(keep(result.report, result.samples, tmp_path) / "panel.png") as image:
-        assert image.width == 600
+        assert image.width == 630
         assert image.height > image.width
 
 

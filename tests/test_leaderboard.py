@@ -372,6 +372,9 @@ def test_errors_that_were_right_on_clean_data_count_as_clean() -> None:
 def test_from_report_refuses_what_a_record_cannot_hold() -> None:
     with pytest.raises(InputError, match=r"defense\.parameters"):
         make_record(options={"beta": float("inf")})
+    with pytest.raises(InputError, match=r"model\.name: String should have at most 300") as refused:
+        make_record(name="x" * 10_000_000)
+    assert len(str(refused.value)) < 1000
 
 
 # -- store ------------------------------------------------------------------------------------------

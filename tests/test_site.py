@@ -158,6 +158,29 @@ def test_a_curve_is_drawn_from_nearest_points_where_they_were_searched(tmp_path:
     assert "40.0 % at 0.0314." in text
 
 
+def test_a_thousand_classes_leave_a_page_that_can_be_read(tmp_path: Path) -> None:
+    """Bars of the lowest classes, and the pairs that are confused most, instead of a table of a million cells."""
+    report = make_report(n=2000, wrong=0, robust=1000)
+    table = report.verdicts
+    table["label"] = table["prediction"] = [i % 1000 for i in range(2000)]
+    table["prediction_adv"] = (table["label"] + (table["status"] == "broken")) % 1000
+    record = Record.from_report(
+        report,
+        name="wide",
+        defense={"name": "none", "parameters": {}},
+        class_names=[f"<{i}>" for i in range(1000)],
+    )
+    Store(tmp_path / "store").add(record, table)
+    publish(Store(tmp_path / "store"), tmp_path / "site")
+    path = tmp_path / f"site/entries/{record.short_id}.html"
+    assert path.stat().st_size < 60_000
+    page = Page(path)
+    assert "The 40 lowest of 1000 classes" in page.text
+    assert "The 40 pairs that are confused most, of 1000 classes" in page.text
+    assert "<0>" in page.text
+    assert "1 of 2" in page.text
+
+
 def test_unreliable_entries_stand_in_a_body_of_their_own(site: Path) -> None:
     (board,) = (path for path in site.glob("board-*.html") if "masked" in path.read_text())
     text = board.read_text()

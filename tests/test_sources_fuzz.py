@@ -6,6 +6,7 @@ ROBUST_FUZZ=10000 asks for so many inputs in all.
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 import tempfile
@@ -44,13 +45,16 @@ def _image(form: str, i: int = 0) -> bytes:
 
 def _npz() -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, x=IMAGES, y=np.arange(3))
+    np.savez_compressed(buffer, x=IMAGES, y=np.arange(3), groups=np.array(["a", "b", "a"]))
     return buffer.getvalue()
 
 
 def _parquet() -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(pa.table({"image": [_image("PNG", i) for i in range(3)], "label": [0, 1, 2]}), buffer)
+    columns = {"image": [_image("PNG", i) for i in range(3)], "label": [0, 1, 2], "group": ["a", "b", "a"]}
+    features = {"info": {"features": {"label": {"names": ["x", "y", "z"]}}}}
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, buffer)
     return buffer.getvalue()
 
 
@@ -58,7 +62,7 @@ def _tar() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for i in range(3):
-            for suffix, content in (("png", _image("PNG", i)), ("cls", str(i).encode())):
+            for suffix, content in (("png", _image("PNG", i)), ("cls", str(i).encode()), ("group", b"g")):
                 info = tarfile.TarInfo(f"{'long' * 30}é{i}.{suffix}")
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
@@ -68,6 +72,21 @@ def _tar() -> bytes:
 def _torch() -> bytes:
     buffer = io.BytesIO()
     torch.save(net().state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def _torchscript() -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(net().eval(), torch.zeros(2, 3, 5, 4)), buffer)
+    return buffer.getvalue()
+
+
+def _exported() -> bytes:
+    buffer = io.BytesIO()
+    rows = ({0: torch.export.Dim("batch")},)
+    torch.export.save(
+        torch.export.export(net().eval(), (torch.zeros(3, 3, 5, 4),), dynamic_shapes=rows), buffer
+    )
     return buffer.getvalue()
 
 
@@ -112,14 +131,18 @@ KINDS: dict[str, tuple[str, Callable[[], bytes], Callable[[Path], object]]] = {
     "webp": ("set/a/x.webp", lambda: _image("WEBP"), _folder),
     "torch": ("w.pt", _torch, _weights),
     "safetensors": ("w.safetensors", lambda: safetensors.torch.save(net().state_dict()), _weights),
+    "torchscript": ("net.ts", _torchscript, lambda file: load_model(f"torchscript:{file}")),
+    "export": ("net.pt2", _exported, lambda file: load_model(f"export:{file}")),
     "onnx": ("net.onnx", _onnx, lambda file: load_model(f"onnx:{file}")),
 }
-EXAMPLES = max(1, int(os.environ.get("ROBUST_FUZZ", "330")) // len(KINDS))
+EXAMPLES = max(1, -(-int(os.environ.get("ROBUST_FUZZ", "390")) // len(KINDS)))
 
 
 @cache
 def whole(kind: str) -> bytes:
-    return KINDS[kind][1]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return KINDS[kind][1]()
 
 
 @st.composite
@@ -169,6 +192,7 @@ def test_damaged_files_are_read_or_refused(kind: str, monkeypatch: pytest.Monkey
     print(kind, outcomes)
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_undamaged_files_are_read(kind: str, tmp_path: Path) -> None:
     name, _, read = KINDS[kind]

@@ -108,7 +108,7 @@ def attack(
     attacks = [make_attack(name, **options) for name in attack_name or ()]
     parsed = Threat.parse(threat)
     radii = [eps.strip() for eps in curve.split(",")] if curve is not None else []
-    for eps in radii:
+    for eps in filter(lambda eps: eps not in ("0", "0.0"), radii):  # 0 is clean accuracy
         replace(parsed, eps=eps)  # refuses what is no radius before anything is computed
     for folder in (out, explain):
         if folder is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -10,10 +11,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from robust.errors import MissingDependencyError
+from robust.explain import draw_panels
 from robust.gate.check import GateResult
 from robust.report import Report
 from robust.sources import Samples
-from robust.threat import Threat
 
 _SHOWN: Final = 3  # samples in the message
 _DRAWN: Final = 6  # rows of the picture
@@ -112,36 +114,19 @@ def _examples(report: Report, samples: Samples) -> dict[str, Tensor] | None:
 
 def _draw(report: Report, examples: dict[str, Tensor], path: Path) -> None:
     """Clean, perturbation and adversarial image of the worst samples, with what the model sees in them."""
-    x, x_adv = examples["x"][:_DRAWN], examples["x_adv"][:_DRAWN]
+    x, x_adv = examples["x"], examples["x_adv"]
     if x.dim() != 4 or x.shape[1] not in (1, 3):
         return
+    shown = []
+    for index, row in enumerate(worst(report, _DRAWN)):  # the examples are in this order
+        widest = float((x_adv[index] - x[index]).abs().max())
+        titles = (
+            f"sample {row['sample_id']}: {row['prediction']}",
+            f"perturbation, within {widest:.3g}",
+            f"taken for {row['prediction_adv']} (label {row['label']})",
+        )
+        shown.append((x[index], x_adv[index], titles))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a font that is missing is no business of the test's
-        try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
-        except Exception:  # the extra 'plots' is not installed, or broken: the tensors are there
-            return
-        figure = Figure(figsize=(6, 2 * len(x) + 0.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(len(x), 3, squeeze=False)
-        for line, row in zip(axes, worst(report, _DRAWN), strict=True):
-            index = examples["sample_id"].tolist().index(row["sample_id"])
-            _draw_row(line, row, x[index], x_adv[index], report.threat)
-        figure.savefig(path, dpi=100)
-
-
-def _draw_row(axes: Any, row: dict[str, Any], x: Tensor, x_adv: Tensor, threat: Threat) -> None:
-    low, high = threat.bounds
-    delta = x_adv - x
-    widest = float(delta.abs().max()) or 1.0
-    pictures = (
-        (f"sample {row['sample_id']}: {row['prediction']}", (x - low) / (high - low)),
-        (f"perturbation, within {widest:.3g}", delta / (2 * widest) + 0.5),
-        (f"taken for {row['prediction_adv']} (label {row['label']})", (x_adv - low) / (high - low)),
-    )
-    for axis, (title, picture) in zip(axes, pictures, strict=True):
-        image = picture.permute(1, 2, 0).clamp(0, 1).numpy()
-        axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(title, fontsize=8)
-        axis.set_axis_off()
+        with suppress(MissingDependencyError):  # the extra 'plots' is not installed: the tensors are there
+            draw_panels(shown, report.threat.bounds).savefig(path, dpi=100)

@@ -11,9 +11,10 @@ from markupsafe import Markup, escape
 from robust.leaderboard.layout import percent, plain
 from robust.leaderboard.schema import AttackInfo, Group, Rate
 
-_WIDTH = 640
-_ROW = 24  # pixels a bar takes
-_LABEL = 190
+_WIDTH = 400  # little more than a phone's, so that text stays legible there
+_ROW = 38  # pixels that a bar takes with its label above
+_CHARACTERS = 32  # of a label
+MANY = 40  # classes or groups above which only some are drawn
 
 
 def range_bar(value: float, low: float, high: float) -> Markup:
@@ -27,7 +28,9 @@ def range_bar(value: float, low: float, high: float) -> Markup:
 
 
 def group_bars(groups: Sequence[Group], worst: int | None = None) -> Markup:
-    """Robust accuracy per group as bars with 95 % intervals, clean accuracy as a mark."""
+    """Robust accuracy per group as bars with 95 % intervals, clean accuracy as a mark; of many the lowest."""
+    if len(groups) > MANY:
+        groups = sorted(groups, key=lambda group: group.robust.value)[:MANY]
     rows = [
         (f"{plain(group.name)} (worst)" if group.label is not None and group.label == worst else plain(group.name),
          group.robust.value, group.robust, group.clean.value, f"{percent(group.robust.value)} of {percent(group.clean.value)}")
@@ -51,28 +54,33 @@ def attack_bars(attacks: Sequence[AttackInfo], n: int, *, cascade: bool) -> Mark
 
 def _bars(rows: Sequence[tuple[str, float, Rate | None, float | None, str]], title: str) -> Markup:
     """A horizontal bar per (label, value, rate or none, mark or none, text)."""
-    span, parts = _WIDTH - _LABEL - 110, []
+    parts = []
     for place, (label, value, rate, mark, text) in enumerate(rows):
         y = place * _ROW
-        short, said = escape(label if len(label) <= 26 else f"{label[:25]}…"), escape(text)
+        short, said = (
+            escape(label if len(label) <= _CHARACTERS else f"{label[: _CHARACTERS - 1]}…"),
+            escape(text),
+        )
         parts.append(
-            f'<g><title>{escape(label)}: {said}</title><text x="{_LABEL - 8}" y="{y + 16}" text-anchor="end">{short}</text>'
-            f'<rect class="bar" x="{_LABEL}" y="{y + 5}" width="{span * value:.1f}" height="14"/>'
+            f'<g><title>{escape(label)}: {said}</title><text x="0" y="{y + 13}">{short}</text>'
+            f'<text class="soft" x="{_WIDTH}" y="{y + 13}" text-anchor="end">{said}</text>'
+            f'<rect class="track" y="{y + 19}" width="{_WIDTH}" height="12"/>'
+            f'<rect class="bar" y="{y + 19}" width="{_WIDTH * value:.1f}" height="12"/>'
         )
         if mark is not None:
-            parts.append(f'<path class="clean" d="M{_LABEL + span * mark:.1f} {y + 3}v18"/>')
+            parts.append(f'<path class="clean" d="M{min(_WIDTH * mark, _WIDTH - 1):.1f} {y + 17}v16"/>')
         if rate is not None:
-            low, high = (_LABEL + span * end for end in (rate.low, rate.high))
+            low, high = (_WIDTH * end for end in (rate.low, rate.high))
             parts.append(
-                f'<path class="whisker" d="M{low:.1f} {y + 12}H{high:.1f}M{low:.1f} {y + 9}v6M{high:.1f} {y + 9}v6"/>'
+                f'<path class="whisker" d="M{low:.1f} {y + 25}H{high:.1f}M{low:.1f} {y + 22}v6M{high:.1f} {y + 22}v6"/>'
             )
-        parts.append(f'<text class="soft" x="{_WIDTH - 102}" y="{y + 16}">{said}</text></g>')
-    return _svg(title, max(len(rows), 1) * _ROW + 6, parts)
+        parts.append("</g>")
+    return _svg(title, max(len(rows), 1) * _ROW + 2, parts)
 
 
 def eps_curve(points: Sequence[tuple[float, str, Rate]]) -> Markup:
     """Accuracy against eps: (radius, eps as written, rate), radius 0 for clean accuracy, in order of radius."""
-    left, top, width, height = 52, 12, 540, 240
+    left, top, width, height = 50, 12, 330, 200
     most = max(radius for radius, _, _ in points) or 1.0
 
     def at(radius: float, value: float) -> tuple[float, float]:
@@ -103,7 +111,12 @@ def _interval(rate: Rate) -> tuple[str, str]:
 
 
 def confusion_table(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Markup:
-    """(C, C) counts of label against prediction as a table, darker where there are more of a row."""
+    """(C, C) counts of label against prediction as a table, darker where there are more of a row.
+
+    Of many classes, the pairs that are confused most.
+    """
+    if len(names) > MANY:
+        return _confused(counts, names)
     names = [str(escape(name)) for name in names]
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     body = []
@@ -119,6 +132,24 @@ def confusion_table(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Mark
     return Markup(
         '<table class="confusion"><caption>Rows: label; columns: what the worst case found was taken for. '
         f"The diagonal is robust.</caption><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    )
+
+
+def _confused(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Markup:
+    """The pairs of label and prediction that occur most often, the diagonal left out."""
+    off = counts.copy()
+    np.fill_diagonal(off, 0)
+    order = np.argsort(-off, axis=None, kind="stable")[:MANY]
+    body = "".join(
+        f'<tr><th scope="row">{escape(names[row])}</th><td>{escape(names[column])}</td>'
+        f'<td class="n">{off[row, column]} of {counts[row].sum()}</td></tr>'
+        for row, column in zip(*np.unravel_index(order, off.shape), strict=True)
+        if off[row, column]
+    )
+    return Markup(
+        f"<table><caption>The {MANY} pairs that are confused most, of {len(names)} classes.</caption><thead><tr>"
+        '<th scope="col">label</th><th scope="col">taken for</th><th scope="col" class="n">samples</th></tr></thead>'
+        f"<tbody>{body}</tbody></table>"
     )
 
 

@@ -19,7 +19,7 @@ from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
 from robust.leaderboard.reforward import preprocessing_of
 from robust.leaderboard.schema import Rate
-from robust.leaderboard.site.charts import range_bar
+from robust.leaderboard.site.charts import MANY, range_bar
 from robust.leaderboard.table import FIXED
 
 _LAST: Final = 1_000_000  # sorts after every rank
@@ -176,11 +176,14 @@ def curve_text(points: Sequence[tuple[float, str, Rate]]) -> str:
 def fairness_text(record: Record) -> str:
     """Under the bars of the classes."""
     fairness = record.fairness
+    bars = "Bars: robust accuracy with 95 % interval; orange line: clean accuracy."
+    if len(record.classes) > MANY:
+        bars += f" The {MANY} lowest of {len(record.classes)} classes."
     if fairness is None:
-        return "Bars: robust accuracy with 95 % interval; orange line: clean accuracy."
+        return bars
     worst = next(plain(group.name) for group in record.classes if group.label == fairness.worst)
     return (
-        f"Bars: robust accuracy with 95 % interval; orange line: clean accuracy. Worst class {worst}: "
+        f"{bars} Worst class {worst}: "
         f"{percent(fairness.value)} % [{percent(fairness.low)}, {percent(fairness.high)}], the interval for all "
         f"{len(record.classes)} classes together since the worst was picked after looking. Mean of the worst "
         f"tenth {percent(fairness.worst_tenth)} %, best less worst {percent(fairness.spread)} points."
