@@ -125,9 +125,12 @@ def project(
             eps = eps.view(-1, *([1] * (x.dim() - 1)))
         return torch.minimum(torch.maximum(x_adv, x - eps), x + eps).clamp_(low, high)
     delta, base = (x_adv - x).flatten(1), x.flatten(1)
+    radius = eps[:, None] if isinstance(eps, Tensor) else eps
+    if norm == "l2":
+        return (x + _scale_l2(delta, low - base, high - base, radius).view_as(x)).clamp_(low, high)
     room = torch.where(delta > 0, high - base, base - low)
-    shrink = {"l2": _shrink_l2, "l1": _shrink_l1, "l0": _shrink_l0}[norm]
-    size = shrink(delta.abs(), room, eps[:, None] if isinstance(eps, Tensor) else eps)
+    shrink = {"l1": _shrink_l1, "l0": _shrink_l0}[norm]
+    size = shrink(delta.abs(), room, radius)
     return (x + (delta.sign() * size).view_as(x)).clamp_(low, high)
 
 
@@ -142,24 +145,25 @@ def norm_of(flat: Tensor, norm: str) -> Tensor:
     return (flat != 0).sum(1).to(flat.dtype)
 
 
-def _shrink_l2(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
-    """argmin ||s - size|| over 0 <= s <= room, ||s||_2 <= eps.
+def _scale_l2(delta: Tensor, least: Tensor, most: Tensor, eps: float | Tensor) -> Tensor:
+    """argmin ||d - delta|| over least <= d <= most, ||d||_2 <= eps, where least <= 0 <= most.
 
-    The optimum is s = min(t * size, room) with one factor t <= 1 a row: start from the factor that
+    The optimum is d = clamp(t * delta, least, most) with one factor t <= 1 a row: start from the factor that
     fits the ball without the box, then let the free values take up what the capped ones leave.
     Capped sets only grow, so the loop ends; few rounds suffice.
     """
-    factor = eps / size.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    factor = eps / delta.norm(dim=1, keepdim=True).clamp_min(1e-30)
     for _ in range(20):
-        capped = factor * size >= room
-        left = eps**2 - room.masked_fill(~capped, 0.0).square().sum(1, keepdim=True)
-        free = size.masked_fill(capped, 0.0).square().sum(1, keepdim=True)
-        update = (left.clamp_min(0) / free.clamp_min(1e-30)).sqrt()
-        update = torch.where(free > 0, update, factor).clamp_max(1e30)
-        if bool((update <= factor * (1 + 1e-6)).all()):
+        scaled = factor * delta
+        inside = scaled.clamp(least, most)
+        free = (scaled * (inside == scaled)).norm(dim=1, keepdim=True)
+        capped = inside.norm(dim=1, keepdim=True).square() - free.square()
+        grow = (eps**2 - capped).clamp_min(0).sqrt() / free.clamp_min(1e-30)
+        grow = torch.where((free > 0) & (factor < 1), grow, 1.0)  # over 1 nothing is scaled down
+        if bool((grow <= 1 + 1e-6).all()):
             break
-        factor = torch.maximum(factor, update)
-    return torch.minimum(factor.clamp_max(1.0) * size, room)
+        factor = (factor * grow.clamp_min(1)).clamp_max(1e30)
+    return (factor.clamp_max(1.0) * delta).clamp(least, most)
 
 
 def _shrink_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
