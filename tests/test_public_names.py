@@ -27,6 +27,7 @@ def test_importing_is_cheap_and_needs_no_extras() -> None:
         "import robust\n"
         "assert 'torch' not in sys.modules\n"
         "import robust.cli, robust.sweep, robust.hardening, robust.leaderboard\n"
+        "assert 'lightning_fabric' not in sys.modules, 'seconds that only trainings should pay'\n"
         "[getattr(robust, name) for name in robust.__all__]"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

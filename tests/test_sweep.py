@@ -6,21 +6,26 @@ import json
 import os
 import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from robust.errors import InputError, StoreError, UnknownNameError
 from robust.leaderboard import Store
-from robust.sweep import Event, SweepConfig, demonstration, load_config, run_sweep
+from robust.leaderboard.verify import verify
+from robust.parts import Part
+from robust.sources import load_data
+from robust.sweep import Event, SweepConfig, SweepResult, demonstration, load_config, run_sweep
 from robust.sweep.cells import plan
+from robust.sweep.config import DefenseEntry
 from robust.sweep.executors import InProcess, Told
 from robust.sweep.processes import Processes
 from robust.sweep.results import Results
-from robust.sweep.run import SweepResult
-from robust.sweep.tasks import AttackTask, Folder, ModelRef, Outcome, Worker
+from robust.sweep.tasks import AttackTask, Folder, ModelRef, Outcome, Worker, build_target
 
 PLAN = """
 data = "builtin:digits"
@@ -318,8 +323,6 @@ def test_decoded_data_are_found_again_until_the_file_changes(tmp_path: Path) -> 
 
     x = torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8)
     frame = tmp_path / "data.npz"
-    import numpy as np
-
     np.savez(frame, x=x.numpy(), y=np.arange(20) % 4)
     first, again = (hold(str(frame), 7, tmp_path / "held") for _ in range(2))
     assert first == again
@@ -455,12 +458,99 @@ def test_shards_survive_their_file(tmp_path: Path, config: SweepConfig) -> None:
 
     held = hold("builtin:digits", 12, tmp_path / "data")
     task = AttackTask(
-        "1", "cell", ModelRef("builtin:digits-mlp"), str(held.folder), "l2:0.5", "quick", 0, True, (0, 5), 8, "float32"
+        "1", "cell", ModelRef("builtin:digits-mlp"), str(held.folder), "l2:2", "quick", 0, True, (0, 5), 8, "float32",
+        show=(1, 2, 3),
     )  # fmt: skip
-    part = Worker(Folder(), "cpu").do(task, lambda progress: None).result
-    results = Results(tmp_path)
-    results.keep_part("key", part)  # type: ignore[arg-type]
-    read = results.part("key", (0, 5))
-    pd.testing.assert_frame_equal(read.verdicts, part.verdicts, check_exact=True)  # type: ignore[union-attr]
+    outcome = Worker(Folder(), "cpu").do(task, lambda progress: None)
+    part, results = outcome.result, Results(tmp_path)
+    assert isinstance(part, Part)
+    results.keep_part("key", part, outcome.examples)
+    kept = results.part("key", (0, 5))
+    assert kept is not None
+    read, examples = kept
+    assert isinstance(read, Part)
+    assert examples == outcome.examples is not None
+    pd.testing.assert_frame_equal(read.verdicts, part.verdicts, check_exact=True)
     rest = [{k: v for k, v in vars(p).items() if k != "verdicts"} for p in (read, part)]
     assert rest[0] == rest[1]
+    (tmp_path / "parts" / "key" / "0-5.safetensors").write_bytes(examples[:-1])
+    assert results.part("key", (0, 5)) is None
+
+
+def test_few_adversarial_examples_are_kept_whatever_the_shards(
+    config: SweepConfig, tmp_path: Path, whole: tuple[Path, SweepResult]
+) -> None:
+    out, first = whole
+    store = Store(out)
+    for record in first.records:
+        kept = store.examples(record)
+        assert kept is not None
+        assert 0 < len(kept["sample_id"]) <= 8
+        for outcome in verify(store, f"{record.id}.json"):
+            assert outcome.ok is not False, outcome
+        checks = {outcome.check: outcome.ok for outcome in verify(store, f"{record.id}.json")}
+        assert checks["examples"] is checks["ball"] is True
+    otherwise = config.model_copy(
+        update={"shard": 7, "threats": ["linf:0.05"], "defenses": config.defenses[:1]}
+    )
+    (same,) = run_sweep(otherwise, tmp_path / "a", device="cpu").records
+    before = next(r for r in first.records if (r.defense.name, r.threat.norm) == ("none", "linf"))
+    few, many = Store(tmp_path / "a").examples(same), store.examples(before)
+    assert few is not None
+    assert many is not None
+    assert torch.equal(few["sample_id"], many["sample_id"])
+    torch.testing.assert_close(few["x_adv"], many["x_adv"])
+    without = otherwise.model_copy(update={"keep_examples": 0})
+    (bare,) = run_sweep(without, tmp_path / "a", device="cpu").records
+    assert bare.artefacts.examples_sha256 is None
+    assert bare.artefacts.verdicts_sha256 == same.artefacts.verdicts_sha256
+
+
+def test_input_transforms_are_defenses_and_share_the_training_of_what_is_behind_them(
+    config: SweepConfig, tmp_path: Path
+) -> None:
+    trained = config.defenses[1]
+    wrapped = [
+        DefenseEntry(name="bit-depth", options={"bits": 2}),
+        trained.model_copy(
+            update={"name": "bit-depth", "options": {"bits": 2, "of": "pgd-at", "options": trained.options}}
+        ),
+    ]
+    both = config.model_copy(update={"defenses": [trained, *wrapped], "threats": ["linf:0.05"]})
+    run = Count()
+    result = run_sweep(both, tmp_path, device="cpu", listener=run)
+    assert (run.trained, result.failures, result.missing) == (1, [], [])
+    bare, alone, behind = (
+        next(r for r in result.records if r.defense.name == name)
+        for name in ("pgd-at", "bit-depth", "pgd-at+bit-depth")
+    )
+    assert (alone.defense.trained_threat, behind.defense.trained_threat) == (None, "linf:0.05")
+    assert bare.clean.value > alone.clean.value  # which was never trained
+    assert behind.clean.value > alone.clean.value
+    ref = ModelRef("builtin:digits-mlp", behind='{"name": "bit-depth", "bits": 1}')
+    target = build_target(ref, None, "cpu")
+    x = load_data("builtin:digits").rows(slice(0, 20))
+    with target, build_target(replace(ref, behind=None), None, "cpu") as plain:
+        assert torch.equal(target.logits(x), plain.logits(x.round()))
+    again = Count()
+    assert run_sweep(both, tmp_path, device="cpu", listener=again).reused == 3
+    assert again.trained == 0
+
+
+def test_groups_of_the_data_come_out_in_the_record(tmp_path: Path) -> None:
+    x = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8).numpy()
+    np.savez(tmp_path / "data.npz", x=x, y=np.arange(20) % 10, camera=np.arange(20) % 2)
+    plan = SweepConfig.model_validate(
+        {
+            "data": str(tmp_path / "data.npz"),
+            "groups": "camera",
+            "shard": 7,
+            "threats": ["linf:0.05"],
+            "suites": ["fgsm"],
+            "models": [{"spec": "builtin:digits-mlp"}],
+        }
+    )
+    (record,) = run_sweep(plan, tmp_path / "out", device="cpu").records
+    assert [(group.name, group.clean.n) for group in record.groups] == [("0", 10), ("1", 10)]
+    plain = plan.model_copy(update={"groups": None})
+    assert run_sweep(plain, tmp_path / "out", device="cpu").records[0].groups == []

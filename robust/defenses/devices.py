@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from robust.defenses.options import TrainingOptions
@@ -38,6 +36,10 @@ class Devices:
     """
 
     def __init__(self, options: TrainingOptions) -> None:
+        # Fabric loads torch's compiler, for seconds that nobody is to pay who trains nothing.
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies.ddp import DDPStrategy
+
         self._options = options
         self._world = world_size()
         self.device = Target(nn.Identity(), device=self._spec()).device

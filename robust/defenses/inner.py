@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from lightning_fabric import is_wrapped
 from torch import Tensor, nn
 
 from robust.attacks import Attack
@@ -49,6 +48,8 @@ def access(model: nn.Module, batch: Batch, threat: Threat) -> Iterator[Oracle]:
 
 def bare(model: nn.Module) -> nn.Module:
     """The module itself, without Fabric's wrapper."""
+    from lightning_fabric import is_wrapped
+
     module = model.module if is_wrapped(model) else model
     assert isinstance(module, nn.Module)
     return module

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
 from robust.suites import Stage, resolve
 from robust.sweep.config import Curve, DefenseEntry, Exclusion, ModelEntry, Suite, SweepConfig
@@ -32,10 +33,34 @@ class Pair:
         return f"{self.model.title} x {self.defense.title}"
 
     @property
+    def wrapper(self) -> Wrapper | None:
+        """The defense, where it puts a transform in front of a model."""
+        made = make_defense(str(self.defense.name), **self.defense.options)
+        return made if isinstance(made, Wrapper) else None
+
+    @property
+    def inner(self) -> DefenseEntry:
+        """What the model is trained by: the defense, or the one that its transform is put in front of."""
+        made = self.wrapper
+        if made is None:
+            return self.defense
+        return self.defense.model_copy(update={"name": made.of or "none", "options": dict(made.options)})
+
+    @property
+    def behind(self) -> str | None:
+        """The transform in front of the trained model, as JSON (name and options); None for none."""
+        made = self.wrapper
+        if made is None:
+            return None
+        kept = {key: value for key, value in self.defense.options.items() if key not in ("of", "options")}
+        return json.dumps({"name": self.defense.name, **kept}, sort_keys=True)
+
+    @property
     def as_is(self) -> bool:
         """Nothing is to be trained."""
-        given = self.model.weights is not None or self.train is None
-        return self.defense.name == "none" and given and not self.defense.training
+        made = self.wrapper
+        given = self.model.weights is not None or self.train is None or (made is not None and not made.of)
+        return self.inner.name == "none" and given and not self.defense.training
 
     @property
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -162,6 +187,28 @@ def _matches(exclusion: Exclusion, cell: Cell) -> bool:
     asked = exclusion.model_dump(exclude_none=True)
     plain = {**names, "defense": str(cell.pair.defense.name)}
     return all(fnmatchcase(names[key], str(p)) or fnmatchcase(plain[key], str(p)) for key, p in asked.items())
+
+
+def dependencies(cell: Cell | CurveCell, config: SweepConfig) -> dict[str, Any]:
+    """What a cell's result depends on, but for the weights and the data."""
+    about: dict[str, Any] = {
+        "model": [cell.pair.model.spec, cell.pair.model.normalize],
+        "pair": [cell.pair.model.title, cell.pair.defense.model_dump(mode="json")],
+        "seed": cell.seed,
+        "precision": config.precision,
+        "batch_size": config.batch_size,
+    }
+    if isinstance(cell, CurveCell):
+        suites = [stages_identity(cell.curve.suite, threat) for threat in cell.curve.threats]
+        return {**about, "curve": [str(threat) for threat in cell.curve.threats], "suites": suites}
+    threat = Threat.parse(cell.threat)
+    return {
+        **about,
+        "examples": config.keep_examples,
+        "threat": [threat.norm, threat.eps, threat.bounds],
+        "suite": stages_identity(cell.suite, threat),
+        "cascade": cell.cascade,
+    }
 
 
 def stages_identity(suite: Suite, threat: Threat) -> list[Any]:

@@ -145,6 +145,7 @@ class SweepConfig(_Strict):
 
     Attributes:
         data: samples that are attacked, cut to `limit` (a seeded fair subset).
+        groups: column or array of `data` with each sample's group, for accuracy per group; see `robust.load_data`.
         train: samples that defenses train on; validation is split off from it.
         recipe: named training options that defenses start from.
         models, defenses, threats, suites, seeds: the lists whose product the cells are. A suite is a name
@@ -155,10 +156,12 @@ class SweepConfig(_Strict):
         shard: samples that a worker is handed at once.
         batch_size: rows a pass takes at most; by default 128, on a GPU 512. Not by measurement, as that
             could change the last bits of a result from run to run.
+        keep_examples: adversarial examples that are kept with a record, at most; see docs/sweeps.md.
         precision: see `robust.evaluate`; "auto" may change the last bits too.
     """
 
     data: str
+    groups: str | None = None
     train: str | None = None
     limit: int | None = Field(default=None, ge=1)
     recipe: str = "mnist"
@@ -172,6 +175,7 @@ class SweepConfig(_Strict):
     cascade: bool = True
     shard: int = Field(default=512, ge=1)
     batch_size: int | None = Field(default=None, ge=1)
+    keep_examples: int = Field(default=8, ge=0)
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
 
     _threats = field_validator("threats")(_parse_threats)

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robust.attacks import ATTACKS, Attack, make_attack
+from robust.attacks import Attack, make_attack
 from robust.audit import audit
 from robust.diagnose import Finding
 from robust.oracle import Oracle
@@ -29,8 +29,12 @@ from robust.suites import resolve
 from robust.target import Target
 from robust.threat import TOLERANCE, Threat
 
-_PLACERS: Final = ("fmn", "ddn")  # minimum-norm attacks of one target, in order of preference
-_PLACING_STEPS: Final = 5  # more cost more than the attacks they save (both were counted)
+_PLACER: Final = {
+    "name": "fmn",
+    "steps": 3,
+    "step_size": 2.0,
+    "targets": 0,
+}  # more steps cost more than they save
 
 
 @dataclass
@@ -107,8 +111,8 @@ class _Curve:
 
     def place(self) -> None:
         """Classify the clean samples, and see with few steps how near their boundary is."""
-        widest = self.threats[-1]
-        attack = _placer(widest)
+        self.threats[-1]
+        attack = make_attack(dict(_PLACER))
         for part in torch.arange(len(self.samples)).split(4 * self.rows):
             x, y, ids = self._load(part)
             with torch.no_grad():
@@ -118,7 +122,7 @@ class _Curve:
             wrong = self.prediction[part] != self.samples.y[part]
             self.falls_at[part[wrong]] = -1
             right = (~wrong).nonzero().squeeze(1)
-            if attack is not None and len(right):
+            if len(right):
                 here = right.to(x.device)
                 self._place(attack, part[right], x[here], y[here], ids[here])
             if self.settings.progress:
@@ -194,14 +198,6 @@ class _Curve:
 def _where(statuses: list[str], status: str, rows: Tensor, distance: Any) -> tuple[Tensor, Tensor]:
     chosen = [i for i, s in enumerate(statuses) if s == status]
     return rows[chosen], torch.from_numpy(distance[chosen].astype("float64"))
-
-
-def _placer(threat: Threat) -> Attack | None:
-    """A short minimum-norm attack for the norm; None where there is none."""
-    for name in _PLACERS:
-        if name in ATTACKS and threat.norm in ATTACKS[name].norms:
-            return make_attack({"name": name, "steps": _PLACING_STEPS})
-    return None
 
 
 def points(table: pd.DataFrame, threats: Sequence[Threat]) -> list[dict[str, Any]]:

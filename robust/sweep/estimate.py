@@ -78,7 +78,7 @@ class _Gauge:
     def training(self, pair: Pair, config: SweepConfig) -> Line:
         """Epochs x samples x (1 + the inner attack's steps), each a forward and a backward pass."""
         options = training_options(config.recipe, pair.defense.training)
-        made = make_defense(str(pair.defense.name), **pair.defense.options)
+        made = make_defense(str(pair.inner.name), **pair.inner.options)
         steps = 1 + int(made.parameters.get("steps", 0))
         target, _ = self._target(pair)
         samples = self._samples(pair.train or "", target.preprocessing)
@@ -112,7 +112,7 @@ class _Gauge:
         return self._data[spec, fit]
 
     def _target(self, pair: Pair) -> tuple[Target, bool]:
-        ref = ModelRef(str(pair.model.spec), pair.model.weights, pair.seed, pair.moments)
+        ref = ModelRef(str(pair.model.spec), pair.model.weights, pair.seed, pair.moments, pair.behind)
         return build_target(ref, ref.weights, self._device), not pair.as_is
 
     def _pass_seconds(self, pair: Pair, target: Target, samples: Samples) -> tuple[float, float]:

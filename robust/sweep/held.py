@@ -33,15 +33,26 @@ class Held:
     n: int
 
     @property
+    def identity(self) -> list[Any]:
+        """What verdict tables of these samples depend on: the samples, and their groups."""
+        return [self.sha256, self.samples.group_labels]
+
+    @property
     def samples(self) -> Samples:
         """The samples, read from disk as they are needed."""
         return map_samples(self.folder)
 
 
-def hold(spec: str, limit: int | None, home: Path, fit: Preprocessing | None = None) -> Held:
+def hold(
+    spec: str,
+    limit: int | None,
+    home: Path,
+    fit: Preprocessing | None = None,
+    groups: str | None = None,
+) -> Held:
     """The samples of a data SPEC, cut to `limit`, decoded into a folder below `home` unless they are there.
 
-    Images that are stored encoded are resized and cropped as `fit` says.
+    Images that are stored encoded are resized and cropped as `fit` says; `groups` as in load_data.
 
     What was decoded is found again by the spec and by what its files look like from outside (names, sizes,
     times of change), or by the releases of the packages that ship it.
@@ -51,10 +62,10 @@ def hold(spec: str, limit: int | None, home: Path, fit: Preprocessing | None = N
         StoreError: the folder cannot be written.
     """
     signature = _signature(spec)
-    text = json.dumps([spec, limit, signature, fit and [fit.size, fit.resize, fit.interpolation]])
+    text = json.dumps([spec, limit, signature, fit and [fit.size, fit.resize, fit.interpolation], groups])
     folder = home / hashlib.sha256(text.encode()).hexdigest()[:24]
     if signature is None or not (folder / "held.json").exists():
-        _decode(spec, limit, folder, fit)
+        _decode(spec, limit, folder, fit, groups)
     held = json.loads((folder / "held.json").read_text(encoding="utf-8"))
     return Held(folder, held["spec"], held["sha256"], held["n"])
 
@@ -72,8 +83,10 @@ def map_samples(folder: Path) -> Samples:
     return Samples(**arrays, spec=held["spec"], **names)
 
 
-def _decode(spec: str, limit: int | None, folder: Path, fit: Preprocessing | None) -> None:
-    samples = load_data(spec, fit=fit).limit(limit)
+def _decode(
+    spec: str, limit: int | None, folder: Path, fit: Preprocessing | None, groups: str | None
+) -> None:
+    samples = load_data(spec, fit=fit, groups=groups).limit(limit)
     partial = folder.with_name(f"{folder.name}.{uuid4().hex}.partial")
     held = {
         "spec": samples.spec,

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from robust.diagnose import Finding
 from robust.errors import StoreError
+from robust.leaderboard.artefacts import sha256
 from robust.parts import Part
 from robust.sweep.curves import CurvePart
 
@@ -27,7 +28,7 @@ class Results:
     """What a sweep has found so far, and where.
 
     models/KEY/weights.safetensors, cells/KEY.json (the record of a finished cell), parts/KEY/A-B.parquet
-    (shards of a cell that is not finished), curves/KEY.json and .parquet, failures/KEY.txt, data/KEY
+    and .safetensors (shards of a cell that is not finished), curves/KEY.json and .parquet, failures/KEY.txt, data/KEY
     (decoded samples), events.jsonl, and the records' own folders.
 
     Raises:
@@ -90,16 +91,22 @@ class Results:
         self.write(self.out / "curves" / f"{key}.json", text.encode())
         self.drop_parts(key)
 
-    def keep_part(self, key: str, part: Part | CurvePart) -> None:
-        """Keep a shard until its cell is finished."""
-        self.write(self._part(key, part.rows), _dump(part))
+    def keep_part(self, key: str, part: Part | CurvePart, examples: bytes | None = None) -> None:
+        """Keep a shard, and adversarial examples beside it, until its cell is finished."""
+        path = self._part(key, part.rows)
+        if examples is not None:
+            self.write(path.with_suffix(".safetensors"), examples)
+        self.write(path, _dump(part, None if examples is None else sha256(examples)))
 
-    def part(self, key: str, rows: tuple[int, int]) -> Part | CurvePart | None:
-        """A shard that was kept; None where there is none, or none that can be read."""
+    def part(self, key: str, rows: tuple[int, int]) -> tuple[Part | CurvePart, bytes | None] | None:
+        """A shard that was kept, with its examples; None where there is none, or none that can be read."""
+        path = self._part(key, rows)
         try:
-            return _load(self._part(key, rows).read_bytes())
+            part, digest = _load(path.read_bytes())
+            examples = None if digest is None else path.with_suffix(".safetensors").read_bytes()
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             return None
+        return (part, examples) if examples is None or sha256(examples) == digest else None
 
     def drop_parts(self, key: str) -> None:
         """Forget the shards of a cell."""
@@ -125,14 +132,15 @@ class Results:
         return found
 
 
-def _dump(part: Part | CurvePart) -> bytes:
-    """A shard as Parquet: its table, and the rest as JSON in the file's metadata."""
+def _dump(part: Part | CurvePart, examples: str | None) -> bytes:
+    """A shard as Parquet: its table, and the rest, with the hash of its examples, as JSON in the file's metadata."""
     table = part.verdicts if isinstance(part, Part) else part.table
     meta = {key: value for key, value in vars(part).items() if key not in ("verdicts", "table", "examples")}
     if isinstance(part, Part):
         meta["findings"] = [[rank, asdict(finding)] for rank, finding in part.findings]
     else:
         meta["findings"] = [asdict(finding) for finding in part.findings]
+    meta["shown"] = examples
     content = pa.Table.from_pandas(table, preserve_index=False)
     known = content.schema.metadata or {}
     sink = BytesIO()
@@ -140,13 +148,13 @@ def _dump(part: Part | CurvePart) -> bytes:
     return sink.getvalue()
 
 
-def _load(content: bytes) -> Part | CurvePart:
+def _load(content: bytes) -> tuple[Part | CurvePart, str | None]:
     table = pq.read_table(BytesIO(content))
     meta = json.loads(table.schema.metadata[_META])
-    meta["rows"] = tuple(meta["rows"])
+    meta["rows"], examples = tuple(meta["rows"]), meta.pop("shown")
     frame = table.to_pandas()
     if "attacks" in meta:
         meta["findings"] = [(rank, Finding(**finding)) for rank, finding in meta["findings"]]
-        return Part(verdicts=frame, **meta)
+        return Part(verdicts=frame, **meta), examples
     meta["findings"] = [Finding(**finding) for finding in meta["findings"]]
-    return CurvePart(table=frame, **meta)
+    return CurvePart(table=frame, **meta), examples

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import torch
 
-from robust.defenses import EpochResult, Trainer, make_defense
+from robust.bpda import BPDA
+from robust.defenses import EpochResult, Trainer, Wrapper, make_defense
 from robust.errors import RobustError, StoreError
 from robust.hardening import training_options
+from robust.leaderboard.artefacts import examples_bytes
 from robust.parts import Part, Plan, attack_part
 from robust.run import Precision, Progress, Settings
 from robust.sources import Samples, load, model_sha256, save_weights
@@ -32,12 +35,13 @@ Tell = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model to build: `weights` names an asset that is read into it."""
+    """A model to build: `weights` names an asset that is read into it, `behind` a transform in front of it."""
 
     spec: str
     weights: str | None = None
     seed: int = 0
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # None: as its source declares
+    behind: str | None = None  # JSON: name of a defense that is a transform, and its options
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class TrainTask:
 
 @dataclass(frozen=True)
 class AttackTask:
-    """Attack the samples at `rows`; see robust.parts."""
+    """Attack the samples at `rows`; see robust.parts. Of those at `show`, adversarial examples come back too."""
 
     id: str
     title: str
@@ -80,6 +84,7 @@ class AttackTask:
     rows: tuple[int, int]
     batch_size: int | None
     precision: Precision
+    show: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,7 @@ class Outcome:
             means that results cannot be kept.
         reason: one line; trace: the traceback.
         memory: it may be for want of memory.
+        examples: `examples_bytes` of those that were asked for; None where none were.
     """
 
     task: Task
@@ -131,6 +137,7 @@ class Outcome:
     reason: str = ""
     trace: str = ""
     memory: bool = False
+    examples: bytes | None = None
 
 
 class Assets(Protocol):
@@ -173,7 +180,12 @@ class Worker:
     def do(self, task: Task, tell: Tell) -> Outcome:
         """Do a task; whatever it raises becomes its outcome."""
         try:
-            return Outcome(task, "done", self._do(task, tell))
+            result = self._do(task, tell)
+            examples = None
+            if isinstance(result, Part) and result.examples is not None:
+                examples = examples_bytes(result.examples)  # tensors do not survive every way to the driver
+                result = replace(result, examples=None)
+            return Outcome(task, "done", result, examples=examples)
         except Exception as error:
             text = str(error) if isinstance(error, RobustError) else f"{type(error).__name__}: {error}"
             reason = " ".join(text.split()) or type(error).__name__
@@ -202,7 +214,13 @@ class Worker:
             return attack_curve(target, samples, task.threats, task.suite, settings, range(*task.rows))
         threat = Threat.parse(task.threat, target.bounds)
         plan = Plan(threat, *resolve(task.suite, threat), task.cascade)
-        return attack_part(target, samples, plan, settings, range(*task.rows))
+        part = attack_part(
+            target, samples, plan, replace(settings, keep_examples=bool(task.show)), range(*task.rows)
+        )
+        if part.examples is not None:
+            shown = torch.isin(part.examples["sample_id"], samples.ids[list(task.show)])
+            part.examples = {key: tensor[shown] for key, tensor in part.examples.items()}
+        return part
 
     def _train(self, task: TrainTask, tell: Tell) -> Trained:
         options = training_options(task.recipe, {**task.training, "device": self.device})
@@ -243,7 +261,15 @@ class Worker:
 
 
 def build_target(ref: ModelRef, weights: str | Path | None, device: str) -> Target:
-    """A model as it is attacked, with the normalisation that was given, or that its source declares."""
-    if ref.normalize is None:
-        return load(ref.spec, weights, device=device, seed=ref.seed)
-    return load(ref.spec, weights, normalize=ref.normalize, device=device, seed=ref.seed)
+    """A model as it is attacked, with the normalisation that was given, or that its source declares.
+
+    Behind a transform, gradients pass it as if it were the identity; see `robust.BPDA`.
+    """
+    given: dict[str, Any] = {} if ref.normalize is None else {"normalize": ref.normalize}
+    target = load(ref.spec, weights, device=device, seed=ref.seed, **given)
+    if ref.behind is None:
+        return target
+    options = json.loads(ref.behind)
+    made = make_defense(options.pop("name"), **options)
+    assert isinstance(made, Wrapper)
+    return BPDA(made.transform(target.bounds), target)
