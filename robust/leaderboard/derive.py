@@ -100,12 +100,13 @@ def confusion(verdicts: pd.DataFrame) -> npt.NDArray[np.int64]:
     A broken sample counts under what its adversarial example was taken for, a misclassified one under
     its clean prediction, a survivor under its label.
     """
-    rows = verdicts[verdicts["status"] != "error"]
-    label = rows["label"].to_numpy()
-    found = rows["prediction"].to_numpy().copy()
-    broken = (rows["status"] == "broken").to_numpy()
-    if "prediction_adv" in rows:
-        found[broken] = rows["prediction_adv"].to_numpy()[broken]
+    status = verdicts["status"].to_numpy(dtype=object)  # text of pandas itself is slow to compare
+    label, found = verdicts["label"].to_numpy(), verdicts["prediction"].to_numpy().copy()
+    if "prediction_adv" in verdicts:
+        broken = status == "broken"
+        found[broken] = verdicts["prediction_adv"].to_numpy()[broken]
+    judged = status != "error"
+    label, found = label[judged], found[judged]
     size = int(max(label.max(initial=0), found.max(initial=0))) + 1
     counts = np.zeros((size, size), dtype=np.int64)
     np.add.at(counts, (label, found), 1)

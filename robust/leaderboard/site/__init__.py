@@ -96,7 +96,7 @@ class _Site:
         self.verdict_files = {record.id: store.verdicts_file(record) for record in self.records}
         self.verdicts = {id_: read_verdicts(content) for id_, content in self.verdict_files.items()}
         self.survived: Survived = {
-            id_: (table["status"] == "survived").to_numpy() for id_, table in self.verdicts.items()
+            id_: table["status"].to_numpy(dtype=object) == "survived" for id_, table in self.verdicts.items()
         }
         self.frame = leaderboard_frame(self.records, references=self.references, survived=self.survived)
         self.by_id: dict[str, Record | Reference] = {}
@@ -225,7 +225,7 @@ class _Site:
 
 def _paired_data(verdicts: pd.DataFrame) -> dict[str, Any]:
     """Of each sample, in order: how it ended, and what it was taken for then (-1: unknown)."""
-    status = verdicts["status"].to_numpy()
+    status = verdicts["status"].to_numpy(dtype=object)
     taken = np.where(status == "broken", verdicts.get("prediction_adv", -1), verdicts["prediction"])
     return {"status": "".join(map(_STATUS.__getitem__, status)), "taken": taken.astype(int).tolist()}
 
