@@ -21,6 +21,7 @@ from robust.cli import main
 from robust.leaderboard import Store
 from robust.report import Report
 from robust.sources import save_weights
+from robust.sweep import demonstration
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -272,6 +273,76 @@ def test_sweep_shows_its_plan_runs_and_shows_the_board(
     missing = inside("leaderboard", "show", "nowhere", cwd=tmp_path)
     assert missing.returncode == 2
     assert "no records" in missing.stderr
+
+
+def test_the_schema_of_a_plan_is_that_of_the_demonstration(
+    tmp_path: Path, inside: Callable[..., Outcome]
+) -> None:
+    printed = inside("sweep", "--schema", cwd=tmp_path)
+    assert printed.returncode == 0
+    schema = json.loads(printed.stdout)
+    plan = demonstration().model_dump(mode="json")
+    assert plan.keys() == schema["properties"].keys()
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == ["data", "models"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--executor", "rya"], "--executor: expected 'local' or 'ray', got 'rya'"),
+        (["--address", "auto"], "--address: is of a Ray cluster; give --executor ray as well"),
+        (["--executor", "ray"], "pip install 'robust-harness[ray]'"),
+        (["--workers", "0"], "--workers"),
+        (["--workers", "many"], "--workers"),
+        (["--threads", "0"], "--threads"),
+    ],
+)
+def test_what_a_sweep_cannot_run_on_is_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    inside: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused = inside("sweep", *arguments, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_workers_on_the_command_line(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
+    (tmp_path / "plan.toml").write_text(
+        """data = "builtin:digits"
+limit = 20
+shard = 10
+threats = ["linf:0.05"]
+suites = ["quick"]
+models = [{spec = "builtin:digits-mlp"}]
+"""
+    )
+    done = inside(
+        "sweep",
+        "plan.toml",
+        "--out",
+        "out",
+        "--workers",
+        "2",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 evaluations computed, 0 found" in done.stdout
+    log = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
+    kinds = [event["event"] for event in log if event["event"] in ("start", "shard")]
+    assert kinds[:2] == ["start", "start"], "both shards are begun before either is back"
 
 
 def test_ctrl_c_keeps_what_was_done(tmp_path: Path) -> None:
