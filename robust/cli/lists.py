@@ -25,19 +25,23 @@ class What(StrEnum):
 def show(
     what: Annotated[What, typer.Argument(help="what to list")],
     name: Annotated[
-        str | None, typer.Argument(help="one attack, or one library's: art, art:DeepFool")
+        str | None, typer.Argument(help="one attack or defense, or one library's: art, art:DeepFool")
     ] = None,
 ) -> int:
     """List what there is by name."""
     from tabulate import tabulate
 
-    from robust.cli import attack_lists
+    from robust.cli import attack_lists, defense_lists
     from robust.errors import InputError
 
     if what is What.attacks:
         return attack_lists.show(name)
+    if what is What.defenses:
+        return defense_lists.show(name)
     if name is not None:
-        raise InputError(f"list {what.value}: takes no name, got {name!r}; only attacks are shown one by one")
+        raise InputError(
+            f"list {what.value}: takes no name, got {name!r}; only attacks and defenses are shown one by one"
+        )
     heads, rows, widths = _TABLES[what]()
     print(tabulate(rows, heads, tablefmt="simple", maxcolwidths=widths))
     return 0
@@ -48,23 +52,6 @@ Table = tuple[list[str], list[list[str]], list[int | None]]
 
 def _first_line(item: object) -> str:
     return (inspect.getdoc(item) or "").partition("\n")[0]
-
-
-def _options(cls: type) -> str:
-    from dataclasses import MISSING, fields
-
-    simple = (f for f in fields(cls) if f.default is not MISSING)  # no mapping of a wrapped one's options
-    return ", ".join(f"{f.name}={f.default}" for f in simple)
-
-
-def _defenses() -> Table:
-    from robust.defenses import DEFENSES, Defense
-
-    def paper(cls: type[Defense]) -> str:
-        return cls.paper + ("; masks gradients" if cls.masks_gradients else "")
-
-    rows = [[name, paper(DEFENSES[name]), _options(DEFENSES[name])] for name in DEFENSES]
-    return ["defense", "paper", "options (--set)"], rows, [None, 24, 38]
 
 
 def _suites() -> Table:
@@ -100,7 +87,6 @@ def _checks() -> Table:
 
 
 _TABLES = {
-    What.defenses: _defenses,
     What.suites: _suites,
     What.models: _models,
     What.data: _data,

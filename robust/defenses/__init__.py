@@ -1,5 +1,6 @@
 """The defense registry: `DEFENSES` by name, `make_defense` from a name and options, one training loop."""
 
+from robust.defenses import adapters as _adapters  # noqa: F401 - files `art:NAME`
 from robust.defenses.awp import AWP
 from robust.defenses.base import DEFENSES, Defense, make_defense
 from robust.defenses.distillation import Distillation

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 
 from robust.defenses.base import DEFENSES
 from robust.defenses.inner import bare
-from robust.defenses.objective import ObjectiveDefense, Step, wrapped
+from robust.defenses.objective import ObjectiveWrapper, Step
 from robust.defenses.options import Batch
 from robust.threat import Threat
 
@@ -21,7 +19,7 @@ _FLOOR = 1e-12  # of norms that are divided by
 
 @DEFENSES.register("awp")
 @dataclass(frozen=True)
-class AWP(ObjectiveDefense):
+class AWP(ObjectiveWrapper):
     """Any objective at weights moved against it (Wu et al. 2020, arXiv 2004.05884).
 
     Every step first moves the weights of each layer up the loss, by gamma times the layer's norm, takes
@@ -38,40 +36,16 @@ class AWP(ObjectiveDefense):
     name: ClassVar[str] = "awp"
     paper: ClassVar[str] = "Wu et al. 2020"
 
-    of: str = "pgd-at"
     gamma: float = 0.01
     start: float = 0.0
-    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.require("gamma", self.gamma > 0, "a number > 0")
         self.require("start", 0 <= self.start <= 1, "a share in [0, 1]")
-        _ = self._inner
-
-    @cached_property
-    def _inner(self) -> ObjectiveDefense:
-        return wrapped(self.name, self.of, dict(self.options))
-
-    @property
-    def title(self) -> str:
-        return f"{self._inner.title}+{self.name}"
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return {**super().parameters, "options": self._inner.parameters}
-
-    @property
-    def against_threat(self) -> bool:
-        return self._inner.against_threat
-
-    def check(self, threat: Threat | None) -> None:
-        self._inner.check(threat)
-
-    def loss(self, net: nn.Module, batch: Batch, points: Tensor, threat: Threat | None) -> Tensor:
-        return self._inner.loss(net, batch, points, threat)
+        super().__post_init__()
 
     def step(self, threat: Threat | None) -> Step:
-        inner = self._inner.step(threat)
+        inner = self.inner.step(threat)
 
         def points(model: nn.Module, batch: Batch) -> Tensor:
             found = inner.points(model, batch)

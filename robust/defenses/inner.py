@@ -123,6 +123,14 @@ class Ascent:
         return random_start(oracle.x, threat, streams)
 
 
+def grown(threat: Threat, batch: Batch, warmup: float) -> Threat:
+    """The threat with the share of eps that is used by now, where it grows over this share of the training."""
+    share = min(1.0, max(1e-3, batch.progress / warmup)) if warmup else 1.0
+    if share >= 1:
+        return threat
+    return Threat(threat.norm, repr(threat.radius * share), threat.bounds)
+
+
 def require_norm(threat: Threat) -> None:
     """Raise UnsupportedError unless the threat's norm has a steepest direction."""
     if threat.norm not in NORMS:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from robust.defenses.base import Defense, make_defense
+from robust.defenses.inner import grown
 from robust.defenses.options import Batch
 from robust.defenses.training import Trainer
 from robust.errors import InputError
@@ -91,10 +93,7 @@ class AdversarialTraining(ObjectiveDefense):
 
     def grown(self, threat: Threat, batch: Batch) -> Threat:
         """The threat with the share of eps that is used by now."""
-        share = min(1.0, max(1e-3, batch.progress / self.warmup)) if self.warmup else 1.0
-        if share >= 1:
-            return threat
-        return Threat(threat.norm, repr(threat.radius * share), threat.bounds)
+        return grown(threat, batch, self.warmup)
 
     def require_steps(self, steps: int, step_size: float | None) -> None:
         """Check the two parameters that most inner attacks have."""
@@ -102,15 +101,52 @@ class AdversarialTraining(ObjectiveDefense):
         self.require("step_size", step_size is None or step_size > 0, "a number > 0, or None")
 
 
-def wrapped(outer: str, name: str, options: dict[str, Any]) -> ObjectiveDefense:
-    """The objective that a wrapper of objectives is put around.
+@dataclass(frozen=True)
+class ObjectiveWrapper(ObjectiveDefense):
+    """A defense around any objective: "trades+awp" is the wrapper "awp" of "trades", with the options of both.
 
-    Raises:
-        InputError: a defense that is more than one objective, or a wrapper itself.
+    Args:
+        of: name of the objective.
+        options: of the objective.
     """
-    inner = make_defense(name, **options)
-    if not isinstance(inner, ObjectiveDefense):
-        raise InputError(
-            f"{outer}: of: {name!r} is not a single objective; give one such as 'pgd-at' or 'trades'"
-        )
-    return inner
+
+    of: str = "pgd-at"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _ = self.inner
+
+    @cached_property
+    def inner(self) -> ObjectiveDefense:
+        """The objective.
+
+        Raises:
+            InputError: a defense that is more than one objective.
+        """
+        inner = make_defense(self.of, **dict(self.options))
+        if not isinstance(inner, ObjectiveDefense):
+            raise InputError(
+                f"{self.name}: of: {self.of!r} is not a single objective; give one such as 'pgd-at' or 'trades'"
+            )
+        return inner
+
+    @property
+    def title(self) -> str:
+        return f"{self.inner.title}+{self.name}"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters, "options": self.inner.parameters}
+
+    @property
+    def against_threat(self) -> bool:
+        return self.inner.against_threat
+
+    def check(self, threat: Threat | None) -> None:
+        self.inner.check(threat)
+
+    def step(self, threat: Threat | None) -> Step:
+        return self.inner.step(threat)
+
+    def loss(self, net: nn.Module, batch: Batch, points: Tensor, threat: Threat | None) -> Tensor:
+        return self.inner.loss(net, batch, points, threat)

@@ -18,9 +18,25 @@ from robust.rng import Streams
 from robust.threat import Threat
 
 
+@dataclass(frozen=True)
+class Regularised(AdversarialTraining):
+    """The base of both: FGSM examples from x itself, and the weight of the regulariser."""
+
+    weight: float = 1.0
+    step_size: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require("weight", self.weight > 0, "a number > 0")
+        self.require_steps(1, self.step_size)
+
+    def attack(self, model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
+        return Ascent(1, self.step_size * batch.damping, start="clean")(model, batch, threat)
+
+
 @DEFENSES.register("grad-align")
 @dataclass(frozen=True)
-class GradAlign(AdversarialTraining):
+class GradAlign(Regularised):
     """FGSM training plus weight (1 - cosine) of the gradients at x and at a random point around it.
 
     After Andriushchenko & Flammarion 2020 (arXiv 2007.02617). Differentiates gradients: some three times
@@ -36,15 +52,6 @@ class GradAlign(AdversarialTraining):
     paper: ClassVar[str] = "Andriushchenko & Flammarion 2020"
 
     weight: float = 0.2
-    step_size: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require("weight", self.weight > 0, "a number > 0")
-        self.require_steps(1, self.step_size)
-
-    def attack(self, model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
-        return Ascent(1, self.step_size * batch.damping, start="clean")(model, batch, threat)
 
     def loss(self, net: nn.Module, batch: Batch, points: Tensor, threat: Threat | None) -> Tensor:
         assert threat is not None
@@ -60,7 +67,7 @@ class GradAlign(AdversarialTraining):
 
 @DEFENSES.register("elle")
 @dataclass(frozen=True)
-class ELLE(AdversarialTraining):
+class ELLE(Regularised):
     """FGSM training plus weight times the squared error of the loss's local linearity.
 
     After Abad Rocamora et al. 2024 (arXiv 2401.11618): at two random points and one between them, the
@@ -76,15 +83,6 @@ class ELLE(AdversarialTraining):
     paper: ClassVar[str] = "Abad Rocamora et al. 2024"
 
     weight: float = 1000.0
-    step_size: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require("weight", self.weight > 0, "a number > 0")
-        self.require_steps(1, self.step_size)
-
-    def attack(self, model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
-        return Ascent(1, self.step_size * batch.damping, start="clean")(model, batch, threat)
 
     def loss(self, net: nn.Module, batch: Batch, points: Tensor, threat: Threat | None) -> Tensor:
         assert threat is not None

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import random
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Final
 
-import numpy as np
 import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 
+from robust.attacks.adapters.isolation import private_randomness, quiet
 from robust.attacks.adapters.library import Job, Library, Peer
 from robust.attacks.adapters.meter import Meter
 from robust.attacks.adapters.options import read_option
@@ -69,7 +65,7 @@ class Adapter(Attack):
         return (lambda x: logits(x).softmax(1)) if self.peer.probabilities else logits
 
     def _search(self, job: Job) -> Tensor:
-        with _private_randomness(job.seed), _quiet(), torch.enable_grad():
+        with private_randomness(job.seed), quiet(), torch.enable_grad():
             try:
                 found = self.library.search(self.label_name, job)
             except Finished:
@@ -180,28 +176,3 @@ def _least(left: int | None, budget: int | None) -> int | None:
     """Passes the library may cost a sample: one is kept for looking at what it returns."""
     limits = [value for value in (left, budget) if value is not None]
     return min(limits) - 1 if limits else None
-
-
-@contextlib.contextmanager
-def _private_randomness(seed: int) -> Iterator[None]:
-    """The global generators, seeded for a library that knows no others, and put back after."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - libraries use the global one
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        try:
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            torch.manual_seed(seed)
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Libraries print, warn and draw progress bars between ours; standard output is for the result."""
-    nowhere = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-        warnings.simplefilter("ignore")
-        yield

@@ -74,36 +74,22 @@ class Job:
         return max(1, int(self.eps) // channels)
 
 
-class Library(ABC):
-    """Another library's attacks by name: `name:ATTACK`.
+class Package:
+    """Another library, before and after it is imported.
 
     Attributes:
-        name: prefix, and the module that is imported when an attack is first asked for.
+        name: prefix, and the module that is imported when something of it is first asked for.
         package: distribution that holds it.
         extra: of this project, that installs it.
-        peers: its attacks that fit a threat here.
-        absent: its attacks that do not, and why.
-        provided: parameters that the adapter fills in, by name; users do not see them.
-        real: parameters whose default is a whole number and whose value need not be.
-        differs: what every attack of it does otherwise than those of this package.
+        kind: what is found under the prefix, in the singular.
+        absent: what the library has that is not offered here, and why.
     """
 
     name: ClassVar[str]
     package: ClassVar[str]
     extra: ClassVar[str]
-    peers: ClassVar[Mapping[str, Peer]]
+    kind: ClassVar[str] = "attack"
     absent: ClassVar[Mapping[str, str]]
-    provided: ClassVar[Mapping[str, Callable[[Job], Any]]]
-    real: ClassVar[frozenset[str]] = frozenset()
-    differs: ClassVar[tuple[str, ...]]
-
-    @abstractmethod
-    def constructor(self, name: str) -> type[Any]:
-        """The library's own class of that name; imports the library."""
-
-    @abstractmethod
-    def search(self, name: str, job: Job) -> Tensor:
-        """Run the attack: adversarial candidates, (N, ...) in the unit box."""
 
     @property
     def version(self) -> str | None:
@@ -127,18 +113,42 @@ class Library(ABC):
             state = "is not installed" if self.version is None else "cannot be imported"
             reason = "" if self.version is None else f" ({type(error).__name__}: {error})"
             raise MissingDependencyError(
-                f"attacks {self.name}:... need {self.package}, which {state}{reason}; "
+                f"{self.kind}s {self.name}:... need {self.package}, which {state}{reason}; "
                 f'pip install "robust-harness[{self.extra}]"'
             ) from error
+
+    def refuse(self, name: str) -> None:
+        """Raise UnsupportedError for what the library has and is not offered here."""
+        if name in self.absent:
+            raise UnsupportedError(f"{self.kind} {self.name}:{name} is not offered here: {self.absent[name]}")
+
+
+class Library(Package, ABC):
+    """Another library's attacks by name: `name:ATTACK`.
+
+    Attributes:
+        peers: its attacks that fit a threat here.
+        provided: parameters that the adapter fills in, by name; users do not see them.
+        real: parameters whose default is a whole number and whose value need not be.
+        differs: what every attack of it does otherwise than those of this package.
+    """
+
+    peers: ClassVar[Mapping[str, Peer]]
+    provided: ClassVar[Mapping[str, Callable[[Job], Any]]]
+    real: ClassVar[frozenset[str]] = frozenset()
+    differs: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def constructor(self, name: str) -> type[Any]:
+        """The library's own class of that name; imports the library."""
+
+    @abstractmethod
+    def search(self, name: str, job: Job) -> Tensor:
+        """Run the attack: adversarial candidates, (N, ...) in the unit box."""
 
     def names(self) -> list[str]:
         """The attacks that can be asked for."""
         return sorted(self.peers)
-
-    def refuse(self, name: str) -> None:
-        """Raise UnsupportedError for an attack that the library has and that fits no threat here."""
-        if name in self.absent:
-            raise UnsupportedError(f"attack {self.name}:{name} is not offered here: {self.absent[name]}")
 
     def options(self, name: str) -> dict[str, inspect.Parameter]:
         """The parameters of the library's attack that are the user's to set."""
