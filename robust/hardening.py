@@ -9,18 +9,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from torch import Tensor, nn
 
 from robust.attacks.base import build
 from robust.defenses import RECIPES, Defense, EpochResult, Trainer, TrainingOptions, make_defense
+from robust.defenses.devices import rank
 from robust.defenses.plots import plot_history
-from robust.errors import StoreError
+from robust.defenses.pseudo_labels import pseudo_labelled
+from robust.errors import InputError, StoreError
 from robust.evaluation import Suite, evaluate
 from robust.leaderboard import Record, Store
 from robust.quantized import attackable
 from robust.report import Report
 from robust.run import Progress
-from robust.sources import as_samples, save_weights
+from robust.sources import Samples, as_samples, load, save_weights
 from robust.suites import resolve
 from robust.target import Target, bare
 from robust.threat import Threat
@@ -51,6 +54,7 @@ def harden(
     threat: str | Threat | None = None,
     validation: Any = None,
     extra: Any = None,
+    pseudo_labels: str | nn.Module | Target | None = None,
     out: str | Path | None = None,
     recipe: str = "mnist",
     training: Mapping[str, Any] | None = None,
@@ -74,8 +78,10 @@ def harden(
         threat: what to harden against; some defenses need none.
         validation: held-out samples on which the model is evaluated before and after. The best epoch is
             chosen on a tenth split off from `data` instead, or the figure after would flatter.
-        extra: further labelled samples, generated or pseudo-labelled, which make up `extra_share` of
-            every batch (Wang et al. 2023, arXiv 2302.04638).
+        extra: further samples, labelled (such as generated ones) or not, which make up `extra_share` of
+            every batch (Wang et al. 2023, arXiv 2302.04638). With `pseudo_labels` a tensor of inputs will do.
+        pseudo_labels: a trained model (module, Target or SPEC) whose predictions become the labels of `extra`
+            (Carmon et al. 2019, arXiv 1905.13736).
         out: folder for weights.safetensors (the best epoch's), last.safetensors, history.json,
             config.json, checkpoints, reports, and a leaderboard record for each report.
         recipe: named training options; `training` overrides single ones.
@@ -84,6 +90,8 @@ def harden(
         name: of the model in the records; its class by default.
         command: that asked for it, for the records.
         progress, ticks, attack_progress: called per epoch, per batch (done, total), per evaluation step.
+
+    Of several processes that train together, the first one evaluates and writes.
 
     Raises:
         InputError and its kin before the first epoch; TrainingError when training fails.
@@ -99,19 +107,21 @@ def harden(
     bounds = (0.0, 1.0) if threat is None else threat.bounds
     train = as_samples(data, bounds=bounds)
     held_out = None if validation is None else as_samples(validation, bounds=bounds)
-    keep = _Folder(None if out is None else Path(out), name or type(given.model).__name__, command)
-    keep.config(chosen, threat, options)
+    more = _extra(extra, pseudo_labels, bounds, device)
+    folder, is_first = None if out is None else Path(out), rank() == 0
+    keep = _Folder(folder if is_first else None, name or type(given.model).__name__, command)
+    keep.config(chosen, threat, options, more)
     trainer = Trainer(
         options,
-        extra=None if extra is None else as_samples(extra, bounds=bounds),
-        out=keep.folder,
+        extra=more,
+        out=folder,
         resume=resume,
         progress=progress,
         ticks=ticks,
     )
 
     def judge(net: nn.Module, part: str, defended: Mapping[str, Any]) -> Report | None:
-        if threat is None or held_out is None:
+        if threat is None or held_out is None or not is_first:
             return None
         report = evaluate(
             _judged(net, given, device, whole=net is fitted),
@@ -145,6 +155,22 @@ def _judged(net: nn.Module, given: Target, device: str, *, whole: bool) -> Targe
     )
 
 
+def _extra(
+    extra: Any, teacher: str | nn.Module | Target | None, bounds: tuple[float, float], device: str
+) -> Samples | None:
+    """The extra data, labelled."""
+    if extra is None:
+        if teacher is not None:
+            raise InputError("pseudo_labels: they are for extra data, and there is none; give `extra`")
+        return None
+    if teacher is None:
+        return as_samples(extra, bounds=bounds)
+    if isinstance(extra, Tensor | np.ndarray):
+        extra = (extra, np.zeros(len(extra), dtype=np.int64))
+    teacher = load(teacher, device=device) if isinstance(teacher, str) else teacher
+    return pseudo_labelled(as_samples(extra, bounds=bounds), teacher, device=device)
+
+
 _UNDEFENDED: Final[Mapping[str, Any]] = {"name": "as given", "parameters": {}, "trained_threat": None}
 
 
@@ -154,7 +180,9 @@ class _Folder:
     def __init__(self, folder: Path | None, name: str, command: str | None) -> None:
         self.folder, self._name, self._command = folder, name, command
 
-    def config(self, defense: Defense, threat: Threat | None, options: TrainingOptions) -> None:
+    def config(
+        self, defense: Defense, threat: Threat | None, options: TrainingOptions, extra: Samples | None
+    ) -> None:
         """Write config.json."""
         if self.folder is None:
             return
@@ -164,6 +192,7 @@ class _Folder:
             "masks_gradients": defense.masks_gradients,
             "threat": None if threat is None else str(threat),
             "training": asdict(options),
+            "extra": None if extra is None else extra.about,
         }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robust.cli import common
+from robust.cli.together import run_together
 
 if TYPE_CHECKING:
     from robust.defenses import EpochResult
@@ -47,23 +50,38 @@ def harden(
     suite: Annotated[str, typer.Option("--suite", help="for the evaluations before and after")] = "standard",
     extra: Annotated[
         str | None,
+        typer.Option("--extra", metavar="SPEC", help="more data: --train extra_share=0.7 of each batch"),
+    ] = None,
+    pseudo_labels: Annotated[
+        str | None,
         typer.Option(
-            "--extra", metavar="SPEC", help="more labelled data: --train extra_share=0.7 of each batch"
+            "--pseudo-labels", metavar="SPEC", help="a trained model whose predictions label --extra"
         ),
+    ] = None,
+    pseudo_weights: Annotated[
+        str | None, typer.Option("--pseudo-weights", metavar="FILE", help="weights of --pseudo-labels")
     ] = None,
     limit: common.LimitOption = None,
     seed: common.SeedOption = 0,
     device: common.DeviceOption = "auto",
     normalize: common.NormalizeOption = None,
+    devices: Annotated[
+        int, typer.Option("--devices", metavar="N", min=1, help="train on N GPUs, or in N processes on CPUs")
+    ] = 1,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="go on from the checkpoint in --out")
     ] = True,
 ) -> int:
     """Train a hardened copy of a model, with robust accuracy before and after."""
-    from robust.defenses import make_defense
-    from robust.hardening import harden as run
-
     common.writable_folder(out)
+    if devices > 1 and "WORLD_SIZE" not in os.environ:
+        return run_together(devices, sys.argv[1:])
+    from robust.defenses import make_defense
+    from robust.defenses.devices import leave, rank
+    from robust.hardening import harden as run
+    from robust.sources import load
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every process and precision
     target = common.target(model, weights, normalize, device, seed)
     with common.bars() as bars:
         watch = Watch(bars)
@@ -74,6 +92,9 @@ def harden(
             threat=threat,
             validation=None if validation is None else common.samples(validation, None, target),
             extra=None if extra is None else common.samples(extra, None, target),
+            pseudo_labels=None
+            if pseudo_labels is None
+            else load(pseudo_labels, pseudo_weights, device=device),
             name=model.rpartition(":")[2],
             command=shlex.join(["robust", *sys.argv[1:]]),
             out=out,
@@ -87,6 +108,9 @@ def harden(
             ticks=watch.batch,
             attack_progress=watch.attack,
         )
+    leave()
+    if rank():
+        return 0
     for title, report in (("before", result.before), ("after", result.report)):
         if report is not None:
             print(f"{title}: {report}")

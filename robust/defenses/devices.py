@@ -1,8 +1,9 @@
-"""Where a training runs: one device, or one process a device under torchrun."""
+"""Where a training runs: one device, or one process a device (`robust harden --devices N`, torchrun)."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,12 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes train together, as torchrun says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leave() -> None:
+    """Part from the processes that trained together; nothing where this one was alone."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class Devices:
@@ -75,6 +82,11 @@ class Devices:
     def _spec(self) -> str:
         local, asked = os.environ.get("LOCAL_RANK", "0"), self._options.device
         on_cuda = torch.cuda.is_available() and asked != "cpu"
+        if self._world > 1 and on_cuda and int(local) >= torch.cuda.device_count():
+            raise InputError(
+                f"training: {self._world} processes need a GPU each, and {torch.cuda.device_count()} are there; "
+                "start fewer, or train with device=cpu"
+            )
         return f"cuda:{local}" if self._world > 1 and on_cuda else asked
 
     @property
@@ -90,7 +102,9 @@ class Devices:
     def setup(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
         """Model and optimizer as the loop uses them; their state stays that of the given ones."""
         module: Any = torch.compile(model) if self._options.compile else model
-        net, wrapped = self.fabric.setup(module, optimizer)
+        with warnings.catch_warnings():  # torch renames the option that `DDPStrategy` is given
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+            net, wrapped = self.fabric.setup(module, optimizer)
         return net, wrapped
 
     def part(self, rows: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ _NAMED: Final = {
     "cifar10-resnet18": replace(_SGD, epochs=110, milestones=(100 / 110, 105 / 110)),
     # Rice et al. 2020 (arXiv 2002.11569).
     "cifar10-preactresnet18": replace(_SGD, epochs=200),
-    # Zhang et al. 2019 (arXiv 1901.08573), who use WRN-34-10.
+    # Zhang et al. 2019 (arXiv 1901.08573), who use WRN-34-10; their code stops early, at 76 epochs.
     "cifar10-wrn": replace(_SGD, epochs=100, weight_decay=2e-4, milestones=(0.75, 0.9)),
     # Wong et al. 2020 (arXiv 2001.03994), who train PreActResNet-18 in half precision.
     "cifar10-fast": replace(_SGD, epochs=15, learning_rate=0.2, schedule="cyclic"),

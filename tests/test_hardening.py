@@ -1,0 +1,128 @@
+"""`robust.harden` and `robust harden`: extra data labelled by a teacher, several processes, what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import robust
+from robust.cli.together import run_together
+from robust.defenses import EpochResult, Trainer, TrainingOptions, make_defense
+from robust.defenses.pseudo_labels import pseudo_labelled
+from robust.errors import InputError
+from robust.leaderboard import Store
+from robust.sources import Samples, load_data, load_model, save_weights
+
+QUICK = {"epochs": 30, "learning_rate": 0.01, "batch_size": 64}
+
+
+def digits(start: int, stop: int) -> Samples:
+    return load_data("builtin:digits:train").take(slice(start, stop))
+
+
+def seeded() -> nn.Module:
+    return load_model("builtin:digits-mlp", seed=0)
+
+
+def trained(count: int) -> nn.Module:
+    trainer = Trainer(TrainingOptions(epochs=20, learning_rate=0.01, device="cpu"))
+    return make_defense("none").fit(seeded(), digits(0, count), threat=None, trainer=trainer)
+
+
+def test_pseudo_labels_are_the_teachers_predictions() -> None:
+    teacher, data = trained(600).train(), digits(600, 1000)
+    wrong = Samples(data.x, torch.zeros_like(data.y), data.ids)
+    found = pseudo_labelled(wrong, teacher, device="cpu")
+    with torch.no_grad():
+        expected = teacher(data.rows(slice(None))).argmax(1)
+    assert torch.equal(found.y, expected)
+    assert torch.equal(found.x, data.x)
+    assert float((found.y == data.y).float().mean()) > 0.85
+    assert teacher.training
+
+
+def test_unlabelled_extra_data_helps_where_labels_are_few(tmp_path: Path) -> None:
+    teacher, test = trained(200), load_data("builtin:digits:test")
+    more = digits(200, 1200).rows(slice(None))
+    accuracy = []
+    for extra in (None, more):
+        with_more = {} if extra is None else {"extra": extra, "pseudo_labels": teacher, "out": tmp_path}
+        found = robust.harden(
+            seeded(), digits(0, 60), defense="none", training=QUICK, device="cpu", **with_more
+        )
+        with torch.no_grad():
+            right = found.model(test.rows(slice(None))).argmax(1) == test.y
+        accuracy.append(float(right.float().mean()))
+    assert accuracy[1] > accuracy[0] + 0.05
+    assert json.loads((tmp_path / "config.json").read_text())["extra"]["spec"] == "memory"
+    with pytest.raises(InputError, match="pseudo_labels: they are for extra data"):
+        robust.harden(seeded(), digits(0, 60), defense="none", pseudo_labels=teacher)
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-m", "robust", "harden", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_harden_and_one_of_them_evaluates_and_writes(tmp_path: Path) -> None:
+    save_weights(trained(600), tmp_path / "teacher.safetensors")
+    done = run(
+        "--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--validation", "builtin:digits:test",
+        "--threat", "linf:0.1", "--defense", "n-fgsm", "--suite", "quick", "--devices", "2", "--device", "cpu",
+        "--train", "epochs=8", "--train", "learning_rate=0.01", "--out", "hardened",
+        "--extra", "builtin:digits:train", "--pseudo-labels", "builtin:digits-mlp",
+        "--pseudo-weights", "teacher.safetensors",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    before, after = (line for line in done.stdout.splitlines() if line.startswith(("before", "after")))
+    assert before != after
+    records = Store(tmp_path / "hardened").records()
+    assert sorted(record.defense.name for record in records) == ["as given", "n-fgsm"]
+    accuracy = {record.defense.name: record.robust.value for record in records}
+    assert accuracy["n-fgsm"] > accuracy["as given"] + 0.3
+    history = json.loads((tmp_path / "hardened" / "history.json").read_text())
+    assert len(history) == 8
+    assert history[-1]["robust_accuracy"] > 0.3
+
+
+def test_what_several_processes_refuse_is_said_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """Of a command that needs no torch, which would take seconds to import."""
+    assert run_together(2, ["list", "suites", "nonsense"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("robust: ") == 1
+    assert len(err.splitlines()) == 1
+    assert run_together(2, ["--help"]) == 0
+    assert capfd.readouterr().out.count("Usage:") == 1
+
+
+def test_the_history_is_drawn_with_the_epochs_that_were_undone(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra plots")
+    from robust.defenses.plots import plot_history
+
+    good = EpochResult(1, 3, 1.0, 0.9, 0.6, 0.1, 0.0, 0.65, 0.9)
+    history = [good, replace(good, epoch=2, robust_accuracy=0.1, rolled_back=True), replace(good, epoch=3)]
+    pictures = []
+    for name, results in (("undone", history), ("kept", [replace(r, rolled_back=False) for r in history])):
+        assert plot_history(results, tmp_path / f"{name}.png")
+        pictures.append((tmp_path / f"{name}.png").read_bytes())
+    assert pictures[0].startswith(b"\x89PNG")
+    assert pictures[0] != pictures[1]
+    assert not plot_history([], tmp_path / "none.png")
