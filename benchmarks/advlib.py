@@ -59,20 +59,16 @@ class AdvLib(Library):
         "eps": lambda job: job.eps,
         "ε": lambda job: job.eps,
         "callback": lambda job: None,
-        "penalty": lambda job: _default(job, "penalty"),
     }
 
     def constructor(self, name: str) -> Any:
         return getattr(self.load("adv_lib.attacks"), name)
 
+    def options(self, name: str) -> dict[str, Any]:
+        return {k: p for k, p in super().options(name).items() if k != "penalty"}  # a function
+
     def search(self, name: str, job: Job) -> Tensor:
         return self.constructor(name)(**self.arguments(name, job))
-
-
-def _default(job: Job, name: str) -> Any:
-    from adv_lib.attacks.augmented_lagrangian import P2
-
-    return P2
 
 
 def register() -> bool:
