@@ -16,14 +16,50 @@ import json
 import platform
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-ROWS = ({"n": 1000, "side": 32}, {"n": 10000, "side": 32}, {"n": 1000, "side": 224}, {"n": 5000, "side": 224})
+if TYPE_CHECKING:
+    from robust.run import Progress
+
+ROWS = (
+    {"n": 1000, "side": 32}, {"n": 10000, "side": 32}, {"n": 1000, "side": 224}, {"n": 10000, "side": 224},
+)  # fmt: skip
 MICRO_BATCH = 32
+
+
+class Watch(threading.Thread):
+    """Notes the resident memory fifty times a second, and the moment when the first wave of an attack is done."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.held: list[tuple[float, float]] = []  # MiB, and of that what is not file pages
+        self.started: int | None = None
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.02):
+            self.held.append((status("VmRSS"), status("RssAnon")))
+
+    def told(self, step: Progress) -> None:
+        """Of the evaluation's progress."""
+        if step.stage != "clean" and self.started is None:
+            self.started = len(self.held)
+
+    def quarters(self) -> tuple[list[float], list[float]]:
+        """The most resident memory, and the least anonymous memory, in each quarter of the attack."""
+        self._ended.set()
+        held = self.held[self.started or 0 :] or [(status("VmRSS"), status("RssAnon"))]
+        parts = [
+            held[len(held) * i // 4 : max(len(held) * (i + 1) // 4, len(held) * i // 4 + 1)] for i in range(4)
+        ]
+        return [max(r for r, _ in part) for part in parts], [min(a for _, a in part) for part in parts]
 
 
 class Drawn(Dataset[tuple[Tensor, int]]):
@@ -53,7 +89,7 @@ def small_net() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)).eval()
 
 
-def measure(n: int, side: int) -> dict[str, float]:
+def measure(n: int, side: int) -> dict[str, Any]:
     """Evaluate in this process; MiB and seconds."""
     import robust
     from robust.attacks import FGSM
@@ -63,21 +99,23 @@ def measure(n: int, side: int) -> dict[str, float]:
     _evaluate(
         robust, net, 8 * MICRO_BATCH, side, FGSM
     )  # imports, kernels and work space come before the count
-    before, start = status("VmHWM"), time.perf_counter()
-    report = _evaluate(robust, net, n, side, FGSM)
+    before, start, watch = status("VmHWM"), time.perf_counter(), Watch()
+    watch.start()
+    report = _evaluate(robust, net, n, side, FGSM, watch.told)
+    most, least = watch.quarters()
     return {
         "n": n, "side": side, "data_mib": n * 3 * side * side / 2**20,
         "examples_mib": report.statuses["broken"] * 3 * side * side * 4 / 2**20,
         "micro_batch_mib": images / 2**20, "start_mib": before, "peak_mib": status("VmHWM"),
-        "anonymous_end_mib": status("RssAnon"), "broken": report.statuses["broken"],
+        "quarter_peaks_mib": most, "quarter_least_mib": least, "anonymous_end_mib": status("RssAnon"), "broken": report.statuses["broken"],
         "seconds": time.perf_counter() - start,
     }  # fmt: skip
 
 
-def _evaluate(robust, net, n, side, attack):  # type: ignore[no-untyped-def]
+def _evaluate(robust, net, n, side, attack, progress=None):  # type: ignore[no-untyped-def]
     return robust.evaluate(
         net, Drawn(n, side, net), threat="linf:32/255", suite=[attack(loss="margin")],
-        batch_size=MICRO_BATCH, keep_examples=True, device="cpu",
+        batch_size=MICRO_BATCH, keep_examples=True, device="cpu", progress=progress,
     )  # fmt: skip
 
 
@@ -87,15 +125,23 @@ def status(field: str) -> float:
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
 
 
+def _listed(figures: list[float]) -> str:
+    return ", ".join(f"{figure:,.0f}" for figure in figures)
+
+
 def table() -> None:
     """Every row in a process of its own, as markdown."""
-    print(
-        f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} thread(s)\n"
+    machine = (
+        Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("model name\t: ")[2].partition("\n")[0]
     )
     print(
-        "| samples | input | all samples, MiB | examples kept, MiB | at start, MiB | peak, MiB | peak over start, MiB | seconds |"
+        f"{machine}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, Python {platform.python_version()}\n"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| samples | input | all samples, MiB | examples kept, MiB | at start, MiB | peak, MiB | peak over start, MiB "
+        "| peak in each quarter of the attack | least held in each | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for row in ROWS:
         command = [sys.executable, __file__, "--n", str(row["n"]), "--side", str(row["side"])]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -103,7 +149,8 @@ def table() -> None:
         print(
             f"| {found['n']:,} | 3x{found['side']}x{found['side']} | {found['data_mib']:,.0f} | "
             f"{found['examples_mib']:,.0f} | {found['start_mib']:,.0f} | {found['peak_mib']:,.0f} | "
-            f"{found['peak_mib'] - found['start_mib']:,.0f} | {found['seconds']:.0f} |",
+            f"{found['peak_mib'] - found['start_mib']:,.0f} | {_listed(found['quarter_peaks_mib'])} | "
+            f"{_listed(found['quarter_least_mib'])} | {found['seconds']:.0f} |",
             flush=True,
         )
 
