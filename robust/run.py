@@ -252,7 +252,8 @@ class Run:
         }  # fmt: skip
         start, done = time.perf_counter(), 0
         while done < len(rows):
-            wave = rows[done : done + WAVE * self._micro_batch]
+            size = WAVE * self._micro_batch
+            wave = rows[done : done + min(size, attack.at_once or size)]
             try:
                 tick = self._watch(attack, done, len(wave), len(rows))
                 self._attack_wave(attack, wave, entry, tick, cascade=cascade)
@@ -270,7 +271,11 @@ class Run:
                 break
             done += len(wave)
             self._held = engine.give_back(self._held)
-            self._tell(attack.label, done, len(rows))
+            try:
+                self._tell(attack.label, done, len(rows))
+            except KeyboardInterrupt:  # as within the attack
+                self.interrupted = True
+                break
         self.rose = self.margin > before
         entry["survived"] = max(0, len(rows) - entry["broke"] - entry["errors"])
         entry["seconds"] = time.perf_counter() - start

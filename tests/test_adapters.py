@@ -22,8 +22,10 @@ from robust.attacks import ATTACKS, Attack, make_attack
 from robust.attacks.adapters import LIBRARIES, Library, Torchattacks, adapter_of
 from robust.cli import main
 from robust.errors import InputError, MissingDependencyError, UnknownNameError, UnsupportedError
+from robust.evaluation import Interrupted
 from robust.losses import margin
 from robust.oracle import Oracle
+from robust.run import Progress
 from robust.sweep import load_config, run_sweep
 from robust.target import Target
 from robust.threat import Threat
@@ -384,3 +386,26 @@ def test_the_strength_benchmark_names_attacks_and_options_that_exist(
         groups.setdefault(group, []).append(name)
     assert all(names[0] == group.partition("(")[0] for group, names in groups.items())
     assert sum(":" in name for names in groups.values() for name in names) >= 3
+
+
+def test_slow_ones_show_progress_and_ctrl_c_keeps_what_was_found(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    pytest.importorskip("torchattacks", exc_type=ImportError)
+    shown: list[Progress] = []
+
+    def stop(step: Progress) -> None:
+        shown.append(step)
+        if step.stage.startswith("torchattacks") and step.done == 12:
+            raise KeyboardInterrupt
+
+    attack = make_attack("torchattacks:JSMA", budget=60)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        robust.evaluate(net, digits, threat="l0:20", suite=attack, device="cpu", progress=stop)
+    assert isinstance(caught.value, Interrupted)
+    report = caught.value.report
+    assert [step.done for step in shown if step.stage.startswith("torchattacks")] == list(range(1, 13))
+    assert report.statuses["broken"] >= 3
+    assert report.statuses["error"] == report.clean_correct - report.statuses["broken"]
+    costs = report.verdicts["forwards"] + report.verdicts["backwards"]
+    assert costs.max() <= 60 + 2  # clean and audit

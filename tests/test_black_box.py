@@ -10,7 +10,7 @@ from conftest import Linear
 from torch import Tensor, nn
 
 import robust
-from robust.attacks import ATTACKS, SPSA, HopSkipJump, Noise, RayS, Square, Transfer
+from robust.attacks import ATTACKS, SPSA, HopSkipJump, Noise, RayS, Square, Transfer, make_attack
 from robust.errors import InputError
 from robust.evaluation import Interrupted
 from robust.ledger import Ledger
@@ -187,3 +187,12 @@ def test_noise_is_the_floor(net: nn.Module, digits: tuple[Tensor, Tensor]) -> No
 def test_bad_parameters_are_refused(attack: Square, change: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"{attack.name}: expected"):
         replace(attack, **change)
+
+
+@pytest.mark.parametrize("name", ["rays", "hopskipjump", "spsa", "noise", "fgsm"])
+@pytest.mark.parametrize("option", ["targets", "targeted"])
+def test_where_no_class_can_be_aimed_at_it_is_said(name: str, option: str) -> None:
+    with pytest.raises(
+        InputError, match=f"attack '{name}': no option '{option}'; it has no targeted variant"
+    ):
+        make_attack(name, **{option: "3"})

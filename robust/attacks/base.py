@@ -66,6 +66,11 @@ class Attack(ABC):
         return False
 
     @property
+    def at_once(self) -> int | None:
+        """Samples that it works on at a time at most, after which progress is shown and kept; None for any number."""
+        return None
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of its results must know."""
         return ()

@@ -14,6 +14,7 @@ from robust.attacks.geometry import per_row
 from robust.errors import InputError
 from robust.losses import LOSSES
 from robust.oracle import Access, Oracle, State
+from robust.rng import Streams
 
 _BETAS = (0.9, 0.999)  # of Adam
 
@@ -65,7 +66,7 @@ class SPSA(Attack):
         for step in oracle.steps(self.queries // (2 * self.samples + 1)):
             s.gradient = torch.zeros_like(oracle.x)
             for sample in oracle.steps(self.samples):
-                v = oracle.random(step, sample).integers(oracle.x.shape[1:], 0, 2) * 2 - 1
+                v = _signs(oracle.random(step, sample), oracle.x)
                 above, below = oracle.clip(s.x_adv + delta * v), oracle.clip(s.x_adv - delta * v)
                 rise = loss(oracle.logits(above), oracle.y) - loss(oracle.logits(below), oracle.y)
                 s.gradient = s.gradient + per_row(rise, v) * v / (2 * delta * self.samples)
@@ -86,3 +87,11 @@ class SPSA(Attack):
         """The size of a value's step: in l2 shared out among the values."""
         spread = math.prod(oracle.x.shape[1:]) ** 0.5 if oracle.threat.norm == "l2" else 1.0
         return self.step_size * oracle.threat.radius / spread
+
+
+def _signs(streams: Streams, like: Tensor) -> Tensor:
+    """Random +-1 of the shape of `like`: 31 of them from a drawn word, since drawing costs as much as a pass."""
+    values = like[0].numel()
+    words = streams.integers((-(-values // 31),), 0, 2**31)
+    bits = (words[:, :, None] >> torch.arange(31, device=like.device)) & 1
+    return (2 * bits.flatten(1)[:, :values].to(like.dtype) - 1).view_as(like)

@@ -113,6 +113,11 @@ class Adapter(Attack):
         return bool(self._own("group") > 1)
 
     @property
+    def at_once(self) -> int | None:
+        """A group: what a library found is kept, and progress shown, once a group is done."""
+        return int(self._own("group"))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the library does otherwise than this package."""
         own = (self.peer.differs,) if self.peer.differs else ()
