@@ -318,10 +318,12 @@ def test_what_a_sweep_cannot_run_on_is_one_line(
 def test_two_workers_on_the_command_line(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
     (tmp_path / "plan.toml").write_text(
         """data = "builtin:digits"
-limit = 20
-shard = 10
+train = "builtin:digits:train"
+limit = 80
+shard = 40
 threats = ["linf:0.05"]
-suites = ["quick"]
+suites = ["standard"]
+defenses = [{name = "none", training = {epochs = 2}}]
 models = [{spec = "builtin:digits-mlp"}]
 """
     )
@@ -341,7 +343,7 @@ models = [{spec = "builtin:digits-mlp"}]
     assert done.returncode == 0, done.stderr
     assert "1 evaluations computed, 0 found" in done.stdout
     log = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines()]
-    kinds = [event["event"] for event in log if event["event"] in ("start", "shard")]
+    kinds = [event["event"] for event in log if event["event"] in ("start", "shard")][1:]  # less the training
     assert kinds[:2] == ["start", "start"], "both shards are begun before either is back"
 
 

@@ -358,6 +358,28 @@ def test_a_changed_copy_has_an_id_of_its_own() -> None:
     )
 
 
+@pytest.mark.parametrize(("near", "broke", "fits"), [(0.1, 10, True), (0.1, 11, False), (None, 10, False)])
+def test_an_attack_that_saw_few_says_nothing_of_the_others(
+    near: float | None, broke: int, fits: bool
+) -> None:
+    """90 are right, 75 survive: of the 20 that were seen, 5 must have."""
+    report = make_report(robust=75)
+    entry = {
+        **report.attacks[0],
+        "selection": {"near": near},
+        "attacked": 20,
+        "broke": broke,
+        "survived": 20 - broke,
+    }
+    entry["survived"] = 15 - broke  # five ended in an error there
+    report.attacks = [entry]
+    if fits:
+        assert Record.from_report(report, name="net", defense={"name": "none", "parameters": {}}).attacks
+        return
+    with pytest.raises(InputError, match="contradict the accuracies"):
+        Record.from_report(report, name="net", defense={"name": "none", "parameters": {}})
+
+
 def test_figures_with_exponents_are_read_as_they_are_written() -> None:
     record = make_record(seconds=1e-7, options={"rate": 1e-05, "big": 1e22})
     assert "e-05" in record.dumps()

@@ -49,14 +49,15 @@ class _Watch:
 
     def _begin(self, event: Event) -> None:
         if self._live and event.task not in self._running:
-            self._running[event.task] = self._bars.add_task(_short(event.title), total=None)
+            self._running[event.task] = self._bars.add_task(_short(event.title, 20), total=None)
 
     def _progress(self, event: Event) -> None:
         self._begin(event)
         fields = event.fields
         if self._live:
-            standing = f", standing {fields['surviving']}/{fields['n']}" if fields["n"] else ""
-            text = f"{_short(event.title)}: {fields['stage']}{standing}"
+            standing = f", {fields['surviving']}/{fields['n']} stand" if fields["n"] else ""
+            stage = fields["stage"].partition("(")[0]  # in 80 columns there is room for no more
+            text = f"{_short(event.title, 20)}: {_short(stage, 14)}{standing}"
             self._bars.update(
                 self._running[event.task], completed=fields["done"], total=fields["total"], description=text
             )
@@ -127,5 +128,5 @@ class _Watch:
             print(text, file=sys.stderr, flush=True)
 
 
-def _short(title: str, width: int = 40) -> str:
+def _short(title: str, width: int) -> str:
     return title if len(title) <= width else title[: width - 3] + "..."

@@ -83,7 +83,13 @@ class Record(Part):
         if self.robust.k != s.survived or not s.survived + s.broken <= self.clean.k <= n - s.misclassified:
             raise ValueError("clean and robust accuracy do not follow from the statuses")
         for attack in self.attacks:
-            if attack.attacked > self.clean.k or (attack.attacked and attack.survived < self.robust.k):
+            chosen = any(attack.selection.get(key) for key in ("near", "within", "follows"))
+            unseen = self.clean.k - attack.attacked if chosen else 0  # who may have survived without it
+            if (
+                unseen < 0
+                or attack.attacked > self.clean.k
+                or (attack.attacked and attack.survived < self.robust.k - unseen)
+            ):
                 raise ValueError(f"attack {attack.label}: its counts contradict the accuracies")
         for part in filter(None, (self.classes, self.groups)):
             sums = [
