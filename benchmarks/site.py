@@ -5,12 +5,13 @@
 
 `make` files records of random verdicts (200 tables of 1,000 samples, shared by ten names each); `time`
 publishes them and, where there is a Chromium, times clicks on headings and key strokes in the filter, each up
-to the frame that shows the result. The page is driven by tests/chromium.py.
+to the frame that shows the result; the figures go to benchmarks/results/site-cpu.md. The page is driven by tests/chromium.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -111,18 +112,29 @@ def browse(site: Path) -> dict[str, list[float]]:
     return found
 
 
-def measure(folder: Path, out: Path) -> None:
-    """Publish, browse, and print the figures."""
+def measure(folder: Path, out: Path, results: Path) -> None:
+    """Publish, browse, print the figures and keep them."""
     start = time.perf_counter()
     files = publish(Store(folder), out)
     seconds = time.perf_counter() - start
     entries = sum(name.startswith("entries/") for name in files)
-    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
-    print(f"publish: {entries} entries, {len(files)} files in {seconds:.1f} s")
+    rows = [f"| publish, {len(files):,} files | {seconds:.1f} s | |"]
     for action, times in browse(out).items():
-        print(
-            f"{action}: median {statistics.median(times):.0f} ms, longest {max(times):.0f} ms of {len(times)}"
+        rows.append(
+            f"| {action}, {len(times)} times | {statistics.median(times):.0f} ms | {max(times):.0f} ms |"
         )
+    machine = (
+        Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("model name\t: ")[2].partition("\n")[0]
+    )
+    text = (
+        f"# A leaderboard of {entries:,} entries on one board\n\n| what | median | longest |\n|---|---|---|\n"
+        + "\n".join(rows)
+        + "\n\nSorting and filtering: from the click or the key to the frame after it, in headless Chromium.\n"
+        f"{machine or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}. "
+        "Command: `python benchmarks/site.py time --store STORE --out SITE`.\n"
+    )
+    print(text)
+    results.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -134,11 +146,12 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("site"))
     parser.add_argument("--entries", type=int, default=2000)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "site-cpu.md")
     options = parser.parse_args()
     if options.step == "make":
         make(options.store, options.entries)
     else:
-        measure(options.store, options.out)
+        measure(options.store, options.out, options.results)
 
 
 if __name__ == "__main__":

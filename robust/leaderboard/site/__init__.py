@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from safetensors.torch import load
 
 from robust.errors import StoreError
-from robust.leaderboard.artefacts import read_verdicts, sha256
+from robust.leaderboard.artefacts import read_verdicts
 from robust.leaderboard.derive import by_class, confusion
 from robust.leaderboard.layout import plain
 from robust.leaderboard.rank import Survived
@@ -30,6 +33,7 @@ __all__ = ["publish"]
 
 MANIFEST: Final = "site.json"  # the files of the last publication, so that the next can clear them away
 _EXPORTS: Final = {"md": "markdown", "csv": "csv", "tex": "latex", "json": "json"}
+_WRITERS: Final = 8
 _STATUS: Final = {"misclassified": "m", "broken": "b", "survived": "s", "error": "e"}
 
 
@@ -52,13 +56,8 @@ def publish(store: Store, out: str | Path) -> list[str]:
     out = Path(out)
     site = _Site(store)
     before = _published(out)
-    written = []
     try:
-        for name, content in site.files():
-            path = out / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            written.append(name)
+        written = _write(out, site.files())
         for name in sorted(before - set(written)):
             (out / name).unlink(missing_ok=True)
         manifest = {"made_by": "robust leaderboard publish", "files": sorted(written)}
@@ -66,6 +65,28 @@ def publish(store: Store, out: str | Path) -> list[str]:
     except OSError as error:
         raise StoreError(f"--out: cannot write to {out}: {error.strerror or error}") from error
     return sorted(written)
+
+
+def _write(out: Path, files: Iterable[tuple[str, bytes]]) -> list[str]:
+    """Write files, several at a time, for the system takes longer over small ones than their making; -> names."""
+    written: dict[str, None] = {}
+    folders: set[Path] = set()
+    pending: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for name, content in files:
+            if name in written:  # a verdict table that records share
+                continue
+            path = out / name
+            if path.parent not in folders:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                folders.add(path.parent)
+            pending.append(pool.submit(path.write_bytes, content))
+            written[name] = None
+            while len(pending) > 8 * _WRITERS:
+                pending.popleft().result()
+        for write in pending:
+            write.result()
+    return list(written)
 
 
 def _published(out: Path) -> set[str]:
@@ -93,8 +114,13 @@ class _Site:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.records, self.references = store.entries()
-        self.verdict_files = {record.id: store.verdicts_file(record) for record in self.records}
-        self.verdicts = {id_: read_verdicts(content) for id_, content in self.verdict_files.items()}
+        self.verdict_files: dict[str, bytes] = {}  # by hash, for records may share one
+        for record in self.records:
+            digest = record.artefacts.verdicts_file_sha256
+            if digest not in self.verdict_files:
+                self.verdict_files[digest] = store.verdicts_file(record)
+        tables = {digest: read_verdicts(content) for digest, content in self.verdict_files.items()}
+        self.verdicts = {record.id: tables[record.artefacts.verdicts_file_sha256] for record in self.records}
         self.survived: Survived = {
             id_: table["status"].to_numpy(dtype=object) == "survived" for id_, table in self.verdicts.items()
         }
@@ -165,7 +191,8 @@ class _Site:
         yield f"badges/{row['id']}.json", badge(entry).encode()
         yield f"cards/{row['id']}.md", model_card(entry, self.environment).encode()
         yield f"records/{entry.id}.json", self.store.record_file(entry)
-        yield f"verdicts/{entry.artefacts.verdicts_file_sha256}.parquet", self.verdict_files[entry.id]
+        digest = entry.artefacts.verdicts_file_sha256
+        yield f"verdicts/{digest}.parquet", self.verdict_files[digest]
         if examples is not None:
             yield f"examples/{entry.artefacts.examples_sha256}.safetensors", examples
 
@@ -205,9 +232,11 @@ class _Site:
                 record = self.by_id[row["id"]]
                 assert isinstance(record, Record)
                 table = self.verdicts[record.id]
-                ids = {"ids": table["sample_id"].tolist(), "labels": table["label"].tolist()}
-                digest = sha256(json.dumps([record.data.sha256, ids]).encode())[:16]
-                samples[f"samples-{digest}"] = ids
+                ids, labels = (table[name].to_numpy().astype("<i8") for name in ("sample_id", "label"))
+                hashed = hashlib.sha256(record.data.sha256.encode() + ids.tobytes() + labels.tobytes())
+                digest = hashed.hexdigest()[:16]
+                if f"samples-{digest}" not in samples:
+                    samples[f"samples-{digest}"] = {"ids": ids.tolist(), "labels": labels.tolist()}
                 classes = {str(group.label): group.name for group in record.classes}
                 index.append(
                     {"id": row["id"], "name": f"{row['name']} {row['robust']} %", "board": board.heading,

@@ -64,4 +64,12 @@
   window.addEventListener("beforeprint", function () { before = limit; limit = Infinity; apply(); });
   window.addEventListener("afterprint", function () { limit = before; apply(); });
   apply();
+  (window.requestIdleCallback || setTimeout)(function () { /* what the first click and key would wait for */
+    Array.prototype.forEach.call(table.tBodies, function (body) {
+      for (var row = body.firstElementChild; row; row = row.nextElementSibling) {
+        text(row);
+        row.cells.item(0);
+      }
+    });
+  });
 })();
