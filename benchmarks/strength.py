@@ -60,11 +60,12 @@ PER_STEP = object()  # a step size of 2.5 / steps, in units of eps
 OURS: dict[str, list[dict[str, Any]]] = {  # variants beside the defaults; [] leaves an attack out
     "pgd": [{}, {"loss": "margin", "schedule": "cosine"}],
     "apgd": [{}, {"loss": "dlr"}, {"targets": 3}],
-    "cw": [CW],
+    "cw": [{**CW, "learning_rate": 0.1, "abort_early": False}],  # few and long steps
     "ead": [CW],
-    "fab": [{"targets": 3}],
+    "deepfool": [{"steps": 50}],  # it stops by itself
+    "fab": [{"targets": 3}, {"targets": 0}],
     "multitargeted": [{"targets": 2}],
-    "mifgsm": [{}, {"loss": "margin"}],
+    "mifgsm": [{}, {"step_size": 0.2}],
     "superdeepfool": [{"rounds": 3}],
     "spsa": [{"samples": 16, "step_size": 1.0}],  # few queries: few and long steps
     "transfer": [],  # its strength is the surrogate's
@@ -78,19 +79,21 @@ PEERS: dict[str, list[Entry]] = {
             ("art:ProjectedGradientDescentPyTorch", {"num_random_init": 1}),
             ("foolbox:LinfPGD", {"rel_stepsize": PER_STEP}), ("foolbox:L2PGD", {"rel_stepsize": PER_STEP}),
             ("foolbox:L1PGD", {"rel_stepsize": PER_STEP}), ("foolbox:SparseL1DescentAttack", {"rel_stepsize": PER_STEP})],
-    "mifgsm": [("torchattacks:MIFGSM", {}), ("foolbox:MIFGSM", {}), ("art:MomentumIterativeMethod", {}),
-               ("foolbox:L2MomentumIterativeFastGradientMethod", {})],
+    "mifgsm": [("torchattacks:MIFGSM", {}), ("art:MomentumIterativeMethod", {})],
     "apgd": [("torchattacks:APGD", {}), ("adv_lib:apgd", {"loss_function": "ce"}), ("art:AutoProjectedGradientDescent", {"nb_random_init": 1}),
              ("art:AutoConjugateGradient", {"nb_random_init": 1})],
     "apgd(loss=dlr)": [("torchattacks:APGD", {"loss": "dlr"}), ("adv_lib:apgd", {})],
     "apgd(targets=3)": [("torchattacks:APGDT", {}), ("adv_lib:apgd_targeted", {"num_targets": 3})],
-    "fab(targets=3)": [("torchattacks:FAB", {}), ("adv_lib:fab", {"targeted_restarts": True, "restarts": 3})],
+    "mifgsm(step_size=0.2)": [("foolbox:MIFGSM", {}), ("foolbox:L2MomentumIterativeFastGradientMethod", {})],
+    "fab(targets=0)": [("torchattacks:FAB", {}), ("adv_lib:fab", {})],
+    "fab(targets=3)": [("adv_lib:fab", {"targeted_restarts": True, "restarts": 3})],
     "square": [("torchattacks:Square", {}), ("art:SquareAttack", {})],
     "spsa(samples=16,step_size=1.0)": [("torchattacks:SPSA", {"nb_sample": 16, "lr": 0.05})],
-    "cw": [("torchattacks:CW", {"c": 10, "lr": 0.05}),
+    "cw": [("torchattacks:CW", {"c": 10, "lr": 0.05}), ("torchattacks:CW", {"c": 10, "lr": 0.2}),
            ("art:CarliniL2Method", {**CW, "learning_rate": 0.1, "max_halving": 1, "max_doubling": 1}),
            ("foolbox:L2CarliniWagnerAttack", {**CW, "stepsize": 0.05}),
-           ("adv_lib:carlini_wagner_l2", {**CW, "learning_rate": 0.05})],
+           ("foolbox:L2CarliniWagnerAttack", {**CW, "stepsize": 0.2}),
+           ("adv_lib:carlini_wagner_l2", {**CW, "learning_rate": 0.2})],
     "ddn": [("foolbox:DDNAttack", {}), ("adv_lib:ddn", {"levels": None})],
     "fmn": [("adv_lib:fmn", {}), ("foolbox:LInfFMNAttack", {}), ("foolbox:L2FMNAttack", {}), ("foolbox:L1FMNAttack", {}),
             ("foolbox:L0FMNAttack", {})],
@@ -183,7 +186,7 @@ def fitted(name: str, options: dict[str, Any], budget: int, case: Case) -> Attac
     options = {key: value for key, value in options.items() if value is not PER_STEP}
     base = make_attack(name, **options)
     knob = next((k for k in KNOBS if k in {f.name for f in fields(base)}), None)
-    if knob is None:
+    if knob is None or knob in options:
         return base
     few = slice(0, 2)
     if knob == "queries":  # ours: forwards
@@ -204,7 +207,7 @@ def entries(norm: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
         if norm not in ATTACKS[name].norms or name == "transfer":  # it needs a surrogate
             continue
         for options in OURS.get(name, [{}]):
-            group = make_attack(name, **options).label if options and options is not CW else name
+            group = make_attack(name, **options).label if options and name not in ("cw", "ead") else name
             yield group, name, options
             for peer, settings in PEERS.get(group, []):
                 if there(peer) and norm in ATTACKS[peer].norms:
@@ -227,9 +230,10 @@ def measure(norm: str, options: argparse.Namespace) -> list[str]:
     for group, name, settings in entries(norm):
         gradient = ATTACKS[name].access == "gradient"
         budget = options.passes if gradient else options.queries
-        key = group, name
         try:
-            made[key] = attack = fitted(name, settings, budget, cases[0])
+            attack = fitted(name, settings, budget, cases[0])
+            key = group, attack.label
+            made[key] = attack
             found[key] = [case.run(attack, budget) for case in cases]
         except Exception as error:
             if ":" not in name:
