@@ -17,6 +17,10 @@ from typing import Any, Self
 BINARY = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+class NavigatedError(AssertionError):
+    """The page went away while it was asked."""
+
+
 class Chromium:
     """One tab. `errors` collects exceptions and console errors, `requests` every address asked for."""
 
@@ -65,7 +69,10 @@ class Chromium:
         while True:
             message = self._receive()
             if message.get("id") == call["id"]:
-                assert "error" not in message, message
+                error = str(message.get("error", ""))
+                if "navigated" in error:
+                    raise NavigatedError(error)
+                assert not error, message
                 return dict(message["result"])
             self._note(message)
 
@@ -102,9 +109,15 @@ class Chromium:
     def until(self, script: str, seconds: float = 20) -> None:
         """Wait until an expression holds."""
         end = time.monotonic() + seconds
-        while not self.run(script):
+        while not self._holds(script):
             assert time.monotonic() < end, f"never came true: {script}"
             time.sleep(0.02)
+
+    def _holds(self, script: str) -> bool:
+        try:
+            return bool(self.run(script))
+        except NavigatedError:
+            return False
 
     def press(self, key: str, text: str = "") -> None:
         """Press a key where the focus is."""
