@@ -160,9 +160,9 @@ def _scale_l2(delta: Tensor, least: Tensor, most: Tensor, eps: float | Tensor) -
         capped = inside.norm(dim=1, keepdim=True).square() - free.square()
         grow = (eps**2 - capped).clamp_min(0).sqrt() / free.clamp_min(1e-30)
         grow = torch.where((free > 0) & (factor < 1), grow, 1.0)  # over 1 nothing is scaled down
-        if bool((grow <= 1 + 1e-6).all()):
-            break
         factor = (factor * grow.clamp_min(1)).clamp_max(1e30)
+        if bool((grow <= 1 + 1e-4).all()):  # what is left shrinks with its square
+            break
     return (factor.clamp_max(1.0) * delta).clamp(least, most)
 
 
