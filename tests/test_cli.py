@@ -351,10 +351,13 @@ def test_ctrl_c_keeps_what_was_done(tmp_path: Path) -> None:
     from test_sweep import PLAN
 
     (tmp_path / "plan.toml").write_text(PLAN.replace("epochs = 2", "epochs = 100000", 1))
+    command = [sys.executable, "-m", "robust", "sweep", "plan.toml", "--out", "out", "--device", "cpu"]
+    # A background job of a shell ignores SIGINT, and its children would.
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        [sys.executable, "-m", "robust", "sweep", "plan.toml", "--out", "out", "--device", "cpu"],
-        cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    signal.signal(signal.SIGINT, ours)
     for _ in range(600):
         if list(tmp_path.glob("out/models/*/checkpoints/*.pt")):
             break
@@ -364,6 +367,9 @@ def test_ctrl_c_keeps_what_was_done(tmp_path: Path) -> None:
         with suppress(subprocess.TimeoutExpired):
             _, err = process.communicate(timeout=30)
             break
+    else:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert "interrupted" in err
     assert "Traceback" not in err
