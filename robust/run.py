@@ -24,7 +24,7 @@ from robust.rng import Streams
 from robust.sources import Samples
 from robust.sources.spool import Kept
 from robust.suites import Stage
-from robust.target import Target, out_of_memory
+from robust.target import Target, in_parts, out_of_memory
 from robust.threat import Threat
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -366,7 +366,7 @@ class Run:
         ball = self.threat.family is None
         anywhere = replace(self.threat, eps="1e9") if minimize and ball else self.threat
         claims = (ledger.distance.isfinite() if minimize else ledger.broken).nonzero().squeeze(1)
-        for part in claims.split(self._micro_batch):
+        for part in in_parts(claims, self._micro_batch):
             points, where = ledger.x_adv[part], rows[part.cpu()]
             found = audit(self.target, points, x[part], y[part], anywhere if minimize else self.threat)
             valid = found.valid.cpu()

@@ -52,20 +52,24 @@ def _eligible(module: nn.Conv2d) -> bool:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int) -> Tensor:
-    if weight.requires_grad or not (x.requires_grad and torch.is_grad_enabled()):
+    if x.dim() != 4 or weight.requires_grad or not (x.requires_grad and torch.is_grad_enabled()):
         return F.conv2d(x, weight, bias, stride, padding)
     out: Tensor = _StridedConv.apply(x, weight, bias, stride, padding)
     return out
 
 
 class _StridedConv(torch.autograd.Function):
+    generate_vmap_rule = True  # models may use torch.func: vmap over samples, a gradient within forward
+
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
-    ) -> Tensor:
-        ctx.save_for_backward(weight)
-        ctx.stride, ctx.padding, ctx.side = stride, padding, x.shape[2:]
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(weight)
+        ctx.side = x.shape[2:]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:

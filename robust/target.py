@@ -234,6 +234,11 @@ def _prepared(x: Tensor, size: tuple[int, int] | None, mean: Tensor | None, std:
     return x
 
 
+def in_parts(rows: Tensor, size: int) -> Sequence[Tensor]:
+    """`rows` ((N, ...)) in parts of at most `size`: none where there are no rows, which many a model cannot take."""
+    return rows.split(size) if len(rows) else ()
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on whichever device: a smaller batch may do."""
     no_room = isinstance(error, torch.OutOfMemoryError | MemoryError)

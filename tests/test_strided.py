@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from robust import strided
 from robust.target import Target
 
 
-def gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def gradients(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """Output, and the input gradient of a sum that weighs every output differently."""
     x = x.clone().requires_grad_()
     out = model(x)
@@ -100,3 +101,23 @@ def test_a_target_lends_it_to_its_model_only_while_in_use() -> None:
     for out, gradient in ours:
         assert torch.equal(out, want[0])
         assert torch.allclose(gradient, want[1], atol=1e-5)
+
+
+FUNCTIONAL: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "a sample without a batch": lambda conv, x: torch.stack([conv(row) for row in x]),
+    "vmap": lambda conv, x: torch.vmap(lambda row: conv(row[None])[0])(x),
+    "a gradient within forward": lambda conv, x: conv(
+        x - torch.func.grad(lambda q: conv(q).square().sum())(x)
+    ),
+}
+
+
+@pytest.mark.parametrize("use", FUNCTIONAL)
+def test_models_may_call_their_convolutions_in_any_way(use: str) -> None:
+    conv = nn.Conv2d(1, 3, 4, stride=2, padding=1).double().requires_grad_(False)
+    x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
+    want = gradients(lambda x: FUNCTIONAL[use](conv, x), x)
+    strided.quicken(conv)
+    got = gradients(lambda x: FUNCTIONAL[use](conv, x), x)
+    assert torch.allclose(got[0], want[0])
+    assert torch.allclose(got[1], want[1])

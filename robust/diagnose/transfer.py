@@ -12,6 +12,7 @@ from robust.diagnose.checks import Finding
 from robust.diagnose.probes import Subject
 from robust.oracle import Oracle
 from robust.quantized import Quantized
+from robust.target import in_parts
 
 _SEARCH: Final = PGD(steps=20, loss="margin", schedule="cosine", random_start=False)
 _ENOUGH: Final = 0.5  # of the twin's adversarial examples
@@ -37,7 +38,7 @@ def transfer(subject: Subject) -> Finding | None:
     with torch.no_grad():
         fooled = sum(
             int((target.logits(ledger.x_adv[part]).argmax(1) != subject.y[part]).sum())
-            for part in found.split(subject.micro_batch)
+            for part in in_parts(found, subject.micro_batch)
         )
     subject.forwards += int(ledger.forwards.sum()) + len(found)
     subject.backwards += int(ledger.backwards.sum())

@@ -19,7 +19,7 @@ from robust.leaderboard.schema import as_json
 from robust.leaderboard.store import Store
 from robust.sources import Preprocessing, Samples, load_data, model_sha256
 from robust.suites import resolve
-from robust.target import Target
+from robust.target import Target, in_parts
 from robust.threat import Threat
 
 Found = tuple[str, bool | None, str]  # check, outcome (None: could not be made), message
@@ -171,9 +171,8 @@ def check_model(
 
 
 def _predictions(target: Target, x: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.concatenate(
-        [target.logits(part.to(target.device)).argmax(1).cpu().numpy() for part in x.split(_ROWS)]
-    )
+    found = [target.logits(part.to(target.device)).argmax(1).cpu() for part in in_parts(x, _ROWS)]
+    return np.concatenate([np.empty(0, np.int64), *found])
 
 
 def check_rerun(

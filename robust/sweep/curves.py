@@ -26,7 +26,7 @@ from robust.run import Progress, Settings
 from robust.sources import Samples
 from robust.stats import interval
 from robust.suites import resolve
-from robust.target import Target
+from robust.target import Target, in_parts
 from robust.threat import TOLERANCE, Threat
 
 _PLACER: Final = {
@@ -141,7 +141,7 @@ class _Curve:
         ledger = oracle.ledger
         self.forwards[rows] += ledger.forwards.cpu()
         self.backwards[rows] += ledger.backwards.cpu()
-        for claims in ledger.broken.nonzero().squeeze(1).split(self.rows):
+        for claims in in_parts(ledger.broken.nonzero().squeeze(1), self.rows):
             found = audit(self.target, ledger.x_adv[claims], x[claims], y[claims], self.threats[-1])
             where = rows[claims.cpu()]
             self.forwards[where] += 1
