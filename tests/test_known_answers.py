@@ -111,6 +111,19 @@ def test_cw_finds_the_minimal_perturbation(classes: int, shape: tuple[int, ...])
     assert (ratio <= 1.05).all()
 
 
+def test_cw_gives_few_steps_the_time_they_have() -> None:
+    model, x, y, _ = linear_problem(3, (1, 4, 4))
+    found = []
+    for early in (True, False):
+        with Target(model, device="cpu") as target:
+            oracle = Oracle(target, x, y, torch.arange(len(x)), Threat("l2", "5"), minimize=True)
+            CW(steps=9, binary_search_steps=3, learning_rate=0.2, initial_const=1.0, abort_early=early)(
+                oracle
+            )
+        found.append(oracle.ledger.distance)
+    assert torch.equal(*found)
+
+
 def test_cw_moves_pixels_at_the_ends_of_the_box() -> None:
     model = Linear(torch.tensor([[-1.0, 1.0, 0.0], [1.0, -1.0, 0.0]]), torch.tensor([0.0, 0.8]))
     x, y = torch.tensor([[0.0, 1.0, 0.5]]), torch.tensor([0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import Adam, per_row
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
+
+_WINDOW: Final = 10  # steps at least between looks at the objective
 
 
 @ATTACKS.register("cw")
@@ -31,7 +33,7 @@ class CW(Attack):
         initial_const: first c; times ten after a failure, then bisected.
         confidence: margin to reach, in logits, >= 0.
         abort_early: a sample skips the rest of a constant's steps once its objective falls by less
-            than 0.01 % over a tenth of them.
+            than 0.01 % over a tenth of them, and ten at least: in its first few steps Adam may well lose.
         targets: one search for each of so many nearest classes (all of them: the paper's best case); 0 for one
             against whichever class leads.
         slack: how much wider the tanh box is, as a share of the real one, > 0.
@@ -86,7 +88,7 @@ class CW(Attack):
                 delta = x_adv - oracle.x
                 slope = (2 * delta - per_row(s.const, delta) * out.gradient) * half * (1 - tanh.square())
                 s.w = s.w - self.learning_rate * adam.direction(slope, step)
-                if self.abort_early and (step + 1) % max(1, self.steps // 10) == 0:
+                if self.abort_early and (step + 1) % max(_WINDOW, self.steps // 10) == 0:
                     objective = delta.flatten(1).square().sum(1) - s.const * out.value
                     oracle.rest(objective > s.reference - 1e-4 * s.reference.abs())
                     s.reference = objective
