@@ -14,7 +14,6 @@ from robust.attacks.geometry import per_row
 from robust.errors import InputError
 from robust.losses import LOSSES
 from robust.oracle import Access, Oracle, State
-from robust.rng import Streams
 
 _BETAS = (0.9, 0.999)  # of Adam
 
@@ -64,9 +63,9 @@ class SPSA(Attack):
         s = oracle.state()
         s.x_adv, s.mean, s.square = oracle.x, torch.zeros_like(oracle.x), torch.zeros_like(oracle.x)
         for step in oracle.steps(self.queries // (2 * self.samples + 1)):
-            s.gradient = torch.zeros_like(oracle.x)
+            s.gradient, s.words = torch.zeros_like(oracle.x), self._words(oracle, step)
             for sample in oracle.steps(self.samples):
-                v = _signs(oracle.random(step, sample), oracle.x)
+                v = _signs(s.words[:, sample], oracle.x)
                 above, below = oracle.clip(s.x_adv + delta * v), oracle.clip(s.x_adv - delta * v)
                 rise = loss(oracle.logits(above), oracle.y) - loss(oracle.logits(below), oracle.y)
                 s.gradient = s.gradient + per_row(rise, v) * v / (2 * delta * self.samples)
@@ -88,10 +87,13 @@ class SPSA(Attack):
         spread = math.prod(oracle.x.shape[1:]) ** 0.5 if oracle.threat.norm == "l2" else 1.0
         return self.step_size * oracle.threat.radius / spread
 
+    def _words(self, oracle: Oracle, step: int) -> Tensor:
+        """A step's random bits, 31 a word and all at once, since drawing costs as much as a pass: (N, samples, words)."""
+        words = -(-math.prod(oracle.x.shape[1:]) // 31)
+        return oracle.random(step).integers((self.samples, words), 0, 2**31)
 
-def _signs(streams: Streams, like: Tensor) -> Tensor:
-    """Random +-1 of the shape of `like`: 31 of them from a drawn word, since drawing costs as much as a pass."""
-    values = like[0].numel()
-    words = streams.integers((-(-values // 31),), 0, 2**31)
+
+def _signs(words: Tensor, like: Tensor) -> Tensor:
+    """The bits of (N, words) as +-1 of the shape of `like`."""
     bits = (words[:, :, None] >> torch.arange(31, device=like.device)) & 1
-    return (2 * bits.flatten(1)[:, :values].to(like.dtype) - 1).view_as(like)
+    return (2 * bits.flatten(1)[:, : like[0].numel()].to(like.dtype) - 1).view_as(like)
