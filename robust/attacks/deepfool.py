@@ -13,6 +13,7 @@ from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row
 from robust.errors import InputError
 from robust.oracle import Access, Jacobian, Oracle
+from robust.threat import norm_of
 
 
 @ATTACKS.register("deepfool")
@@ -52,7 +53,8 @@ class DeepFool(Attack):
             near = oracle.jacobian(s.x_adv, self.candidates)
             crossed = near.gaps[:, 0] > 0
             step = to_nearest_boundary(near, oracle.threat.norm)
-            s.delta = torch.where(per_row(crossed, step), s.delta, s.delta + step)
+            moved = oracle.clip(oracle.x + s.delta + step) - oracle.x
+            s.delta = torch.where(per_row(crossed, step), s.delta, moved)
             s.x_adv = oracle.clip(oracle.x + (1 + self.overshoot) * s.delta)
             oracle.rest(crossed)
         oracle.visit(s.x_adv)
@@ -62,7 +64,8 @@ class DeepFool(Attack):
 def to_nearest_boundary(near: Jacobian, norm: str) -> Tensor:
     """The least step (l2 or linf) onto the nearest of the linearised boundaries: -> (N, ...)."""
     slope, gap = nearest_boundary(near, norm)
-    gap = gap.abs() + 1e-4
+    steepness = norm_of(slope.flatten(1), "l1" if norm == "linf" else "l2").clamp_min(1e-12)
+    length = gap.abs() / steepness + 1e-4  # beyond it by as much as the authors' code goes
     if norm == "linf":
-        return slope.sign() * per_row(gap / slope.flatten(1).abs().sum(1).clamp_min(1e-12), slope)
-    return slope * per_row(gap / slope.flatten(1).square().sum(1).clamp_min(1e-12), slope)
+        return slope.sign() * per_row(length, slope)
+    return slope * per_row(length / steepness, slope)

@@ -33,7 +33,8 @@ class PDPGD(Attack):
         steps: gradient steps a run, >= 1.
         step_size: of the primal player in units of the box, falling by a cosine to a hundredth, > 0.
         dual_rate: change of log lambda a step, falling by a cosine to a tenth, > 0.
-        initial_ratio: what the norm weighs against the hinge at first, > 0.
+        initial_ratio: what the norm weighs against the hinge at first, > 0; None for 0.1, and in l1 and l0 for
+            0.3: a sparse change needs a heavy norm, and the dual player takes long to raise it.
         targets: one run for each of so many nearest classes; 0 for one against whichever leads.
     """
 
@@ -46,7 +47,7 @@ class PDPGD(Attack):
     steps: int = 200
     step_size: float = 0.1
     dual_rate: float = 0.1
-    initial_ratio: float = 0.1
+    initial_ratio: float | None = None
     targets: int = 1
 
     def __post_init__(self) -> None:
@@ -54,7 +55,8 @@ class PDPGD(Attack):
             raise InputError(
                 f"pdpgd: expected steps >= 1 and targets >= 0, got {self.steps} and {self.targets}"
             )
-        if min(self.step_size, self.dual_rate, self.initial_ratio) <= 0:
+        ratio = 1 if self.initial_ratio is None else self.initial_ratio
+        if min(self.step_size, self.dual_rate, ratio) <= 0:
             raise InputError(
                 "pdpgd: expected step_size, dual_rate and initial_ratio > 0, got "
                 f"{self.step_size}, {self.dual_rate} and {self.initial_ratio}"
@@ -68,11 +70,10 @@ class PDPGD(Attack):
 
     def _play(self, oracle: Oracle, s: State) -> None:
         low, high = oracle.threat.bounds
+        ratio = self.initial_ratio or (0.3 if oracle.threat.norm in ("l1", "l0") else 0.1)
         unit = oracle.x[0].numel() ** _UNIT[oracle.threat.norm]
         s.delta, s.mean = torch.zeros_like(oracle.x), torch.zeros_like(oracle.x)
-        s.price = torch.full_like(
-            oracle.y, math.log(self.initial_ratio), dtype=oracle.x.dtype
-        )  # log 1/lambda
+        s.price = torch.full_like(oracle.y, math.log(ratio), dtype=oracle.x.dtype)  # log 1/lambda
         s.spread = torch.zeros_like(s.price)
         for step in oracle.steps(self.steps):
             fall = (1 + math.cos(math.pi * step / self.steps)) / 2
