@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robust import Report, evaluate
 from robust.attacks import ATTACKS, FMN, Attack, make_attack
+from robust.attacks.planes import plane_distance, project_on_plane
 from robust.errors import InputError, ThreatError
 from robust.ledger import Ledger
 from robust.oracle import Oracle
@@ -36,6 +37,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "ddn": {"steps": 200, "loss": "margin", "targets": 1},
     "ead": {"binary_search_steps": 6},
     "fab": {"steps": 10},
+    "fmn": {"targets": 1},
     "sigma-zero": {"targets": 1},
     "vfga": {"loss": "margin", "targets": 3},
 }
@@ -113,6 +115,55 @@ def test_reaches_the_minimal_perturbation(name: str, norm: str, shape: tuple[int
     assert (ratio >= 1 - 1e-4).all()
     rounding = 1e-4 if norm != "l0" else (known + 1).floor() / known - WITHIN["l0"]  # one value more at least
     assert (ratio <= WITHIN[norm] + torch.as_tensor(rounding).clamp_min(0)).all()
+
+
+@pytest.mark.parametrize("tightness", [0.1, 0.6, 0.95])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+def test_the_distance_to_a_plane_is_the_least_within_the_box(norm: str, tightness: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(6, 1, 4, 4, generator=generator)
+    x[:3] = x[:3].round()  # half of them sit in the box's corners
+    w = torch.randn(x.shape, generator=generator)
+    reach = torch.where(w > 0, w * (1 - x), -w * x).flatten(1).sum(1)  # the most that the box allows
+    gap = tightness * reach
+    known = [
+        _to_plane(norm, w[i].flatten().double().numpy(), float(gap[i]), x[i].flatten().double().numpy())
+        for i in range(len(x))
+    ]
+    found = plane_distance(x, w, gap, norm, (0.0, 1.0)).double()
+    if norm == "l0":  # whole values, and how fully they are used
+        assert ((torch.tensor(known) - found).abs() < 1).all()
+        return
+    torch.testing.assert_close(found, torch.tensor(known).double(), rtol=1e-3, atol=1e-5)
+    d = project_on_plane(x, w, gap, norm, (0.0, 1.0))
+    torch.testing.assert_close((d * w).flatten(1).sum(1), gap, rtol=1e-4, atol=1e-5)
+    assert ((x + d >= -1e-6) & (x + d <= 1 + 1e-6)).all()
+    beyond = project_on_plane(x, w, 1.1 * reach, norm, (0.0, 1.0))
+    torch.testing.assert_close((beyond * w).flatten(1).sum(1), reach, rtol=1e-4, atol=1e-5)
+    assert (plane_distance(x, w, 1.1 * reach, norm, (0.0, 1.0)) > found).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [("fmn", "l1"), ("fmn", "l0"), ("pdpgd", "l1"), ("deepfool", "linf")]
+)
+def test_few_steps_come_near_where_the_box_is_in_the_way(name: str, norm: str) -> None:
+    """Corners of the box: half of all directions are shut, and steps that forget it fall short."""
+    model, x, _ = problem(3, (3, 4, 4))
+    x = x.sub(0.5).mul(1e3).add(0.5).clamp(0, 1)
+    y = model(x).detach().argmax(1)
+    flat, weight, logits = (
+        x.flatten(1).double().numpy(),
+        model.weight.detach().double().numpy(),
+        model(x).detach(),
+    )
+    known = []
+    for i, label in enumerate(y.tolist()):
+        others = [k for k in range(3) if k != label]
+        gaps = {k: float(logits[i, label] - logits[i, k]) for k in others}
+        known.append(min(_to_plane(norm, weight[k] - weight[label], gaps[k], flat[i]) for k in others))
+    options = {"steps": 30} if name == "deepfool" else {"steps": 44}
+    ratio = minimize(make_attack(name, **options), model, x, y, norm).distance / torch.tensor(known)
+    assert (ratio <= 1.5).all(), ratio
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])

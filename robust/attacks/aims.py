@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from robust.attacks.planes import plane_distance
 from robust.losses import LOSSES, best_other
 from robust.oracle import Jacobian, Oracle, State
 from robust.threat import norm_of
@@ -22,7 +23,8 @@ def runs(oracle: Oracle, s: State, targets: int) -> Iterator[int]:
     """The runs of an attack: one against whichever class leads, or one for each of the nearest classes.
 
     In each, `s.aim` (N, 1) names the class to be taken for, and the label stands for any other class.
-    Classes come in the order of their linearised boundary's distance at x, nearest first.
+    Classes come in the order of their linearised boundary's distance from x within the box, nearest first:
+    in l1 and l0 few values have much to gain, and these are soon at their end.
 
     Args:
         targets: 0 for any class, which costs nothing; else how many classes, at most ten. To rank
@@ -33,7 +35,12 @@ def runs(oracle: Oracle, s: State, targets: int) -> Iterator[int]:
         yield 0
         return
     classes, gaps, gradients = oracle.jacobian(oracle.x, CANDIDATES)
-    s.ranking = classes.gather(1, boundary_distance(gaps, gradients, oracle.threat.norm).argsort(1))
+    n, k = gaps.shape
+    x = oracle.x[:, None].expand_as(gradients).flatten(0, 1)
+    far = plane_distance(
+        x, gradients.flatten(0, 1), -gaps.flatten(), oracle.threat.norm, oracle.threat.bounds
+    )
+    s.ranking = classes.gather(1, far.view(n, k).argsort(1))
     for rank in oracle.steps(min(targets, s.ranking.shape[1])):
         s.aim = s.ranking[:, rank : rank + 1]
         yield rank

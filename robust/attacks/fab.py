@@ -12,6 +12,7 @@ from robust.attacks.aims import CANDIDATES, nearest_boundary
 from robust.attacks.apgd import likeliest_wrong
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row, random_boundary_start
+from robust.attacks.planes import project_on_plane
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 from robust.threat import norm_of
@@ -93,40 +94,3 @@ class FAB(Attack):
 
 def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return (logits.gather(1, target) - logits.gather(1, y[:, None])).squeeze(1)
-
-
-def project_on_plane(x: Tensor, w: Tensor, offset: Tensor, norm: str, bounds: tuple[float, float]) -> Tensor:
-    """The least d (in the norm) with <w, d> = offset and x + d in the box; the box's best where none reaches it.
-
-    All values move in the direction that helps, as far as their room allows: linf moves all by the same
-    t, l2 by t |w|, l1 the largest |w| first. The reached sum is piecewise linear in t: sorting the
-    points where values meet the box finds the piece.
-
-    Args:
-        x, w: (N, ...). offset: (N,).
-        norm: "linf", "l2" or "l1".
-    """
-    slope, base = w.flatten(1), x.flatten(1)
-    direction = slope.sign() * offset.sign()[:, None]
-    room = torch.where(direction > 0, bounds[1] - base, base - bounds[0]).clamp_min(0)
-    weight, goal = slope.abs(), offset.abs()[:, None]
-    if norm == "l1":
-        order = weight.argsort(1, descending=True)
-        gain = (weight * room).gather(1, order)
-        missing = (goal - (gain.cumsum(1) - gain)).clamp_min(0)
-        part = (missing / gain.clamp_min(1e-30)).clamp_max(1.0)
-        size = torch.zeros_like(room).scatter_(1, order, part * room.gather(1, order))
-        return (direction * size).view_as(x)
-    speed = weight if norm == "l2" else (weight > 0).to(weight.dtype)
-    meets = torch.where(speed > 0, room / speed.clamp_min(1e-30), torch.inf)
-    meets, order = meets.sort(1)
-    rate, full = (weight * speed).gather(1, order), (weight * room).gather(1, order)
-    moving = (
-        rate.sum(1, keepdim=True) - rate.cumsum(1) + rate
-    )  # rate of those not yet at the box before point k
-    settled = full.cumsum(1) - full
-    t = (goal - settled).clamp_min(0) / moving.clamp_min(1e-30)  # as if the goal lay in piece k
-    k = (t <= meets).to(torch.uint8).argmax(1, keepdim=True)
-    reachable = (t <= meets).any(1, keepdim=True)
-    t = torch.where(reachable, t.gather(1, k), torch.inf)
-    return (direction * torch.minimum(torch.where(speed > 0, t * speed, 0.0), room)).view_as(x)

@@ -32,7 +32,8 @@ class FMN(Attack):
         step_size: l2 length of the first step in units of the box, falling by a cosine to a hundredth, > 0;
             None for 1 as in the paper, and in linf a third for each value in l2, since its balls reach so far.
         gamma: share by which the radius changes at first, in (0, 1); it falls by a cosine to a fiftieth.
-        targets: one run for each of so many nearest classes; 0 for one against whichever leads.
+        targets: 0 for one run against whichever class leads, as in the paper; else one for each of so many
+            nearest classes.
     """
 
     name: ClassVar[str] = "fmn"
@@ -44,7 +45,7 @@ class FMN(Attack):
     steps: int = 100
     step_size: float | None = None
     gamma: float = 0.05
-    targets: int = 1
+    targets: int = 0
 
     def __post_init__(self) -> None:
         if (
