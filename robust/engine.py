@@ -45,7 +45,7 @@ def fastest(target: Target, x: Tensor, y: Tensor) -> tuple[Target, str]:
     best, name, least = target, PLAIN, _seconds(target, x, y) * _WORTH
     for label, change in _changes(target.model, x).items():
         try:
-            twin = target.twin(change(copy.deepcopy(target.model)))
+            twin = target.twin(change())
             same = _same(reference, _look(twin, x, y))
         except Exception:  # whatever a rearranged model fails on, the plain one remains
             continue
@@ -120,27 +120,23 @@ class _Half(nn.Module):
         return out
 
 
-def _changes(model: nn.Module, x: Tensor) -> dict[str, Callable[[nn.Module], nn.Module]]:
-    """What is worth a try for this model."""
+def _changes(model: nn.Module, x: Tensor) -> dict[str, Callable[[], nn.Module]]:
+    """Copies of this model that are worth a try."""
     images = x.dim() == 4 and any(isinstance(m, nn.Conv2d) for m in model.modules())
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    changes: dict[str, Callable[[nn.Module], nn.Module]] = {}
+    folded = functools.cache(lambda: fuse(model))  # batch norms folded into the convolutions before them
+    changes: dict[str, Callable[[], nn.Module]] = {}
     if norms:
-        changes["folded"] = _fold
+        changes["folded"] = folded
     if images:
-        changes["channels_last"] = _channels_last
+        changes["channels_last"] = lambda: _channels_last(model)
     if images and norms:
-        changes["folded, channels_last"] = lambda model: _channels_last(_fold(model))
+        changes["folded, channels_last"] = lambda: _channels_last(folded())
     return changes
 
 
-def _fold(model: nn.Module) -> nn.Module:
-    """Batch norms folded into the convolutions before them."""
-    return fuse(model)
-
-
 def _channels_last(model: nn.Module) -> nn.Module:
-    return model.to(memory_format=torch.channels_last)
+    return copy.deepcopy(model).to(memory_format=torch.channels_last)
 
 
 def _look(target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

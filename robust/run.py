@@ -252,8 +252,7 @@ class Run:
         }  # fmt: skip
         start, done = time.perf_counter(), 0
         while done < len(rows):
-            size = WAVE * self._micro_batch
-            wave = rows[done : done + min(size, attack.at_once or size)]
+            wave = rows[done : done + self._wave(attack, len(rows) - done)]
             try:
                 tick = self._watch(attack, done, len(wave), len(rows))
                 self._attack_wave(attack, wave, entry, tick, cascade=cascade)
@@ -280,6 +279,12 @@ class Run:
         entry["survived"] = max(0, len(rows) - entry["broke"] - entry["errors"])
         entry["seconds"] = time.perf_counter() - start
         self.entries.append(entry)
+
+    def _wave(self, attack: Attack, left: int) -> int:
+        """Rows to attack at once: as many as fill some micro-batches, in waves of about equal size."""
+        most = WAVE * self._micro_batch
+        most = min(most, attack.at_once or most)
+        return -(-left // -(-left // most))
 
     def _chosen(self, stage: Stage, *, cascade: bool) -> Tensor:
         """The samples that a stage is to see, each by what is known of itself alone: (n,) bool."""

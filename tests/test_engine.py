@@ -45,11 +45,9 @@ def residual(digits: Digits) -> nn.Module:
 
 @pytest.mark.parametrize("change", ["folded", "channels_last", "folded, channels_last"])
 def test_changed_copies_compute_the_same(residual: nn.Module, digits: Digits, change: str) -> None:
-    import copy
-
     x, y = digits
     with Target(residual, device="cpu") as target:
-        twin = target.twin(engine._changes(residual, x)[change](copy.deepcopy(residual)))
+        twin = target.twin(engine._changes(residual, x)[change]())
         assert engine._same(engine._look(target, x, y), engine._look(twin, x, y))
         torch.testing.assert_close(twin.logits(x), target.logits(x), rtol=1e-4, atol=1e-4)
     assert ("folded" in change) == (not any(isinstance(m, nn.BatchNorm2d) for m in twin.model.modules()))
@@ -73,7 +71,7 @@ class Straight(nn.Module):
 def test_a_copy_with_other_gradients_is_refused(residual: nn.Module, digits: Digits) -> None:
     x, y = digits
     with Target(Straight(residual), device="cpu") as target:
-        folded = target.twin(engine._fold(target.model))
+        folded = target.twin(engine._changes(target.model, x)["folded"]())
         assert not engine._same(engine._look(target, x, y), engine._look(folded, x, y))
 
 
@@ -99,7 +97,7 @@ def test_what_cannot_be_traced_is_searched_as_it_is(digits: Digits) -> None:
 
     model = Branching().eval()
     with pytest.raises(Exception, match="control flow"):
-        engine._fold(model)
+        engine._changes(model, digits[0])["folded"]()
     report = robust.evaluate(model, digits, threat="linf:0.1", suite="quick", device="cpu")
     assert "folded" not in report.engine
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import random_start, steepest
+from robust.attacks.geometry import onto_ball, random_start, steepest
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 from robust.threat import Threat
@@ -109,10 +109,17 @@ class MultiTargeted(Attack):
             threat, size, first = schedule[step]
             gradient = oracle.gradient(s.x_adv, _gap, s.aim).gradient
             at = threat.project(s.x_adv, oracle.x) if first and step else s.x_adv
-            z = threat.project(torch.add(at, steepest(gradient, threat.norm), alpha=size), oracle.x)
-            move = z if first else at + self.momentum * (z - at) + (1 - self.momentum) * (at - s.previous)
-            s.previous, s.x_adv = at, threat.project(move, oracle.x)
+            z = onto_ball(torch.add(at, steepest(gradient, threat.norm), alpha=size), oracle.x, threat)
+            s.previous, s.x_adv = (
+                at,
+                threat.project(z if first else self._carried(z, at, s.previous), oracle.x),
+            )
         oracle.visit(s.x_adv)
+
+    def _carried(self, z: Tensor, at: Tensor, previous: Tensor) -> Tensor:
+        """at + momentum (z - at) + (1 - momentum) (at - previous), in three passes over the values."""
+        stay = 1 - self.momentum
+        return z.mul(self.momentum).add_(at, alpha=2 * stay).sub_(previous, alpha=stay)
 
     def _schedule(self, threat: Threat) -> Iterator[tuple[Threat, float, bool]]:
         """For every step: the set to stay in, the step's size, and whether the set is new."""
