@@ -6,21 +6,27 @@ python benchmarks/components.py --auto-attack DIR [--limit 100] [--results NAME]
 DIR holds the public implementation (the package `autoattack`). Both draw their own random starts, so single
 images near the boundary may differ: how far is shown by two seeds of the public one. Passes are counted on both
 sides. The second table sums the cases up, component by component.
+
+With --spread N each component (--component NAME for some) runs from N seeds on either side instead: whether a difference
+is more than the starts'.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from verdict import Measured, case_of, hardware, public_autoattack
 
 import robust
+from robust.sources import Samples
 from robust.suites import SUITES
+from robust.threat import Threat
 
 PUBLIC_NAMES = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -45,21 +51,54 @@ class Compared(NamedTuple):
         )
 
 
-def compare(case: str, limit: int, folder: str) -> list[Compared]:
-    name, model, samples, threat = case_of(case, limit)
+def ours(component: str, model: nn.Module, samples: Samples, threat: Threat, seed: int = 0) -> Measured:
+    attack = SUITES["autoattack"](threat)[PUBLIC_NAMES.index(component)].attack
+    report = robust.evaluate(
+        model, samples, threat=threat, suite=attack, seed=seed, device="cpu", precision="float32"
+    )
+    standing = torch.from_numpy((report.verdicts.status == "survived").to_numpy(copy=True))
+    entry = report.attacks[0]
+    return Measured(standing, entry["forwards"], entry["backwards"], report.seconds)
+
+
+def compare(case: str, options: argparse.Namespace) -> list[Compared]:
+    name, model, samples, threat = case_of(case, options.limit)
     x, y = samples.rows(slice(None)), samples.y
     found = []
-    for public, stage in zip(PUBLIC_NAMES, SUITES["autoattack"](threat), strict=True):
-        report = robust.evaluate(
-            model, samples, threat=threat, suite=stage.attack, device="cpu", precision="float32"
+    for component in options.component or PUBLIC_NAMES:
+        mine = ours(component, model, samples, threat)
+        seeds = (
+            public_autoattack(options.auto_attack, model, x, y, threat, [component], seed) for seed in (0, 1)
         )
-        standing = torch.from_numpy((report.verdicts.status == "survived").to_numpy(copy=True))
-        entry = report.attacks[0]
-        ours = Measured(standing, entry["forwards"], entry["backwards"], report.seconds)
-        seeds = (public_autoattack(folder, model, x, y, threat, [public], seed) for seed in (0, 1))
-        found.append(Compared(f"{name} {threat}", public, ours, *seeds))
+        found.append(Compared(f"{name} {threat}", component, mine, *seeds))
         print(found[-1].row(), flush=True)
     return found
+
+
+def spread(case: str, options: argparse.Namespace) -> list[str]:
+    """A row per component: robust accuracies over the seeds, and how often single images fall."""
+    name, model, samples, threat = case_of(case, options.limit)
+    x, y = samples.rows(slice(None)), samples.y
+    rows = []
+    for component in options.component or PUBLIC_NAMES:
+        mine, public = [], []
+        for seed in range(options.spread):
+            mine.append(ours(component, model, samples, threat, seed).survives)
+            found = public_autoattack(options.auto_attack, model, x, y, threat, [component], seed)
+            public.append(found.survives)
+        one, other = torch.stack(mine).float(), torch.stack(public).float()
+        most = int((one.sum(0) - other.sum(0)).abs().max())
+        rows.append(
+            f"| {name} {threat} | {component} | {len(one)} | {over_seeds(one)} | {over_seeds(other)} | {most} |"
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def over_seeds(survives: Tensor) -> str:
+    """Mean robust accuracy in percent, with the lowest and the highest: (seeds, N)."""
+    each = 100 * survives.mean(1)
+    return f"{float(each.mean()):.1f} ({float(each.min()):.1f} to {float(each.max()):.1f})"
 
 
 def summary(found: Iterable[Compared]) -> list[str]:
@@ -72,6 +111,8 @@ def summary(found: Iterable[Compared]) -> list[str]:
     ]
     for component in (*PUBLIC_NAMES, "all four"):
         mine = [one for one in found if component in (one.component, "all four")]
+        if not mine:
+            continue
         ours, public, again = (
             torch.cat([getattr(one, which).survives for one in mine]) for which in ("ours", "public", "again")
         )
@@ -103,23 +144,37 @@ def main() -> None:
     parser.add_argument("--case", action="append", required=True, metavar="MODEL,WEIGHTS,DATA,THREAT")
     parser.add_argument("--auto-attack", metavar="DIR", required=True)
     parser.add_argument("--limit", type=int, default=100)
+    parser.add_argument("--component", action="append", choices=PUBLIC_NAMES)
+    parser.add_argument("--spread", type=int, default=0, metavar="SEEDS")
     parser.add_argument("--results", metavar="NAME")
     parser.add_argument("--note", default="", help="said at the foot, such as what else the machine did")
     options = parser.parse_args()
-    lines = [
-        f"# AutoAttack's components alone, {options.limit} images each (ours / public)",
-        "",
-        "| model and threat | component | ours % | public % | its other seed % | ours, public apart | ours, other seed apart | its two seeds apart | forwards | backwards | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"# AutoAttack's components alone, {options.limit} images each (ours / public)", ""]
+    lines += _SPREAD_HEAD if options.spread else _HEAD
     print("\n".join(lines), flush=True)
+    rows: list[str] = []
     found: list[Compared] = []
     for case in options.case:
-        found += compare(case, options.limit, options.auto_attack)
-        text = [*lines, *(one.row() for one in found), *summary(found), "", f"{hardware()} {options.note}"]
+        if options.spread:
+            rows += spread(case, options)
+        else:
+            found += compare(case, options)
+            rows = [*(one.row() for one in found), *summary(found)]
+        foot = ["", f"{hardware()} {options.note}".strip(), f"Command: python {' '.join(sys.argv)}"]
         if options.results:  # after every case: a long run that is cut off keeps what it has
-            (Path(__file__).parent / "results" / f"{options.results}.md").write_text("\n".join(text) + "\n")
-    print("\n".join([*summary(found), "", hardware()]), flush=True)
+            path = Path(__file__).parent / "results" / f"{options.results}.md"
+            path.write_text("\n".join([*lines, *rows, *foot]) + "\n")
+    print("\n".join([*(summary(found) if found else []), "", hardware()]), flush=True)
+
+
+_HEAD = [
+    "| model and threat | component | ours % | public % | its other seed % | ours, public apart | ours, other seed apart | its two seeds apart | forwards | backwards | seconds |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
+]
+_SPREAD_HEAD = [
+    "| model and threat | component | seeds | ours % (lowest to highest) | public % | most seeds by which an image's fate differs |",
+    "|---|---|---|---|---|---|",
+]
 
 
 if __name__ == "__main__":
