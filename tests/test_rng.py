@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from robust import rng
 from robust.rng import Streams
 
 
@@ -56,3 +60,15 @@ def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     Streams(0, torch.arange(4), ("x",)).normal((10,))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1, 1), (2, 5, 5)])
+def test_the_host_draws_what_a_device_draws(shape: tuple[int, ...]) -> None:
+    """NumPy's bits are those of the tensor operations that run on a device."""
+    ids = torch.tensor([0, 1, -1, 2**62, -(2**63), 12345])
+    streams = Streams(7, ids, ("pgd", "start", 0))
+    counter = torch.arange(1, math.prod(shape) + 1) * rng._GOLDEN
+    rows = rng._mix(ids * rng._GOLDEN + rng._key(7, ("pgd", "start", 0)))
+    by_torch = rng._mix(rows[:, None] + counter[None, :]).view(len(ids), *shape)
+    assert torch.equal(streams._bits(shape), by_torch)
+    assert streams._bits(shape)[:0].shape == (0, *shape)
