@@ -115,6 +115,8 @@ def attack_part(
             if run.interrupted:
                 run.stop()
                 break
+        if not run.interrupted:
+            run.second_opinion(plan.stages)
         before_probes = len(run.findings)
         if not rows.start and not run.interrupted:
             run.probe(plan.stages, full=plan.full_checks)
@@ -181,7 +183,8 @@ def join(
     _check_cover(parts, n, stopped=stopped)
     cascade = plan.cascade and not plan.minimize
     attacks = [_total(entries) for entries in zip_longest(*(part.attacks for part in parts))]
-    reviewed = diagnose.review(attacks, sum(part.correct for part in parts), cascade=cascade)
+    checks = {key: sum(part.checks.get(key, 0) for part in parts) for key in parts[0].checks}
+    reviewed = diagnose.review(attacks, sum(part.correct for part in parts), cascade=cascade, checks=checks)
     findings = [*_in_order(parts), *reviewed]
     return Report(
         threat=plan.threat,
@@ -191,7 +194,7 @@ def join(
         attacks=attacks,
         trust=diagnose.verdict(findings),
         findings=[asdict(finding) for finding in findings],
-        checks={key: sum(part.checks.get(key, 0) for part in parts) for key in parts[0].checks},
+        checks=checks,
         model={"spec": model_spec or "memory", **parts[0].model},
         data=dict(data),
         device=" + ".join(sorted({part.device for part in parts})),

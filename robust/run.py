@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robust import diagnose, engine
-from robust.attacks import Attack
+from robust.attacks import Attack, Square
 from robust.audit import audit
 from robust.diagnose import Check, Finding
 from robust.errors import RobustError
@@ -34,6 +34,9 @@ _ENGINE_WORTH: Final = 0.25  # seconds a pass over all samples must take before 
 _LONG: Final = 500  # queries from which a search shows its progress within a wave
 _TELL_EVERY: Final = 0.2  # seconds
 _BOX_ROWS: Final = 8  # fewer say nothing about the box
+_SECOND: Final = Square(queries=48)
+_ASKED, _ASKED_SHARE = 16, 0.25  # samples of the whole, and at most this share of it
+_NEARER: Final = 0.1  # of the clean margin
 MISCLASSIFIED, BROKEN, SURVIVED, ERROR = range(4)
 
 
@@ -84,7 +87,13 @@ class Run:
         self.findings: list[Finding] = []
         self.since: dict[str, int] = {}  # check -> attacks that were done when it fired
         self.failures: list[str] = []
-        self.checks: dict[str, float] = {"forwards": 0, "backwards": 0, "seconds": 0.0}
+        self.checks: dict[str, float] = {
+            "forwards": 0,
+            "backwards": 0,
+            "seconds": 0.0,
+            "asked": 0,
+            "nearer": 0,
+        }
         self.status = torch.full((n,), SURVIVED)
         self.prediction = torch.zeros(n, dtype=torch.int64)
         self.prediction_adv = torch.zeros(n, dtype=torch.int64)
@@ -128,16 +137,19 @@ class Run:
         start = time.perf_counter()
         few = torch.arange(min(diagnose.PREFLIGHT_SAMPLES, len(self.whole)))
         x, y, _ = self._load(few, self.whole)
-        seen = diagnose.preflight(self.target, x, y)
+        seen = diagnose.preflight(self.target, x, y, self.threat)
         self.findings += seen.findings
         self.target.probabilities |= seen.probabilities
         self._differentiable = seen.differentiable
-        self.checks = {
+        self.checks |= {
             "forwards": seen.forwards,
             "backwards": seen.backwards,
             "seconds": time.perf_counter() - start,
         }
         self._choose_engine(x, y)
+        if seen.blocked:
+            self.search = engine.inward(self.search)
+            self.engine = "inward" if self.engine == engine.PLAIN else f"{self.engine}, inward"
 
     def _choose_engine(self, x: Tensor, y: Tensor) -> None:
         """The copy of the model to search with, where one is asked for or wins."""
@@ -204,6 +216,38 @@ class Run:
         self.checks["forwards"] += subject.forwards
         self.checks["backwards"] += subject.backwards
         self.checks["seconds"] += time.perf_counter() - start
+
+    def second_opinion(self, stages: Sequence[Stage]) -> None:
+        """Random search on a few survivors: does it come nearer than all gradient attacks did?
+
+        Who is asked depends on the sample and the size of the whole alone; `diagnose.review` judges the counts.
+        """
+        gradients = any(s.attack.access == "gradient" and getattr(s.attack, "steps", 0) >= 10 for s in stages)
+        random = self.target.draws > 1 or any(found.check == "randomized" for found in self.findings)
+        if not gradients or random or self.threat.norm not in _SECOND.norms or not self._differentiable:
+            return
+        draw = Streams(self.settings.seed, self.samples.ids, ("second opinion",)).uniform((1,)).squeeze(1)
+        share = min(_ASKED_SHARE, _ASKED / len(self.whole))
+        rows = ((self.status == SURVIVED) & (draw < share)).nonzero().squeeze(1)
+        start = time.perf_counter()
+        try:
+            for part in in_parts(rows, WAVE * self._micro_batch):
+                self._search_blindly(part)
+        except Exception:  # the verdicts are found: a check must not lose them
+            self._note_failure("second_opinion", f"crashed:\n{traceback.format_exc()}")
+            self._find(diagnose.CRASH, "the check second_opinion crashed")
+        self.checks["seconds"] += time.perf_counter() - start
+
+    def _search_blindly(self, rows: Tensor) -> None:
+        oracle = Oracle(
+            self.target, *self._load(rows), self.threat, seed=self.settings.seed, purpose="second opinion",
+            access=_SECOND.access, micro_batch=self._micro_batch,
+        )  # fmt: skip
+        _SECOND(oracle)
+        gain = oracle.ledger.margin.cpu() - self.margin[rows]
+        self.checks["asked"] += len(rows)
+        self.checks["nearer"] += int((gain > _NEARER * -self.clean_margin[rows]).sum())
+        self.checks["forwards"] += int(oracle.ledger.forwards.sum())
 
     @torch.no_grad()
     def _first_correct(self, count: int) -> Tensor:

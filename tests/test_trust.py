@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import robust
+from robust.attacks import PGD
+from robust.bpda import Substituted
+from robust.parts import Plan, attack_part, join
+from robust.report import Report
+from robust.run import Settings
+from robust.sources import as_samples
+from robust.suites import Stage
+from robust.target import Target
+from robust.threat import Threat
 
 
 class Reshapes(nn.Module):
@@ -34,3 +46,182 @@ def test_a_model_is_never_called_on_no_rows(
     assert report.trust == "trusted"
     assert report.statuses == plain.statuses
     assert report.statuses["survived"] > 0
+
+
+class Wrap(nn.Module):
+    """A model with something in front of it and behind it."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        before: Callable[[Tensor], Tensor] = lambda x: x,
+        after: Callable[[Tensor], Tensor] = lambda z: z,
+    ) -> None:
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.net(self.before(x)))
+
+
+def with_gradient(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Passes inputs through, and changes what autograd brings back."""
+
+    class Changed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            return change(gradient)
+
+    def through(x: Tensor) -> Tensor:
+        out: Tensor = Changed.apply(x)  # type: ignore[no-untyped-call]
+        return out
+
+    return through
+
+
+def scrambled(gradient: Tensor) -> Tensor:
+    order = torch.randperm(gradient[0].numel(), generator=torch.Generator().manual_seed(0))
+    return gradient.flatten(1)[:, order].view_as(gradient)
+
+
+def every_other_turned(gradient: Tensor) -> Tensor:
+    signs = 1 - 2 * (torch.arange(gradient[0].numel()) % 2)
+    return gradient * signs.view_as(gradient[0])
+
+
+LIES: dict[str, Callable[[Tensor], Tensor]] = {
+    "scrambled": with_gradient(scrambled),
+    "every other pixel turned": with_gradient(every_other_turned),
+    "without its signs": with_gradient(torch.abs),
+    "constant": with_gradient(torch.ones_like),
+    "turned round": with_gradient(torch.neg),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_gradient_that_is_not_the_slope_is_told(
+    lie: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    model = Wrap(net, LIES[lie]).eval()
+    report = robust.evaluate(model, digits, threat="linf:0.1", suite="quick", device="cpu")
+    assert "gradient-model" in {finding["check"] for finding in report.findings}
+    assert report.trust == "unreliable"
+
+
+FAITHFUL: dict[str, Callable[[Tensor], Tensor]] = {
+    "of its signs alone": with_gradient(torch.sign),
+    "tiny": with_gradient(lambda g: g * 1e-30),
+    "huge": with_gradient(lambda g: g * 1e30),
+    "a substitute's": Substituted(lambda x: (x * 15).round() / 15),
+    "of a smooth transform": lambda x: x - (x * 6 * torch.pi).sin() / (12 * torch.pi),
+}
+
+
+@pytest.mark.parametrize("kind", FAITHFUL)
+def test_a_gradient_that_leads_uphill_is_believed(
+    kind: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    model = Wrap(net, FAITHFUL[kind]).eval()
+    report = robust.evaluate(model, digits, threat="linf:0.1", suite="quick", device="cpu")
+    assert report.findings == []
+
+
+class PartlyDetached(nn.Module):
+    """Three columns of eight have a gradient."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(torch.cat([x[..., :3], x[..., 3:].detach()], -1))
+        return out
+
+
+def test_random_search_gives_a_second_opinion(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    suite = [{"name": "pgd", "steps": 20, "loss": "margin"}]
+    masked = robust.evaluate(PartlyDetached(net), digits, threat="linf:0.1", suite=suite, device="cpu")
+    honest = robust.evaluate(net, digits, threat="linf:0.05", suite=suite, device="cpu")
+    assert "black-box-wins" in {finding["check"] for finding in masked.findings}
+    assert masked.trust == "unreliable"
+    assert honest.findings == []
+    assert honest.checks["asked"] > 3
+    assert honest.checks["nearer"] == 0
+
+
+def test_the_second_opinion_is_the_same_in_parts(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    samples, settings = as_samples(digits, bounds=(0.0, 1.0)), Settings(micro_batch=16)
+    threat = Threat.parse("linf:0.1")
+    plan = Plan(threat, "pgd", [Stage(PGD(steps=10, loss="margin"))], True)
+
+    def report(*ranges: range) -> Report:
+        target = Target(PartlyDetached(net).eval(), device="cpu")
+        parts = [attack_part(target, samples, plan, settings, rows) for rows in ranges]
+        return join(parts, plan, data=samples.about, n=len(samples))
+
+    whole, cut = report(range(64)), report(range(20), range(20, 64))
+    assert whole.findings == cut.findings
+    assert whole.checks["asked"] == cut.checks["asked"]
+    assert whole.checks["nearer"] == cut.checks["nearer"]
+
+
+BLOCKED: dict[str, Callable[[Tensor], Tensor]] = {
+    "clamp": lambda x: x.clamp(0, 1),
+    "hardtanh": lambda x: nn.functional.hardtanh(x, 0.0, 1.0),
+    "relu": torch.relu,
+}
+
+
+@pytest.mark.parametrize("front", BLOCKED)
+def test_a_clamp_in_front_hides_nothing(front: str, net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    plain = robust.evaluate(net, digits, threat="linf:0.08", suite="quick", device="cpu")
+    report = robust.evaluate(
+        Wrap(net, BLOCKED[front]).eval(), digits, threat="linf:0.08", suite="quick", device="cpu"
+    )
+    assert "inward" in report.engine
+    assert plain.engine == "plain"
+    assert report.statuses == plain.statuses
+    assert report.findings == []
+
+
+def test_a_clamp_behind_a_normalisation_hides_nothing(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    model = Wrap(net, lambda x: (x * 0.3 + 0.2).clamp(0, 1)).eval()
+    report = robust.evaluate(
+        model, digits, threat="linf:0.08", suite="quick", device="cpu", normalize=(0.2, 0.3)
+    )
+    plain = robust.evaluate(net, digits, threat="linf:0.08", suite="quick", device="cpu")
+    assert report.statuses == plain.statuses
+    assert report.findings == []
+
+
+def test_outputs_of_sigmoids_are_told(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    report = robust.evaluate(
+        Wrap(net, after=torch.sigmoid).eval(), digits, threat="linf:0.05", suite="quick", device="cpu"
+    )
+    assert [finding["check"] for finding in report.findings] == ["probabilities"]
+
+
+HONEST: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "one class for all": lambda net: Wrap(net, after=lambda z: 1e-6 * z + 5 * torch.eye(10)[3]),
+    "large logits": lambda net: Wrap(net, after=lambda z: z * 3),
+    "infinite slope at black": lambda net: Wrap(net, lambda x: (x + 1e-30).sqrt().square()),
+    "bfloat16": lambda net: Wrap(copy.deepcopy(net).bfloat16(), lambda x: x.bfloat16()),
+    "two classes": lambda net: Wrap(net, after=lambda z: torch.stack([z[:, :5].amax(1), z[:, 5:].amax(1)], 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HONEST)
+def test_honest_models_of_other_kinds_trip_none(
+    kind: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits
+    y = (y >= 5).long() if kind == "two classes" else y
+    report = robust.evaluate(
+        HONEST[kind](net).eval(), (x, y), threat="linf:0.05", suite="quick", device="cpu"
+    )
+    assert report.findings == []
+    assert report.failures == []

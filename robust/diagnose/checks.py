@@ -78,9 +78,9 @@ BATCH_DEPENDENT = _declare(
 )
 PROBABILITIES = _declare(
     "probabilities",
-    rule="outputs lie in [0, 1] and add up to 1 within 1e-5",
-    detects="a softmax inside the model: margins shrink to nothing and saturated classes have no gradient",
-    advice="attacked on their logarithm, which cannot undo saturation: remove the softmax and return logits",
+    rule="outputs lie in [0, 1] and add up to 1 within 1e-5, or come within 0.01 of both ends",
+    detects="a softmax or sigmoid inside the model: margins shrink to nothing and saturated classes have no gradient",
+    advice="attacked on their logarithm, which cannot undo saturation: remove it and return logits",
     severity="suspect",
 )
 DETACHED = _declare(
@@ -91,10 +91,13 @@ DETACHED = _declare(
 )
 GRADIENT_MODEL = _declare(
     "gradient-model",
-    rule="logits with gradients enabled and disabled differ in a prediction or by > 1e-3 of their spread, or under half "
-    "of the adversarial examples of a quantised model's float twin fool that model",
-    detects="the model that is differentiated is not the model that is deployed: what fools one may not fool the other",
-    advice="make forward the same in both modes, or attack the deployed one with score and decision attacks",
+    rule="logits with gradients enabled and disabled differ in a prediction or by > 1e-3 of their spread; or the margin "
+    "rises along its gradient at under 20 % of the steepest slope that random directions show, with pixels moved by "
+    "eps (at most a tenth of the box) or, where the surface bends too much there, a hundredth of the box; or under half of the "
+    "adversarial examples of a quantised model's float twin fool that model",
+    detects="the model that is differentiated is not the model that is deployed: what fools one may not fool the other; "
+    "gradients that are turned, scrambled or shattered lead nowhere",
+    advice="make forward the same in both modes and its gradient its own, or attack with score and decision attacks",
 )
 ZERO_GRADIENT = _declare(
     "zero-gradient",
@@ -104,7 +107,8 @@ ZERO_GRADIENT = _declare(
 )
 LOGIT_SCALE = _declare(
     "logit-scale",
-    rule="the cross-entropy's input gradient is under 1e-18 of the margin's for > 5 % of the samples",
+    rule="the cross-entropy's input gradient is under 1e-30 of the margin's for > 25 % of the samples, as where the "
+    "leading two logits lie some 70 apart",
     detects="logits so large that the softmax saturates, as after defensive distillation",
     advice="robust accuracy under cross-entropy attacks means nothing here: use margin, dlr or mifpe",
     severity="suspect",
@@ -154,14 +158,16 @@ AUDIT = _declare(
 BLACK_BOX_WINS = _declare(
     "black-box-wins",
     rule="score and decision attacks break > 5 % (at least 2) of the samples that they were given after the gradient "
-    "attacks of the suite",
+    "attacks of the suite; or, of some 16 survivors of attacks of 10 steps and more, 48 queries of random search "
+    "bring > 10 % (at least 2) nearer than all gradients did, by over a tenth of the clean margin",
     detects="masked gradients: the surface can be descended, but not by its derivative",
     advice="run the suite 'thorough', and look at what forward does to gradients",
 )
 UNBOUNDED = _declare(
     "unbounded",
-    rule="within the whole box (linf, eps its width) 30 steps on the margin leave > 5 % (at least 2) of up to 32 samples standing",
-    detects="masked gradients: within the whole box every classifier can be fooled",
+    rule="within the whole box (linf, eps its width) 30 steps on the margin leave > 5 % (at least 2) of up to 32 samples "
+    "standing, though the model takes other samples, their negatives or noise for another class",
+    detects="masked gradients: the whole box holds other samples too, which the model takes for other classes",
     advice="run score and decision attacks; look at what forward does to gradients",
 )
 SILENT_SUCCESS = _declare(

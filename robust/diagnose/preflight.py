@@ -10,17 +10,21 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from robust.diagnose import checks
+from robust import engine
+from robust.diagnose import checks, slope
 from robust.diagnose.checks import Finding
 from robust.eot import EOT
 from robust.errors import ModelError
 from robust.losses import ce, margin
 from robust.rng import Streams
 from robust.target import Target
+from robust.threat import Threat
 
 PREFLIGHT_SAMPLES: Final = 32
 _SHARE: Final = 0.05  # of the few samples that must show a flaw
 _NOISE: Final = 1e-3  # of the box
+_NEAR: Final = 0.01  # of an end of [0, 1]
+_VANISHED, _VANISHED_SHARE = 1e-30, 0.25  # of the margin's gradient; of the few samples
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Preflight:
     findings: list[Finding] = field(default_factory=list)
     probabilities: bool = False
     differentiable: bool = True
+    blocked: bool = False  # gradients end at the faces of the box and begin just inside
     forwards: int = 0
     backwards: int = 0
 
@@ -39,8 +44,11 @@ class Preflight:
         return any(finding.check == checks.RANDOMIZED.name for finding in self.findings)
 
 
-def preflight(target: Target, x: Tensor, y: Tensor) -> Preflight:
+def preflight(target: Target, x: Tensor, y: Tensor, threat: Threat | None = None) -> Preflight:
     """Look at the model on a few samples ((N, ...), (N,), on the target's device, target entered).
+
+    Args:
+        threat: gradients are looked at on its scale too; None for the finest alone.
 
     Raises:
         ModelError: the output is not logits (N, C), or a label is not among the C classes.
@@ -63,6 +71,9 @@ def preflight(target: Target, x: Tensor, y: Tensor) -> Preflight:
         _company(target, x, logits, seen)
         (_steadiness if target.draws > 1 else _stability)(target, x, y, logits, seen)
     _gradients(target, x, y, logits, seen)
+    if seen.differentiable and not seen.randomized and target.draws == 1:
+        _slopes(target, x, y, threat, seen)
+        seen.blocked = _blocked(target, x, y, seen)
     return seen
 
 
@@ -72,8 +83,10 @@ def _ask(target: Target, x: Tensor, seen: Preflight) -> Tensor:
 
 
 def _gives_probabilities(logits: Tensor) -> bool:
+    """A softmax's outputs, or a sigmoid's: within [0, 1], adding up to 1 or reaching both ends."""
     in_unit = bool(((logits >= 0) & (logits <= 1)).all())
-    return in_unit and bool(((logits.sum(1) - 1).abs() <= 1e-5).all())
+    of_softmax = bool(((logits.sum(1) - 1).abs() <= 1e-5).all())
+    return in_unit and (of_softmax or bool((logits.amin() < _NEAR) & (logits.amax() > 1 - _NEAR)))
 
 
 def _drift(logits: Tensor, reference: Tensor) -> Tensor:
@@ -166,17 +179,50 @@ def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
     _deployed(target, tracked.detach(), logits, seen)
     of_ce, of_margin = sizes
     dead = float((of_margin == 0).float().mean())
-    vanished = float(((of_ce <= 1e-18 * of_margin) & (of_margin > 0)).float().mean())
+    lost = (of_ce <= _VANISHED * of_margin) & (of_margin > 0) & of_margin.isfinite()
+    vanished = float(lost.float().mean())
     if dead > _SHARE:
         seen.findings.append(
             checks.ZERO_GRADIENT.finding(f"the gradient is zero for {dead:.0%} of the samples")
         )
-    if vanished > _SHARE:
+    if vanished > _VANISHED_SHARE:
         seen.findings.append(
             checks.LOGIT_SCALE.finding(
                 f"cross-entropy has no gradient for {vanished:.0%} of the samples where the margin has one"
             )
         )
+
+
+def _slopes(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: Preflight) -> None:
+    """Does the margin rise along its gradient as steeply as random directions say that it can?"""
+    forwards, backwards = slope.cost(threat, target, x)
+    seen.forwards += forwards
+    seen.backwards += backwards
+    found = slope.uphill(target, x, y, threat)
+    if found is not None and found[1] < slope.LEAST:
+        reach, share = found
+        seen.findings.append(
+            checks.GRADIENT_MODEL.finding(
+                f"moving pixels by {reach:.2g} along its gradient, the margin rises at {share:.0%} of its steepest slope"
+            )
+        )
+
+
+def _blocked(target: Target, x: Tensor, y: Tensor, seen: Preflight) -> bool:
+    """Do gradients change from the faces of the box to just inside, as behind a clamp?"""
+    inward = engine.off_faces(x, target.bounds)
+    if type(target).logits is not Target.logits or bool((inward == x).all()):
+        return False
+    gradients = []
+    for point in (x, inward):
+        point = point.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            value = margin(_ask(target, point, seen), y).sum()
+        gradients.append(torch.autograd.grad(value, point)[0].flatten(1))
+        seen.backwards += len(x)
+    here, there = ((gradient != 0) & gradient.isfinite() for gradient in gradients)
+    freed = (there.sum(1) - here.sum(1)) / there.sum(1).clamp_min(1)  # ties only move from pixel to pixel
+    return float((freed > _SHARE).float().mean()) > _SHARE
 
 
 def _deployed(target: Target, tracked: Tensor, logits: Tensor, seen: Preflight) -> None:

@@ -119,9 +119,21 @@ def unbounded(subject: Subject) -> Finding | None:
     rows = torch.arange(min(32, len(subject)))
     ledger = subject.search(_BOX, rows, threat=Threat("linf", repr(high - low), subject.threat.bounds))
     left = int((~ledger.broken & ~ledger.failed).sum())
-    if left < _notable(len(rows)):
+    if left < _notable(len(rows)) or _one_class(subject):
         return None
     return checks.UNBOUNDED.finding(f"{left} of {len(rows)} samples withstand a search of the whole box")
+
+
+@torch.no_grad()
+def _one_class(subject: Subject) -> bool:
+    """Whether the model takes the samples, their negatives and noise all for one class: nothing shows another."""
+    low, high = subject.threat.bounds
+    x = subject.x[:32]
+    noise = Streams(subject.seed, subject.ids[:32], ("check/unbounded",)).uniform(x.shape[1:], low, high)
+    points = torch.cat([x, low + high - x, noise.to(x.dtype)])
+    subject.forwards += len(points) * subject.target.draws
+    classes = torch.cat([subject.target.logits(part).argmax(1) for part in points.split(subject.micro_batch)])
+    return bool((classes == classes[0]).all())
 
 
 def not_converged(subject: Subject) -> Finding | None:

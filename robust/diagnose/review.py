@@ -5,27 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from robust.diagnose import checks
+from robust.diagnose import checks as named
 from robust.diagnose.checks import Finding
 
 
-def review(attacks: list[dict[str, Any]], correct: int, *, cascade: bool) -> list[Finding]:
+def review(
+    attacks: list[dict[str, Any]], correct: int, *, cascade: bool, checks: dict[str, float] | None = None
+) -> list[Finding]:
     """Findings from the report's attack entries.
 
     Args:
         attacks: the report's attack entries, in order.
         correct: samples that were classified correctly before any attack.
         cascade: each attack saw only the survivors of those before it.
+        checks: counts of the second opinion: survivors asked about, and those that random search brought nearer.
     """
     found = [
-        checks.AUDIT.finding(
+        named.AUDIT.finding(
             f"{entry['rejected']} adversarial examples claimed by {entry['label']} did not hold outside the attack"
         )
         for entry in attacks
         if entry["rejected"]
     ]
     found += [
-        checks.SILENT_SUCCESS.finding(
+        named.SILENT_SUCCESS.finding(
             f"{entry['label']} passed misclassified points of {entry['silent']} samples that it does not claim"
         )
         for entry in attacks
@@ -33,7 +36,9 @@ def review(attacks: list[dict[str, Any]], correct: int, *, cascade: bool) -> lis
     ]
     if cascade:
         found += _black_box(attacks)
-    else:
+    if not any(finding.check == named.BLACK_BOX_WINS.name for finding in found):
+        found += _second_opinion(checks or {})
+    if not cascade:
         found += _compare(attacks, correct)
     return found
 
@@ -45,10 +50,19 @@ def _black_box(attacks: list[dict[str, Any]]) -> Iterator[Finding]:
         if entry["access"] == "gradient":
             after_gradients = True
         elif after_gradients and entry["broke"] >= max(2, 0.05 * entry["attacked"]):
-            yield checks.BLACK_BOX_WINS.finding(
+            yield named.BLACK_BOX_WINS.finding(
                 f"{entry['label']} breaks {entry['broke']} of {entry['attacked']} samples that gradient attacks left"
             )
             return
+
+
+def _second_opinion(counts: dict[str, float]) -> Iterator[Finding]:
+    """Does random search come nearer than all gradient attacks to samples that they left?"""
+    asked, nearer = int(counts.get("asked", 0)), int(counts.get("nearer", 0))
+    if nearer >= max(2, 0.1 * asked):
+        yield named.BLACK_BOX_WINS.finding(
+            f"48 queries of random search bring {nearer} of {asked} samples nearer than all gradients did"
+        )
 
 
 def _compare(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
@@ -59,7 +73,7 @@ def _compare(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
         for strong in iterated:
             same_loss = weak["parameters"]["loss"] == strong["parameters"]["loss"]
             if same_loss and weak["broke"] > strong["broke"] + max(2, 0.05 * correct):
-                yield checks.SINGLE_STEP.finding(
+                yield named.SINGLE_STEP.finding(
                     f"{weak['label']} breaks {weak['broke']} samples, {strong['label']} only {strong['broke']}"
                 )
     for plain in iterated:
@@ -70,7 +84,7 @@ def _compare(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
                 and plain["parameters"]["loss"] == "ce"
                 and other["broke"] > plain["broke"] + 0.05 * correct
             ):
-                yield checks.LOSS_GAP.finding(
+                yield named.LOSS_GAP.finding(
                     f"{other['label']} breaks {other['broke']} of {correct} samples, "
                     f"{plain['label']} {plain['broke']}"
                 )

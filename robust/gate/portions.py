@@ -130,22 +130,25 @@ def search(
         seconds.append(time.perf_counter() - start)
         if outcome != "undecided" or _errors(runs):
             break
+    complete = stage == len(plan.stages) or not runs[-1].standing
     return Search(
-        parts=_parts(runs, plan, seconds),
+        parts=_parts(runs, plan, seconds, complete=complete),
         outcome=outcome,
         n=before,
         standing=_standing(runs),
-        complete=stage == len(plan.stages) or not runs[-1].standing,
+        complete=complete,
     )
 
 
-def _parts(runs: Sequence[Run], plan: Plan, seconds: Sequence[float]) -> list[Part]:
-    """The runs as parts of a report, after the probes."""
+def _parts(runs: Sequence[Run], plan: Plan, seconds: Sequence[float], *, complete: bool) -> list[Part]:
+    """The runs as parts of a report, after the probes; `complete`: every run has seen every attack."""
     parts, start = [], 0
     model = describe(runs[0].target)
     for run, spent in zip(runs, seconds, strict=True):
         found = len(run.findings)
         began = time.perf_counter()
+        if complete:
+            run.second_opinion(plan.stages)
         if not start:
             run.probe(plan.stages, full=plan.full_checks)
         rows = range(start, start + len(run.samples))

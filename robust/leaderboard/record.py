@@ -19,6 +19,7 @@ from robust.leaderboard.schema import (
     ACCESS,
     Artefacts,
     AttackInfo,
+    Checks,
     Cost,
     DataInfo,
     DefenseInfo,
@@ -266,7 +267,10 @@ def _content(report: Report, name: str, model: dict[str, Any]) -> dict[str, Any]
         "attacks": [
             {key: entry[key] for key in AttackInfo.model_fields if key in entry} for entry in report.attacks
         ],
-        "cost": {key: getattr(report, key) for key in Cost.model_fields},
+        "cost": {
+            **{key: getattr(report, key) for key in Cost.model_fields},
+            "checks": {key: report.checks[key] for key in Checks.model_fields if key in report.checks},
+        },
         "trust": report.trust,
         "findings": report.findings,
         "artefacts": {"verdicts_file_sha256": sha256(verdicts_bytes(report.verdicts))},

@@ -1,0 +1,110 @@
+"""Is the gradient that autograd gives the slope of the surface, and does it lead anywhere at the threat's scale?
+
+Random directions measure how steep the margin is, without a derivative; along the gradient an honest model is as
+steep as that allows. A gradient that is turned, scrambled or taken from another model is not, nor is that of a
+surface of waves finer than the threat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from robust.attacks.geometry import per_row
+from robust.losses import margin
+from robust.rng import Streams
+from robust.target import Target
+from robust.threat import Threat
+
+SAMPLES: Final = 12
+LEAST: Final = (
+    0.2  # of the steepest slope; honest models measured between .6 and 1.4, straight-through steps from .25
+)
+_DIRECTIONS: Final = 4
+_FINE, _COARSE = 0.01, 0.1  # of the box: how far a pixel is moved
+_STRAIGHT_FINE, _STRAIGHT_COARSE = 0.6, 0.75  # bends over slopes: above, there is no slope at this scale
+
+
+def uphill(target: Target, x: Tensor, y: Tensor, threat: Threat | None) -> tuple[float, float] | None:
+    """How far pixels are moved, and the slope along the gradient as a share of the steepest: the median of the samples.
+
+    1 for an exact gradient of a straight surface, 0 for a random direction. Looked at on the threat's scale, up to
+    a tenth of the box, and where the surface jumps or bends too much there, or the threat is none of linf and l2,
+    by a hundredth of the box: so substitutes of steps are judged where steps no longer show. None where it is not
+    straight there either.
+
+    Args:
+        target: entered; deterministic and differentiable.
+        x, y: samples on its device, (N, ...) and (N,).
+        threat: whose scale is looked at too; None for the fine one alone.
+    """
+    x, y = x[:SAMPLES], y[:SAMPLES]
+    for reach, straight in _scales(threat, target.bounds, x[0].numel()):
+        share, bend = _at(target, x, y, reach)
+        if len(share) and float(bend.median()) <= straight:
+            return reach, float(share.median())
+    return None
+
+
+def cost(threat: Threat | None, target: Target, x: Tensor) -> tuple[int, int]:
+    """Forwards and backwards of `uphill` at most, in rows."""
+    scales = len(list(_scales(threat, target.bounds, x[0].numel())))
+    rows = scales * len(x[:SAMPLES])
+    return rows * (3 + 2 * _DIRECTIONS), rows
+
+
+def _scales(threat: Threat | None, bounds: tuple[float, float], pixels: int) -> Iterator[tuple[float, float]]:
+    """How far to move pixels, the widest first, and how straight the surface must be there."""
+    width = bounds[1] - bounds[0]
+    if threat is not None and threat.norm in ("linf", "l2"):
+        reach = threat.radius if threat.norm == "linf" else threat.radius / pixels**0.5
+        if reach > 1.5 * _FINE * width:
+            yield min(reach, _COARSE * width), _STRAIGHT_COARSE
+    yield _FINE * width, _STRAIGHT_FINE
+
+
+def _at(target: Target, x: Tensor, y: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+    """Of samples that have a gradient and slopes: share of the steepest slope, and bend over slope, (M,) each."""
+    low, high = target.bounds
+    x = x.clamp(low + reach, high - reach)  # away from the faces, so that no move leaves the box
+    gradient, here = _gradient(target, x, y)
+
+    def height(point: Tensor) -> Tensor:
+        return margin(target.logits(point), y).double()
+
+    with torch.no_grad():
+        largest = gradient.flatten(1).abs().amax(1)
+        along = gradient / per_row(largest, x) * reach
+        length = along.flatten(1).double().norm(dim=1)
+        rise = (height(x + along) - height(x - along)) / (2 * length)
+        steepest, bend = _steepest(height, x, here, reach)
+        usable = (largest > 0) & largest.isfinite() & (steepest > 0) & rise.isfinite() & steepest.isfinite()
+        return (rise / steepest)[usable], bend[usable]
+
+
+def _gradient(target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    point = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        value = margin(target.logits(point), y)
+    (gradient,) = torch.autograd.grad(value.sum(), point)
+    return gradient, value.detach().double()
+
+
+def _steepest(
+    height: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, reach: float
+) -> tuple[Tensor, Tensor]:
+    """By central differences along random signs: the norm of the slope, and bends over slopes, (N,) each."""
+    leans, bends = [], []
+    for draw in range(_DIRECTIONS):
+        streams = Streams(0, torch.arange(len(x), device=x.device), ("slope", draw))
+        move = (streams.integers(x.shape[1:], 0, 2) * 2 - 1).to(x.dtype) * reach
+        ahead, behind = height(x + move), height(x - move)
+        leans.append((ahead - behind) / 2)
+        bends.append((ahead + behind) / 2 - here)
+    lean, bend = torch.stack(leans), torch.stack(bends)
+    size = lean.abs().sum(0)
+    ratio = torch.where(size > 0, bend.abs().sum(0) / size.clamp_min(1e-300), torch.inf)
+    return lean.square().mean(0).sqrt() / reach, ratio
