@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import onto_ball, random_start, steepest
+from robust.attacks.geometry import toward_set, random_start, steepest
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 from robust.threat import Threat
@@ -109,7 +109,7 @@ class MultiTargeted(Attack):
             threat, size, first = schedule[step]
             gradient = oracle.gradient(s.x_adv, _gap, s.aim).gradient
             at = threat.project(s.x_adv, oracle.x) if first and step else s.x_adv
-            z = onto_ball(torch.add(at, steepest(gradient, threat.norm), alpha=size), oracle.x, threat)
+            z = toward_set(torch.add(at, steepest(gradient, threat.norm), alpha=size), oracle.x, threat)
             s.previous, s.x_adv = (
                 at,
                 threat.project(z if first else self._carried(z, at, s.previous), oracle.x),
