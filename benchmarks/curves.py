@@ -3,8 +3,8 @@
     python benchmarks/curves.py [--limit 64] [--out benchmarks/results/curves-cpu.md]
 
 A net on the built-in digits, trained as usual and adversarially. "least": every sample pays for one survival by
-the whole suite, at the largest eps that it survives, and nothing else is paid for: no plan whose verdicts are those
-of the single evaluations costs less.
+the whole suite, at the largest eps that it survives, and nothing else is paid for. A curve can cost less still, as
+below the largest eps its searches begin at a known break and are fewer (`robust.suites.resolve_below`).
 """
 
 from __future__ import annotations

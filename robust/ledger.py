@@ -14,6 +14,7 @@ class Prior:
 
     gaps: Tensor  # (N, C): each class's logit minus the label's at its highest inside the threat; -inf for the label
     clean_margin: Tensor  # (N,): the highest of them at x
+    near: Tensor | None = None  # (N, ...): adversarial points beyond the threat; None where none are known
 
 
 @dataclass

@@ -104,6 +104,7 @@ class Oracle:
         self.x, self.y, self.ids, self.threat = x, y, ids, threat
         self._ledger = Ledger.empty(x, prior.gaps if prior else None)
         self._clean_margin = prior.clean_margin if prior else None
+        self._near = prior.near if prior else None
         self._stays_inside = stays_inside
         self._target, self._judge = target, judge
         self._seed, self._purpose = seed, purpose
@@ -147,6 +148,11 @@ class Oracle:
         if self._clean_margin is None:
             self._clean_margin = self._known_margin()
         return self._clean_margin[self._rows]
+
+    @property
+    def start(self) -> Tensor:
+        """Where a search begins that begins at no random point: x, or the point inside nearest to a known break outside."""
+        return self.x if self._near is None else self.threat.project(self._near[self._rows], self.x)
 
     def _known_margin(self) -> Tensor:
         _ = self.gaps

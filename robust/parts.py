@@ -90,11 +90,20 @@ class PartInterrupted(KeyboardInterrupt):
 
 
 def attack_part(
-    target: Target, samples: Samples, plan: Plan, settings: Settings, rows: range | None = None
+    target: Target,
+    samples: Samples,
+    plan: Plan,
+    settings: Settings,
+    rows: range | None = None,
+    near: Tensor | None = None,
 ) -> Part:
     """Attack the samples at `rows` (None: all).
 
     The model as a whole is looked at on the first samples of all; the part that begins at 0 counts that.
+
+    Args:
+        near: an adversarial point beyond the threat of every sample at `rows`, (N, ...), where searches begin
+            that begin at no random point; None: at the samples themselves.
 
     Raises:
         InputError: an empty range, or one that leaves the samples.
@@ -106,7 +115,7 @@ def attack_part(
     mine = samples if len(rows) == len(samples) else samples.take(slice(rows.start, rows.stop))
     start = time.perf_counter()
     with target:
-        run = Run(target, mine, plan.threat, replace(settings, minimize=plan.minimize), samples)
+        run = Run(target, mine, plan.threat, replace(settings, minimize=plan.minimize), samples, near)
         run.look()
         if rows.start:
             run.checks |= {"forwards": 0, "backwards": 0}

@@ -69,6 +69,7 @@ class Run:
     Args:
         whole: the samples that `samples` are a part of: what is checked of the model is checked on the
             first of them, so that every part comes to the same. None: `samples` are all there are.
+        near: an adversarial point beyond the threat of every sample, (n, ...), for searches to begin at.
     """
 
     def __init__(
@@ -78,10 +79,12 @@ class Run:
         threat: Threat,
         settings: Settings,
         whole: Samples | None = None,
+        near: Tensor | None = None,
     ) -> None:
         n = len(samples)
         self.target, self.samples, self.threat, self.settings = target, samples, threat, settings
         self.whole = samples if whole is None else whole
+        self.near = near
         self.search, self.engine = target.searcher(), engine.PLAIN
         self.entries: list[dict[str, Any]] = []
         self.findings: list[Finding] = []
@@ -377,7 +380,8 @@ class Run:
     ) -> None:
         x, y, ids = self._load(rows)
         known = (self.gaps if cascade else self._clean_gaps)[rows]  # alone, an attack starts from nothing
-        prior = Prior(known.to(x.device), self.clean_margin[rows].to(x.device))
+        near = None if self.near is None else self.near[rows].to(x.device)
+        prior = Prior(known.to(x.device), self.clean_margin[rows].to(x.device), near)
         oracle = Oracle(
             self.search, x, y, ids, self.threat,
             seed=self.settings.seed, purpose=attack.label, access=attack.access, micro_batch=self._micro_batch,

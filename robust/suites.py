@@ -93,24 +93,47 @@ def standard(threat: Threat) -> list[Stage]:
     l2 = threat.norm == "l2"
     return [
         Stage(PGD(steps=10, loss="margin", schedule="cosine", random_start=False)),
-        Stage(PGD(steps=10, loss="mifpe", schedule="cosine")),
+        Stage(_MIFPE),
         *(_from_outside() if l2 else []),
+        *_classes_that_came_near(l2=l2),
+    ]
+
+
+_MIFPE: Final = PGD(steps=10, loss="mifpe", schedule="cosine")
+_OUTSIDE: Final = MultiTargeted(steps=20, targets=4, odi_steps=0, random_start=True, radii=(4, 3, 2, 1.5, 1))
+
+
+def _from_outside() -> list[Stage]:
+    """Searches that begin beyond the l2 ball and come in; the later ones where something was found near it."""
+    return [
+        Stage(replace(_OUTSIDE, steps=40, targets=2, odi_steps=2)),
+        Stage(DDN(steps=50), within=1.5),
+        Stage(_OUTSIDE, within=1.5),
+        Stage(replace(_OUTSIDE, steps=30, targets=3, radii=(3, 2, 1)), within=1.2),
+    ]
+
+
+def _classes_that_came_near(*, l2: bool, restarts: int = 4) -> list[Stage]:
+    return [
         Stage(MultiTargeted(steps=10, odi_steps=3, near=0.15 if l2 else 0.4, least=0 if l2 else 2)),
         Stage(MultiTargeted(steps=20, near=0.15)),
-        Stage(MultiTargeted(steps=20, odi_steps=7, near=0.06, restarts=4, random_start=True)),
+        Stage(MultiTargeted(steps=20, odi_steps=7, near=0.06, restarts=restarts, random_start=True)),
         Stage(Square(queries=100), near=0.06, share=0.05),
         Stage(Square(queries=2000), follows=True),
     ]
 
 
-def _from_outside() -> list[Stage]:
-    """Searches that begin beyond the l2 ball and come in; the later ones where something was found near it."""
-    first = MultiTargeted(steps=40, targets=2, odi_steps=2, random_start=True, radii=(4, 3, 2, 1.5, 1))
+def _standard_below(threat: Threat) -> list[Stage]:
+    """`standard` (linf, l2) for samples that broke at a radius not much larger, whose searches begin there.
+
+    Ascent from that break takes the place of the plain one and, in l2, of most that look for a break outside.
+    """
+    l2 = threat.norm == "l2"
     return [
-        Stage(first),
-        Stage(DDN(steps=50), within=1.5),
-        Stage(replace(first, steps=20, targets=4, odi_steps=0), within=1.5),
-        Stage(replace(first, steps=30, targets=3, odi_steps=0, radii=(3, 2, 1)), within=1.2),
+        Stage(PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)),
+        Stage(_MIFPE),
+        *([Stage(_OUTSIDE)] if l2 else []),
+        *_classes_that_came_near(l2=l2, restarts=4 if l2 else 2),
     ]
 
 
@@ -130,8 +153,15 @@ def thorough(threat: Threat) -> list[Stage]:
             *standard(threat),
             *_all(*(_longer_l0() if threat.norm == "l0" else _longer_l1())),
         ]
+    return [*standard(threat), *_longer(threat)]
+
+
+def _thorough_below(threat: Threat) -> list[Stage]:
+    return [*_standard_below(threat), *_longer(threat)]
+
+
+def _longer(threat: Threat) -> list[Stage]:
     return [
-        *standard(threat),
         *(_restarts_from_outside() if threat.norm == "l2" else _restarts_inside()),
         *_all(APGD(), APGD(loss="dlr"), Square(queries=1000)),
         Stage(Square(), follows=True),
@@ -184,6 +214,20 @@ def demo(threat: Threat) -> list[Stage]:
 
 def _all(*attacks: Attack) -> list[Stage]:
     return [Stage(attack) for attack in attacks]
+
+
+_BELOW: Final[dict[str, Suite]] = {"standard": _standard_below, "thorough": _thorough_below}
+
+
+def resolve_below(suite: Any, threat: Threat) -> list[Stage] | None:
+    """Stages of a suite for samples of which an adversarial example a little beyond the threat is at hand.
+
+    They are to be run with that example as the start (`attack_part`, near). None where the suite has no such
+    stages: then those of `resolve` are to be run.
+    """
+    if not isinstance(suite, str) or suite not in _BELOW or threat.norm not in ("linf", "l2"):
+        return None
+    return _BELOW[suite](threat)
 
 
 def resolve(

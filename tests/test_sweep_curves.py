@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import Linear
 from torch import Tensor, nn
 
 import robust
+from robust.attacks import PGD
+from robust.parts import Plan, attack_part
 from robust.run import Settings
 from robust.sources import as_samples
+from robust.suites import Stage
 from robust.sweep import SweepConfig, run_sweep
 from robust.sweep.curves import attack_curve, points
 from robust.target import Target
@@ -43,7 +47,7 @@ def test_a_linear_model_falls_where_its_closed_form_says() -> None:
     assert (part.table["distance"].dropna() <= 0.08 + 1e-6).all()
 
 
-def test_eight_radii_cost_little_more_than_twice_the_dearest_one(
+def test_eight_radii_cost_at_most_twice_the_dearest_one(
     net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     x, y = digits
@@ -57,20 +61,62 @@ def test_eight_radii_cost_little_more_than_twice_the_dearest_one(
         for threat in threats
     ]
     alone = [report.verdicts[["forwards", "backwards"]].to_numpy().sum() for report in single]
-    assert cost <= 2.1 * max(alone)
-    assert cost < 0.65 * sum(alone)
+    assert cost <= 2 * max(alone)
+    assert cost < 0.5 * sum(alone)
     found = points(curve.table, threats)
     accuracies = [point["k"] for point in found]
     assert accuracies == sorted(accuracies, reverse=True)
     assert accuracies[0] > accuracies[-1]
     for point, report in zip(found, single, strict=True):
-        assert abs(point["k"] - report.statuses["survived"]) <= 1
+        assert point["k"] <= report.statuses["survived"]
     falls = curve.table["falls_at"].to_numpy()
     radius = np.array([0, *(threat.radius for threat in threats)])
     fallen = (falls >= 0) & (falls < len(threats))
     distance = curve.table["distance"].to_numpy()[fallen]
     assert (distance <= radius[1:][falls[fallen]] * (1 + 1e-4)).all()
     assert (distance > radius[:-1][falls[fallen]] * (1 - 1e-5)).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_curve_depends_neither_on_the_batch_nor_on_the_shard(
+    norm: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    samples = as_samples((digits[0][:12], digits[1][:12]))
+    threats = [Threat(norm, eps) for eps in {"linf": ("0.04", "0.08", "0.1"), "l2": ("0.3", "0.5")}[norm]]
+
+    def table(rows: range, batch: int) -> pd.DataFrame:
+        settings = Settings(micro_batch=batch, precision="float32")
+        return attack_curve(Target(net, device="cpu"), samples, threats, "standard", settings, rows).table
+
+    whole = table(range(12), 64)
+    apart = pd.concat([table(range(5), 4), table(range(5, 12), 4)], ignore_index=True)
+    assert len(set(whole["falls_at"])) > 1
+    for column in ("sample_id", "prediction", "falls_at", "forwards", "backwards"):
+        assert whole[column].tolist() == apart[column].tolist(), column
+    np.testing.assert_allclose(whole["distance"], apart["distance"], rtol=1e-4)
+
+
+class Cliff(nn.Module):
+    """Class 1 where the values add up to more than 1, and no gradient anywhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x.flatten(1).sum(1)
+        return torch.stack([torch.full_like(total, 0.5), (total > 1) + 0 * total], 1)
+
+
+def test_searches_begin_at_a_break_that_is_known_beyond_the_radius() -> None:
+    x, beyond = torch.full((3, 1, 1, 2), 0.4), torch.full((3, 1, 1, 2), 0.6)
+    beyond[2] = torch.tensor([0.4, 0.9])  # whose nearest point inside is no break
+    threat, attack = Threat("linf", "0.15"), PGD(steps=2, random_start=False)
+    samples = as_samples((x, torch.zeros(3, dtype=torch.int64)))
+    plan, settings = Plan(threat, "pgd", [Stage(attack)]), Settings(micro_batch=2, precision="float32")
+
+    def statuses(near: Tensor | None) -> list[str]:
+        part = attack_part(Target(Cliff(), device="cpu"), samples, plan, settings, near=near)
+        return list(part.verdicts["status"])
+
+    assert statuses(None) == ["survived"] * 3
+    assert statuses(beyond) == ["broken", "broken", "survived"]
 
 
 def test_curves_of_a_sweep_are_kept_drawn_and_found_again(tmp_path: Path) -> None:

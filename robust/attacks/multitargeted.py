@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import toward_set, random_start, steepest
+from robust.attacks.geometry import random_start, steepest, toward_set
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 from robust.threat import Threat
@@ -95,7 +95,7 @@ class MultiTargeted(Attack):
         """A point of the first radius along a random direction in logit space, leaning to the target."""
         widest = _scaled(oracle.threat, self.radii[0])
         streams = oracle.random("start", rank, restart)
-        s.x_adv = random_start(oracle.x, oracle.threat, streams) if self.random_start else oracle.x
+        s.x_adv = random_start(oracle.x, oracle.threat, streams) if self.random_start else oracle.start
         weights = streams.child("odi").uniform((s.weights.shape[1],), -1, 1)
         s.weights = weights.scatter(1, s.aim, 0.8).scatter(1, oracle.y[:, None], -0.8)
         for _ in oracle.steps(self.odi_steps):

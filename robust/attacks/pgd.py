@@ -55,7 +55,7 @@ class PGD(Attack):
         s = oracle.state()
         for restart in oracle.steps(self.restarts):
             streams = oracle.random("start", restart)
-            s.x_adv = random_start(oracle.x, threat, streams) if self.random_start else oracle.x
+            s.x_adv = random_start(oracle.x, threat, streams) if self.random_start else oracle.start
             for step in oracle.steps(self.steps):
                 gradient = oracle.gradient(s.x_adv, loss).gradient
                 s.x_adv = oracle.project(

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
-from robust.suites import Stage, resolve
+from robust.suites import Stage, resolve, resolve_below
 from robust.sweep.config import Curve, DefenseEntry, Exclusion, ModelEntry, Suite, SweepConfig
 from robust.threat import Threat
 
@@ -199,8 +199,10 @@ def dependencies(cell: Cell | CurveCell, config: SweepConfig) -> dict[str, Any]:
         "batch_size": config.batch_size,
     }
     if isinstance(cell, CurveCell):
-        suites = [stages_identity(cell.curve.suite, threat) for threat in cell.curve.threats]
-        return {**about, "curve": [str(threat) for threat in cell.curve.threats], "suites": suites}
+        suite, threats = cell.curve.suite, cell.curve.threats
+        suites = [stages_identity(suite, threat) for threat in threats]
+        below = [[_stage(stage) for stage in resolve_below(suite, threat) or ()] for threat in threats[:-1]]
+        return {**about, "curve": [str(threat) for threat in threats], "suites": suites, "below": below}
     threat = Threat.parse(cell.threat)
     return {
         **about,

@@ -1,16 +1,17 @@
-"""Robust accuracy over many radii of one norm, at about the cost of two.
+"""Robust accuracy over many radii of one norm, for less than twice the dearest of them.
 
 An adversarial example within a radius lies within every larger one: breaks carry upward. And who stands
 at a radius is asked nothing at smaller ones. So a short minimum-norm attack first places every sample, then
 the suite goes from the largest radius to the smallest, each time over the samples that fell at the radius
-before and are not known to fall at this one: every sample pays for one survival, at its hardest radius.
+before and are not known to fall at this one: every sample pays for one survival, at its hardest radius. Searches
+begin at the break of the radius before, moved into the ball, and are fewer for that (`resolve_below`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pandas as pd
@@ -25,7 +26,7 @@ from robust.parts import Plan, attack_part
 from robust.run import Progress, Settings
 from robust.sources import Samples
 from robust.stats import interval
-from robust.suites import resolve
+from robust.suites import resolve, resolve_below
 from robust.target import Target, in_parts
 from robust.threat import TOLERANCE, Threat
 
@@ -104,6 +105,7 @@ class _Curve:
         self.distance = torch.full((n,), torch.inf, dtype=torch.float64)
         self.forwards = torch.zeros(n, dtype=torch.int64)
         self.backwards = torch.zeros(n, dtype=torch.int64)
+        self.near = torch.empty(n, *samples.x.shape[1:])  # the nearest adversarial example of who has fallen
         self.findings: list[Finding] = []
         self.failures: list[str] = []
         self.model: dict[str, Any] = {}
@@ -111,7 +113,6 @@ class _Curve:
 
     def place(self) -> None:
         """Classify the clean samples, and see with few steps how near their boundary is."""
-        self.threats[-1]
         attack = make_attack(dict(_PLACER))
         for part in torch.arange(len(self.samples)).split(4 * self.rows):
             x, y, ids = self._load(part)
@@ -146,7 +147,7 @@ class _Curve:
             where = rows[claims.cpu()]
             self.forwards[where] += 1
             valid = found.valid.cpu()
-            self._fell(where[valid], found.distance.cpu()[valid])
+            self._fell(where[valid], found.distance.cpu()[valid], ledger.x_adv[claims].cpu()[valid])
 
     def descend(self, index: int, suite: Any) -> None:
         """Attack at one radius whoever is not known to stand or to fall there."""
@@ -154,13 +155,21 @@ class _Curve:
         if not len(asked):
             return
         threat = self.threats[index]
-        plan = Plan(threat, *resolve(suite, threat))
-        part = attack_part(self.target, self.samples.take(asked), plan, self.settings)
+        name, stages = resolve(suite, threat)
+        # Below the largest radius whoever is asked has fallen at a larger one: that break is where to begin.
+        shorter = None if index == self.top - 1 else resolve_below(suite, threat)
+        plan = Plan(threat, name, stages if shorter is None else shorter)
+        part = attack_part(
+            self.target, self.samples.take(asked), plan, replace(self.settings, keep_examples=True),
+            near=None if shorter is None else self.near[asked],
+        )  # fmt: skip
         table = part.verdicts
         self.forwards[asked] += torch.from_numpy(table["forwards"].to_numpy().copy())
         self.backwards[asked] += torch.from_numpy(table["backwards"].to_numpy().copy())
         statuses = list(table["status"])
-        self._fell(*(_where(statuses, "broken", asked, table["distance"].to_numpy())))
+        broken, distance = _where(statuses, "broken", asked, table["distance"].to_numpy())
+        assert part.examples is not None
+        self._fell(broken, distance, part.examples["x_adv"])
         self.stands_at[asked[[s == "survived" for s in statuses]]] = index
         self.falls_at[asked[[s == "error" for s in statuses]]] = -2
         known = {finding.check for finding in self.findings}
@@ -168,8 +177,10 @@ class _Curve:
         self.failures += [f"{threat}: {failure}" for failure in part.failures]
         self.model, self.device = part.model, part.device
 
-    def _fell(self, rows: Tensor, distance: Tensor) -> None:
-        """These rows have adversarial examples at these distances."""
+    def _fell(self, rows: Tensor, distance: Tensor, x_adv: Tensor) -> None:
+        """These rows have these adversarial examples at these distances."""
+        nearer = distance < self.distance[rows]
+        self.near[rows[nearer]] = x_adv[nearer]
         self.distance[rows] = self.distance[rows].fmin(distance)
         slack = [threat.radius + TOLERANCE * max(1.0, threat.radius) for threat in self.threats]
         index = torch.searchsorted(torch.tensor(slack, dtype=torch.float64), distance)
