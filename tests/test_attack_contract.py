@@ -230,3 +230,27 @@ def test_cpu_and_cuda_agree_but_for_ties(
     cuda = attack_digits(attack, net, x, y, norm, device="cuda")
     print(f"{attack.label} {norm}: {ties(cpu, cuda)} of {len(x)} differ")
     assert ties(cpu, cuda) <= 1
+
+
+class Leaving(Oracle):
+    """Lets every row go at the given query, as though it were broken there."""
+
+    last = 1
+
+    def _record(self, x_adv: Tensor, logits: Tensor) -> None:
+        super()._record(x_adv, logits)
+        self.last -= 1
+        if self.last <= 0:
+            self._leaving = torch.ones(len(self), dtype=torch.bool)
+
+
+@pytest.mark.parametrize("last", [4, 6, 8, 15])
+def test_the_last_row_may_leave_at_any_query(
+    case: tuple[Attack, str], net: nn.Module, correct: tuple[Tensor, Tensor], last: int
+) -> None:
+    (attack, norm), x, y = case, correct[0][:1], correct[1][:1]
+    with Target(net, device="cpu") as target:
+        oracle = Leaving(target, x, y, torch.arange(1), Threat(norm, RADII[norm]), access=attack.access)
+        oracle.last = last
+        attack(oracle)
+    assert len(oracle) == 0 or oracle.last > 0

@@ -60,7 +60,7 @@ def _ascend(
     *,
     first: bool,
 ) -> None:
-    bounds, values = oracle.threat.bounds, oracle.x[0].numel()
+    bounds, values = oracle.threat.bounds, oracle.x.shape[1:].numel()
     s.x_adv = project(s.x_adv, oracle.x, "l1", radius, bounds)
     s.changed = norm_of((s.x_adv - oracle.x).flatten(1), "l0")
     s.density = s.changed / values / _SHRINK
@@ -87,7 +87,7 @@ def _adapt(s: State, x: Tensor, gradient: Tensor, radius: float) -> Tensor:
     """Set density and step by how sparse the best point has become."""
     changed = norm_of((s.best_x - x).flatten(1), "l0")
     thinner = changed < _THINNER * s.changed
-    s.changed, s.density = changed, changed / x[0].numel() / _SHRINK
+    s.changed, s.density = changed, changed / x.shape[1:].numel() / _SHRINK
     s.step = torch.where(thinner, radius, (s.step / _SHRINK).clamp(radius / _LEAST, radius))
     s.x_adv = torch.where(per_row(thinner, gradient), s.best_x, s.x_adv)
     return torch.where(per_row(thinner, gradient), s.best_gradient, gradient)

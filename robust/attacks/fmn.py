@@ -67,7 +67,7 @@ class FMN(Attack):
 
     def _search(self, oracle: Oracle, s: State) -> None:
         norm, bounds = oracle.threat.norm, oracle.threat.bounds
-        first = self._first_step(norm, oracle.x[0].numel())
+        first = self._first_step(norm, oracle.x.shape[1:].numel())
         s.x_adv = oracle.x
         s.best = torch.full_like(oracle.y, torch.inf, dtype=oracle.x.dtype)
         s.radius = torch.ones_like(s.best)

@@ -47,7 +47,7 @@ def random_start(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
     linf: uniform in the cube. l2: uniform in the ball. l1: uniform in the ball (exponential spacings).
     Then the box.
     """
-    shape, eps, n_values = x.shape[1:], threat.radius, x[0].numel()
+    shape, eps, n_values = x.shape[1:], threat.radius, x.shape[1:].numel()
     if threat.norm == "linf":
         return (x + streams.uniform(shape, -eps, eps)).clamp_(*threat.bounds)
     radius = streams.child("radius").uniform((1,)).pow(1 / n_values) * eps

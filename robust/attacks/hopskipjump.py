@@ -53,7 +53,7 @@ class HopSkipJump(Attack):
             )
 
     def run(self, oracle: Oracle) -> None:
-        l2, values = oracle.threat.norm == "l2", oracle.x[0].numel()
+        l2, values = oracle.threat.norm == "l2", oracle.x.shape[1:].numel()
         theta = values**-1.5 if l2 else values**-2.0  # the paper's precision of the search
         halvings = min(25, math.ceil(-math.log2(theta)))
         s = oracle.state()

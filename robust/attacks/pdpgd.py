@@ -71,7 +71,7 @@ class PDPGD(Attack):
     def _play(self, oracle: Oracle, s: State) -> None:
         low, high = oracle.threat.bounds
         ratio = self.initial_ratio or (0.3 if oracle.threat.norm in ("l1", "l0") else 0.1)
-        unit = oracle.x[0].numel() ** _UNIT[oracle.threat.norm]
+        unit = oracle.x.shape[1:].numel() ** _UNIT[oracle.threat.norm]
         s.delta, s.mean = torch.zeros_like(oracle.x), torch.zeros_like(oracle.x)
         s.price = torch.full_like(oracle.y, math.log(ratio), dtype=oracle.x.dtype)  # log 1/lambda
         s.spread = torch.zeros_like(s.price)

@@ -50,7 +50,7 @@ class RayS(Attack):
         s = oracle.state()
         s.sign, s.radius = torch.ones_like(oracle.x), torch.full_like(oracle.x.flatten(1)[:, 0], width)
         s.found = torch.zeros_like(oracle.y, dtype=torch.bool)
-        blocks = _blocks(oracle.x[0].numel())
+        blocks = _blocks(oracle.x.shape[1:].numel())
         for _ in oracle.steps(self.queries):
             start, stop = next(blocks)
             for phase in oracle.steps(1 + halvings):

@@ -73,7 +73,7 @@ class SigmaZero(Attack):
         for step in oracle.steps(self.steps):
             gradient, value, _ = oracle.gradient(oracle.x + width * s.delta, _hinge, s.aim)
             square = s.delta.square() + self.sigma
-            slope = 2 * self.sigma * s.delta / square.square() / s.delta[0].numel() - width * gradient
+            slope = 2 * self.sigma * s.delta / square.square() / s.delta.shape[1:].numel() - width * gradient
             slope = slope / per_row(slope.flatten(1).abs().amax(1).clamp_min(1e-12), slope)
             rate = self.step_size * (0.55 + 0.45 * math.cos(math.pi * step / self.steps))
             moved = oracle.x + width * (s.delta - rate * adam.direction(slope, step))

@@ -96,4 +96,4 @@ class SPSA(Attack):
 def _signs(words: Tensor, like: Tensor) -> Tensor:
     """The bits of (N, words) as +-1 of the shape of `like`."""
     bits = (words[:, :, None] >> torch.arange(31, device=like.device)) & 1
-    return (2 * bits.flatten(1)[:, : like[0].numel()].to(like.dtype) - 1).view_as(like)
+    return (2 * bits.flatten(1)[:, : like.shape[1:].numel()].to(like.dtype) - 1).view_as(like)

@@ -296,7 +296,10 @@ class _Sweep:
         if len(opened.ranges) > 1:
             self.results.keep_part(opened.key, part, examples)
         counted = counts(part)
-        self._tell("shard", opened.cell.title, task.id, **counted, missing=len(opened.missing))
+        seconds = round(part.seconds, 4)
+        self._tell(
+            "shard", opened.cell.title, task.id, **counted, seconds=seconds, missing=len(opened.missing)
+        )
         if not opened.missing and not opened.failed:
             self._finish(opened)
 

@@ -23,7 +23,7 @@ class Event:
 
     Attributes:
         kind: "plan" (fields models, cells, curves, samples), "start" of a task, its "progress" (stage,
-            done, total, surviving, n), a "shard" of a cell (samples, survived, correct, missing), a pair
+            done, total, surviving, n), a "shard" of a cell (samples, survived, correct, seconds, missing), a pair
             "trained" (clean, robust, seconds), a "cell" finished (record, robust, low, high, clean, n,
             seconds, trust), a "curve", what was "reused" (what: "model" or "cell"), a task lost and to be done again ("retry":
             reason), what "failed" (reason), and the "end" (computed, reused, failed, seconds, stopped).

@@ -65,7 +65,7 @@ class Job:
     @property
     def values(self) -> int:
         """Values of a sample."""
-        return self.x[0].numel()
+        return self.x.shape[1:].numel()
 
     @property
     def pixels(self) -> int:
