@@ -10,12 +10,12 @@ from robust.attacks import (
     APGD,
     ATTACKS,
     CW,
-    DDN,
     FAB,
     FGSM,
     FMN,
     PGD,
     Attack,
+    BasinHopping,
     CommonCorruptions,
     MultiTargeted,
     Noise,
@@ -76,12 +76,13 @@ _FAMILIES: Final[dict[str, list[Attack]]] = {
 def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
-    linf and l2 (version 2): 10 steps on the margin and on mifpe, the likeliest classes one by one, all
+    linf and l2 (version 3): 10 steps on the margin and on mifpe, the likeliest classes one by one, all
     classes that came near with longer and repeated searches, and random search as a probe. l2 comes in
-    from four times the radius as well. Few survivors cost over 500 passes, none more than 6,000, against
-    some 9,760 of AutoAttack. l1: APGD, which comes in from three times the radius, on two losses and on
-    five classes, and FAB. l0: sigma-zero and FMN, against the leading class and the nearest ones. spatial
-    and corruptions: all there are. patch: noise, and ascent at ten places.
+    from four times the radius for all and hops on from the best point inside where that is near. Few survivors
+    cost over 500 passes, none more than 6,000, against some 9,760 of AutoAttack. l1: APGD, which comes in from
+    three times the radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the
+    leading class and the nearest ones. spatial and corruptions: all there are. patch: noise, and ascent at ten
+    places.
     """
     if threat.norm in _FAMILIES:
         return _all(*_FAMILIES[threat.norm])
@@ -90,50 +91,54 @@ def standard(threat: Threat) -> list[Stage]:
         return _all(*ascents, FAB(steps=30, targets=3))
     if threat.norm == "l0":
         return _all(SigmaZero(), FMN(steps=60, targets=2), SigmaZero(steps=200, targets=3))
-    l2 = threat.norm == "l2"
-    return [
-        Stage(PGD(steps=10, loss="margin", schedule="cosine", random_start=False)),
-        Stage(_MIFPE),
-        *(_from_outside() if l2 else []),
-        *_classes_that_came_near(l2=l2),
-    ]
+    margin = Stage(PGD(steps=10, loss="margin", schedule="cosine", random_start=False))
+    if threat.norm == "linf":
+        return [margin, Stage(_MIFPE), *_classes_that_came_near(l2=False)]
+    return [margin, *_HOPPING, Stage(_MIFPE, near=0.5), *_classes_that_came_near(l2=True)]
 
 
 _MIFPE: Final = PGD(steps=10, loss="mifpe", schedule="cosine")
-_OUTSIDE: Final = MultiTargeted(steps=20, targets=4, odi_steps=0, random_start=True, radii=(4, 3, 2, 1.5, 1))
+# From outside the l2 ball inwards, then hopping within it; again and with longer ascents where that came near.
+_HOPPING: Final = (
+    Stage(BasinHopping(steps=25, targets=2, worth=0.5)),
+    Stage(
+        BasinHopping(steps=40, targets=2, worth=0.3, radii=(4, 3, 2, 1.5, 1), near=0.2),
+        near=0.15,
+    ),
+)
 
 
-def _from_outside() -> list[Stage]:
-    """Searches that begin beyond the l2 ball and come in; the later ones where something was found near it."""
-    return [
-        Stage(replace(_OUTSIDE, steps=40, targets=2, odi_steps=2)),
-        Stage(DDN(steps=50), within=1.5),
-        Stage(_OUTSIDE, within=1.5),
-        Stage(replace(_OUTSIDE, steps=30, targets=3, radii=(3, 2, 1)), within=1.2),
-    ]
-
-
-def _classes_that_came_near(*, l2: bool, restarts: int = 4) -> list[Stage]:
+def _classes_that_came_near(*, l2: bool) -> list[Stage]:
     return [
         Stage(MultiTargeted(steps=10, odi_steps=3, near=0.15 if l2 else 0.4, least=0 if l2 else 2)),
         Stage(MultiTargeted(steps=20, near=0.15)),
-        Stage(MultiTargeted(steps=20, odi_steps=7, near=0.06, restarts=restarts, random_start=True)),
-        Stage(Square(queries=100), near=0.06, share=0.05),
-        Stage(Square(queries=2000), follows=True),
+        Stage(MultiTargeted(steps=20, odi_steps=7, near=0.06, restarts=4, random_start=True)),
+        *_PROBE,
     ]
 
 
-def _standard_below(threat: Threat) -> list[Stage]:
-    """`standard` (linf, l2) for samples that broke at a radius not much larger, whose searches begin there.
+_PROBE: Final = (
+    Stage(Square(queries=100), near=0.06, share=0.05),
+    Stage(Square(queries=2000), follows=True),
+)
 
-    Ascent from that break takes the place of the plain one and, in l2, of most that look for a break outside.
+
+def _standard_below(threat: Threat) -> list[Stage]:
+    """`standard` (linf, l2) for samples that broke at a radius not much larger.
+
+    Ascent from that break, moved into the ball, takes the place of the plain one and, in linf, of most of those
+    against single classes.
     """
-    l2 = threat.norm == "l2"
+    from_break = Stage(PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False))
+    if threat.norm == "l2":
+        return [from_break, *_HOPPING, Stage(_MIFPE, near=0.5), *_classes_that_came_near(l2=True)]
     return [
-        Stage(PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)),
+        from_break,
         Stage(_MIFPE),
-        *([Stage(_OUTSIDE)] if l2 else []),
-        *_classes_that_came_near(l2=l2, restarts=4 if l2 else 2),
+        Stage(MultiTargeted(steps=10, odi_steps=0, near=0.4, least=1)),
+        Stage(MultiTargeted(steps=20, near=0.15)),
+        Stage(MultiTargeted(steps=20, odi_steps=7, near=0.06, random_start=True)),
+        *_PROBE,
     ]
 
 
@@ -141,10 +146,10 @@ def _standard_below(threat: Threat) -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and many restarts where one came near.
 
-    linf and l2 (version 2): a longer run against each class, APGD on two losses and 1,000 queries of random
-    search for all; up to 35 further starts against the classes that came near, in l2 from outside the ball; 5,000
-    queries where the 1,000 brought a sample nearer. What nothing comes near costs some 2,300 passes (l2: 2,800),
-    with the 5,000 queries 7,300 (7,800), against some 9,760 of AutoAttack. l1 and l0: the long forms of the same attacks.
+    linf and l2 (version 3): a longer run against each class, APGD on two losses and 1,000 queries of random
+    search for all; in linf up to 35 further starts against the classes that came near, in l2 up to 60 further hops
+    of the samples that did; 5,000 queries where the 1,000 brought a sample nearer. l1 and l0: the long forms of
+    the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)
@@ -162,7 +167,7 @@ def _thorough_below(threat: Threat) -> list[Stage]:
 
 def _longer(threat: Threat) -> list[Stage]:
     return [
-        *(_restarts_from_outside() if threat.norm == "l2" else _restarts_inside()),
+        *(_hops_from_outside() if threat.norm == "l2" else _restarts_inside()),
         *_all(APGD(), APGD(loss="dlr"), Square(queries=1000)),
         Stage(Square(), follows=True),
     ]
@@ -179,14 +184,13 @@ def _restarts_inside() -> list[Stage]:
     ]
 
 
-def _restarts_from_outside() -> list[Stage]:
-    """The same for l2, coming in from several radii: what one path misses, another finds."""
-    start = MultiTargeted(steps=60, odi_steps=2, random_start=True, radii=(4, 3, 2, 1.5, 1))
+def _hops_from_outside() -> list[Stage]:
+    """From outside the l2 ball towards every class, then three long chains of hops: what one misses, another finds."""
+    chain = BasinHopping(steps=60, targets=9, radii=(4, 3, 2, 1.5, 1), hops=20, near=0.4, fade=0.9)
     return [
-        Stage(start),
-        Stage(replace(start, restarts=4, near=0.4)),
-        Stage(replace(start, restarts=4, near=0.4, radii=(1.5, 1.3, 1.15, 1))),
-        Stage(replace(start, restarts=10, near=0.15, odi_steps=7, radii=(6, 4, 2.5, 1.6, 1.2, 1))),
+        Stage(chain),
+        Stage(replace(chain, targets=4, radii=(6, 4, 2.5, 1.6, 1.2, 1), hop_steps=20), near=0.4),
+        Stage(replace(chain, targets=4, odi_steps=5, hop_steps=25, fade=0.95), near=0.25),
     ]
 
 

@@ -4,6 +4,7 @@ from robust.attacks import adapters as adapters  # files the names of other libr
 from robust.attacks.a3 import A3
 from robust.attacks.apgd import APGD
 from robust.attacks.base import ATTACKS, Attack, make_attack
+from robust.attacks.basin_hopping import BasinHopping
 from robust.attacks.cw import CW
 from robust.attacks.ddn import DDN
 from robust.attacks.deepfool import DeepFool
@@ -47,6 +48,7 @@ __all__ = [
     "SPSA",
     "VFGA",
     "Attack",
+    "BasinHopping",
     "CommonCorruptions",
     "DeepFool",
     "HopSkipJump",

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from robust.attacks.ascent import check_radii, climb, diversify, schedule
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import random_start, steepest, toward_set
+from robust.attacks.geometry import random_start
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
-from robust.threat import Threat
 
 
 @ATTACKS.register("multitargeted")
@@ -64,10 +62,7 @@ class MultiTargeted(Attack):
             )
         if not 0 < self.momentum <= 1:
             raise InputError(f"multitargeted: momentum: expected a weight in (0, 1], got {self.momentum}")
-        if not self.radii or self.radii[-1] != 1 or len(self.radii) > self.steps or min(self.radii) <= 0:
-            raise InputError(
-                f"multitargeted: radii: expected positive factors that end in 1, one per step at most, got {self.radii}"
-            )
+        check_radii(self.name, self.radii, self.steps)
 
     @property
     def stays_inside(self) -> bool:
@@ -92,52 +87,13 @@ class MultiTargeted(Attack):
         return s.x_adv
 
     def _start(self, oracle: Oracle, s: State, rank: int, restart: int) -> None:
-        """A point of the first radius along a random direction in logit space, leaning to the target."""
-        widest = _scaled(oracle.threat, self.radii[0])
         streams = oracle.random("start", rank, restart)
         s.x_adv = random_start(oracle.x, oracle.threat, streams) if self.random_start else oracle.start
-        weights = streams.child("odi").uniform((s.weights.shape[1],), -1, 1)
-        s.weights = weights.scatter(1, s.aim, 0.8).scatter(1, oracle.y[:, None], -0.8)
-        for _ in oracle.steps(self.odi_steps):
-            gradient = oracle.gradient(s.x_adv, _weighted, s.weights).gradient
-            s.x_adv = widest.project(s.x_adv + widest.radius * steepest(gradient, widest.norm), oracle.x)
+        diversify(oracle, s, self.odi_steps, streams, self.radii[0])
 
     def _ascend(self, oracle: Oracle, s: State) -> None:
         s.previous = s.x_adv
-        schedule = list(self._schedule(oracle.threat))
+        steps = list(schedule(oracle.threat, self.radii, self.steps))
         for step in oracle.steps(self.steps):
-            threat, size, first = schedule[step]
-            gradient = oracle.gradient(s.x_adv, _gap, s.aim).gradient
-            at = threat.project(s.x_adv, oracle.x) if first and step else s.x_adv
-            z = toward_set(torch.add(at, steepest(gradient, threat.norm), alpha=size), oracle.x, threat)
-            s.previous, s.x_adv = (
-                at,
-                threat.project(z if first else self._carried(z, at, s.previous), oracle.x),
-            )
+            climb(oracle, s, steps[step], self.momentum)
         oracle.visit(s.x_adv)
-
-    def _carried(self, z: Tensor, at: Tensor, previous: Tensor) -> Tensor:
-        """at + momentum (z - at) + (1 - momentum) (at - previous), in three passes over the values."""
-        stay = 1 - self.momentum
-        return z.mul(self.momentum).add_(at, alpha=2 * stay).sub_(previous, alpha=stay)
-
-    def _schedule(self, threat: Threat) -> Iterator[tuple[Threat, float, bool]]:
-        """For every step: the set to stay in, the step's size, and whether the set is new."""
-        length, spare = divmod(self.steps, len(self.radii))
-        for i, factor in enumerate(self.radii):
-            inside, count = _scaled(threat, factor), length + (i < spare)
-            for k in range(count):
-                share = (1 + math.cos(math.pi * k / (count + 1))) / 2
-                yield inside, 2 * inside.radius * (0.01 + 0.99 * share), k == 0
-
-
-def _scaled(threat: Threat, factor: float) -> Threat:
-    return threat if factor == 1 else replace(threat, eps=repr(threat.radius * factor))
-
-
-def _gap(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
-    return (logits.gather(1, aim) - logits.gather(1, y[:, None])).squeeze(1)
-
-
-def _weighted(logits: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    return (logits * weights).sum(1)

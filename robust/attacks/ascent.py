@@ -1,0 +1,94 @@
+"""What the searches that ascend towards one class at a time share: starts, steps, schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor
+
+from robust.attacks.geometry import steepest, toward_set
+from robust.errors import InputError
+from robust.oracle import Oracle, State
+from robust.rng import Streams
+from robust.threat import Threat
+
+
+class Step(NamedTuple):
+    """One step of an ascent."""
+
+    inside: Threat  # the set to stay in
+    size: float  # in the threat's norm
+    first: bool  # the first step in this set
+
+
+def schedule(threat: Threat, radii: tuple[float, ...], steps: int, *, size: float = 2.0) -> Iterator[Step]:
+    """The radii in turn, in about equal shares of the steps; in each the step falls from `size` radii by a cosine."""
+    length, spare = divmod(steps, len(radii))
+    for i, factor in enumerate(radii):
+        inside, count = scaled(threat, factor), length + (i < spare)
+        for k in range(count):
+            share = (1 + math.cos(math.pi * k / (count + 1))) / 2
+            yield Step(inside, size * inside.radius * (0.01 + 0.99 * share), k == 0)
+
+
+def diversify(oracle: Oracle, s: State, steps: int, streams: Streams, factor: float = 1.0) -> None:
+    """Move s.x_adv along random weights of the logits, leaning from the label to s.aim (ODI, arXiv 2003.06878).
+
+    Args:
+        s: has s.x_adv, s.aim, and s.weights (N, C), which gets the weights.
+        steps: of the whole radius each.
+        factor: the set to stay in, in units of eps.
+    """
+    inside = scaled(oracle.threat, factor)
+    weights = streams.child("odi").uniform((oracle.gaps.shape[1],), -1, 1)
+    s.weights = weights.scatter(1, s.aim, 0.8).scatter(1, oracle.y[:, None], -0.8)
+    for _ in oracle.steps(steps):
+        gradient = oracle.gradient(s.x_adv, _weighted, s.weights).gradient
+        s.x_adv = inside.project(s.x_adv + inside.radius * steepest(gradient, inside.norm), oracle.x)
+
+
+def climb(oracle: Oracle, s: State, step: Step, momentum: float) -> Tensor:
+    """One momentum step of s.x_adv towards s.aim, with the move before it from s.previous.
+
+    Returns:
+        the gap to s.aim at the point that was left, (N,); it lies inside the step's set unless the step is first.
+    """
+    inside = step.inside
+    gradient, gap, _ = oracle.gradient(s.x_adv, class_gap, s.aim)
+    at = inside.project(s.x_adv, oracle.x) if step.first else s.x_adv
+    ahead = toward_set(at.add(steepest(gradient, inside.norm), alpha=step.size), oracle.x, inside)
+    if not step.first:
+        ahead = _carried(ahead, at, s.previous, momentum)
+    s.previous, s.x_adv = at, inside.project(ahead, oracle.x)
+    return gap
+
+
+def _carried(ahead: Tensor, at: Tensor, previous: Tensor, momentum: float) -> Tensor:
+    """at + momentum (ahead - at) + (1 - momentum) (at - previous), in three passes over the values."""
+    stay = 1 - momentum
+    return ahead.mul(momentum).add_(at, alpha=2 * stay).sub_(previous, alpha=stay)
+
+
+def scaled(threat: Threat, factor: float) -> Threat:
+    """The threat at `factor` times its radius."""
+    return threat if factor == 1 else replace(threat, eps=repr(threat.radius * factor))
+
+
+def check_radii(name: str, radii: tuple[float, ...], steps: int) -> None:
+    """Raise InputError unless the radii are positive, end in 1 and have a step each."""
+    if not radii or radii[-1] != 1 or len(radii) > steps or min(radii) <= 0:
+        raise InputError(
+            f"{name}: radii: expected positive factors that end in 1, one per step at most, got {radii}"
+        )
+
+
+def class_gap(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+    """z_aim - z_y, (N,); aim is (N, 1)."""
+    return (logits.gather(1, aim) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def _weighted(logits: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    return (logits * weights).sum(1)

@@ -1,0 +1,139 @@
+"""Basin hopping: from the best point of an ascent to a better one nearby, again and again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robust.attacks.ascent import check_radii, class_gap, climb, diversify, schedule
+from robust.attacks.base import ATTACKS, Attack
+from robust.attacks.geometry import per_row, random_start
+from robust.errors import InputError
+from robust.oracle import Access, Oracle, State
+
+
+@ATTACKS.register("basin_hopping")
+@dataclass(frozen=True)
+class BasinHopping(Attack):
+    """Monotonic basin hopping (Leary 2000; Wales & Doye 1997) on z_t - z_y.
+
+    One ascent towards each of the likeliest classes, from outside the threat set inwards where `radii` says so.
+    Then hops, from the best point that the ascents found inside: a random push, a diversified start (ODI, Tashiro
+    et al. 2020, arXiv 2003.06878) and a short ascent towards that point's class; what is better becomes the point
+    of the next hop. Where the surface has many local maxima, hops break what many times as many fresh starts do not.
+
+    Args:
+        steps: gradient steps of an ascent, >= 1.
+        targets: most classes to ascend towards, >= 1.
+        odi_steps: steps along random logit weights before an ascent, >= 0.
+        radii: radii to search in turn, in units of eps, the last being 1.
+        worth: classes after the first only where the margin came within this share of the clean one; None for all.
+        hops: most hops of a sample, >= 0.
+        hop_steps: gradient steps of a hop, >= 1.
+        hop_odi_steps: steps along random logit weights before them, >= 0.
+        push: length of a hop's random push, in units of eps, >= 0.
+        near: only samples hop whose best gap is within this share of the clean margin; None for all.
+        fade: factor of that share from one hop to the next, in (0, 1].
+        momentum: weight of the new step against the previous move, in (0, 1].
+    """
+
+    name: ClassVar[str] = "basin_hopping"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    access: ClassVar[Access] = "gradient"
+    paper: ClassVar[str] = "Leary 2000"
+
+    steps: int = 30
+    targets: int = 3
+    odi_steps: int = 2
+    radii: tuple[float, ...] = (4.0, 2.5, 1.5, 1.0)
+    worth: float | None = None
+    hops: int = 8
+    hop_steps: int = 12
+    hop_odi_steps: int = 2
+    push: float = 0.3
+    near: float | None = 0.3
+    fade: float = 0.8
+    momentum: float = 0.75
+
+    def __post_init__(self) -> None:
+        if (
+            min(self.steps, self.targets, self.hop_steps) < 1
+            or min(self.odi_steps, self.hops, self.hop_odi_steps) < 0
+        ):
+            raise InputError(
+                "basin_hopping: expected steps, targets and hop_steps >= 1 and odi_steps, hops and hop_odi_steps >= 0, "
+                f"got {self.steps}, {self.targets}, {self.hop_steps}, {self.odi_steps}, {self.hops} and {self.hop_odi_steps}"
+            )
+        if self.push < 0 or not 0 < self.fade <= 1 or not 0 < self.momentum <= 1:
+            raise InputError(
+                "basin_hopping: expected push >= 0 and fade and momentum in (0, 1], got "
+                f"{self.push}, {self.fade} and {self.momentum}"
+            )
+        check_radii(self.name, self.radii, self.steps)
+
+    @property
+    def stays_inside(self) -> bool:
+        """Whether every visited point lies in the threat set."""
+        return max(self.radii) <= 1
+
+    def run(self, oracle: Oracle) -> Tensor:
+        s = oracle.state()
+        s.clean = oracle.clean_margin
+        s.x_adv = s.previous = s.point = oracle.x
+        s.best = torch.full_like(s.clean, -torch.inf)  # gap to the class in s.toward at s.point
+        s.aim = s.toward = oracle.y[:, None]
+        s.tried = torch.zeros_like(oracle.gaps, dtype=torch.bool).scatter(1, s.aim, True)
+        s.weights = torch.zeros_like(oracle.gaps)
+        for rank in oracle.steps(min(self.targets, s.tried.shape[1] - 1)):
+            s.aim = oracle.gaps.masked_fill(s.tried, -torch.inf).argmax(1, keepdim=True)
+            s.tried = s.tried.scatter(1, s.aim, True)
+            if self.worth is not None and rank:
+                oracle.rest(oracle.gaps.amax(1) < self.worth * s.clean)
+            for _ in oracle.steps(1):
+                self._start(oracle, s, rank)
+        oracle.rest(self._far(s, 0))
+        for hop in oracle.steps(self.hops):
+            self._hop(oracle, s, hop)
+            oracle.rest(self._far(s, hop + 1))
+        return s.point
+
+    def _start(self, oracle: Oracle, s: State, rank: int) -> None:
+        streams = oracle.random("start", rank)
+        s.x_adv = random_start(oracle.x, oracle.threat, streams)
+        diversify(oracle, s, self.odi_steps, streams, self.radii[0])
+        self._ascend(oracle, s, self.steps, self.radii, size=2.0)
+
+    def _far(self, s: State, hop: int) -> Tensor:
+        """Rows too far from their boundary for this hop."""
+        if self.near is None:
+            return torch.zeros_like(s.best, dtype=torch.bool)
+        return s.best < self.near * self.fade**hop * s.clean
+
+    def _hop(self, oracle: Oracle, s: State, hop: int) -> None:
+        streams = oracle.random("hop", hop)
+        s.aim = s.toward
+        push = random_start(oracle.x, oracle.threat, streams) - oracle.x
+        s.x_adv = oracle.project(s.point + self.push * push)
+        diversify(oracle, s, self.hop_odi_steps, streams)
+        self._ascend(oracle, s, self.hop_steps, (1.0,), size=1.0)
+
+    def _ascend(self, oracle: Oracle, s: State, count: int, radii: tuple[float, ...], *, size: float) -> None:
+        """Ascend towards s.aim, keeping the best point inside the threat."""
+        s.previous = s.x_adv
+        steps = list(schedule(oracle.threat, radii, count, size=size))
+        for step in oracle.steps(count):
+            at, inside = s.x_adv, steps[step].inside is oracle.threat and not (steps[step].first and step)
+            gap = climb(oracle, s, steps[step], self.momentum)
+            if inside:
+                self._keep(s, at, gap)
+        self._keep(s, s.x_adv, class_gap(oracle.logits(s.x_adv), oracle.y, s.aim))
+
+    @staticmethod
+    def _keep(s: State, at: Tensor, gap: Tensor) -> None:
+        better = gap > s.best
+        s.best = torch.where(better, gap, s.best)
+        s.point = torch.where(per_row(better, at), at, s.point)
+        s.toward = torch.where(better[:, None], s.aim, s.toward)
