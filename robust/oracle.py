@@ -53,7 +53,7 @@ class Jacobian(NamedTuple):
     gradients: Tensor  # (N, K, ...)
 
 
-class Finished(Exception):  # noqa: N818 - control flow, caught by `Oracle.drive`
+class Finished(Exception):  # noqa: N818 - control flow, caught by `Attack.__call__`
     """No row is left to work on, or the budget is spent."""
 
 
@@ -117,6 +117,7 @@ class Oracle:
         self._states: list[State] = []
         self._leaving: Tensor | None = None  # live rows that go at the next step
         self._pausing: Tensor | None = None  # live rows that sit out the current loop
+        self._resting = 0  # rows that sit out a loop, and come back
 
     def __len__(self) -> int:
         """Live rows."""
@@ -232,12 +233,18 @@ class Oracle:
 
         Tensors taken from the oracle before a step must not be used after it, unless in a state.
         Rows named to `rest` sit out the remainder of this loop and are back, in order, after it.
+
+        Raises:
+            Finished: there was no row to begin with, neither here nor resting in a loop around. So the attack
+                ends, and what follows its loop meets no state that a step should have filled.
         """
         away: list[_Absent] = []
         try:
             for step in range(count):
                 self._close_ranks(away)
                 if len(self) == 0:
+                    if step == 0 and self._resting == 0:
+                        raise Finished
                     break
                 yield step
         finally:
@@ -419,11 +426,13 @@ class Oracle:
             pausing = pausing if leaving is None else pausing & ~leaving
             if bool(pausing.any()):
                 away.append(self._snapshot(pausing))
+                self._resting += len(away[-1].rows)
                 leaving = pausing if leaving is None else leaving | pausing
         if leaving is not None and bool(leaving.any()):
             self._restore([self._snapshot(~leaving)])
 
     def _wake(self, away: list[_Absent]) -> None:
+        self._resting -= sum(len(group.rows) for group in away)
         self._restore([self._snapshot(torch.ones_like(self._rows, dtype=torch.bool)), *away])
 
     def _snapshot(self, mask: Tensor) -> _Absent:
