@@ -198,7 +198,11 @@ class Oracle:
 
     def decide(self, x_adv: Tensor) -> Tensor:
         """Whether the visited point is misclassified, (N,) bool: one forward."""
-        return self._visit(x_adv).argmax(1) != self.y
+        return self.label(x_adv) != self.y
+
+    def label(self, x_adv: Tensor) -> Tensor:
+        """The class that the visited point is taken for, (N,) int64: one forward."""
+        return self._visit(x_adv).argmax(1)
 
     def gradient_of(self, surrogate: Target, x_adv: Tensor, loss: Callable[..., Tensor]) -> Evaluation:
         """As `gradient`, but of another model: costs no pass of the target, and nothing is recorded."""
