@@ -25,7 +25,8 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 querie
 class Square(Attack):
     """Score-based random search with squares of shrinking side (Andriushchenko et al. 2020, arXiv 1912.00049).
 
-    Sees no gradient, so masking does not stop it.
+    Sees no gradient, so masking does not stop it. In l2 a move turns a window by about 45 degrees at least, so that
+    the search ends some way short of the best direction: on random linear images at 1.2 to 1.5 times the minimum.
 
     Args:
         queries: forward passes a restart, >= 2.
