@@ -371,13 +371,11 @@ class Oracle:
         gaps = logits - logits.gather(1, self.y[:, None])
         gaps = gaps.scatter_(1, self.y[:, None], -torch.inf)
         gap = gaps.amax(1)
-        finite = gap.isfinite()
-        notable = (gap > 0) | ~finite
         self._note_gaps(x_adv, gaps)
-        ledger = self._ledger
-        if not bool(notable.any()):
+        if bool(((gap <= 0) & (gap > -torch.inf)).all()):  # right and finite, all of them
             return
-        failed = ~finite & ~logits.isfinite().all(1)
+        ledger = self._ledger
+        failed = ~gap.isfinite() & ~logits.isfinite().all(1)
         ledger.failed[self._rows[failed]] = True
         wrong = ((gap > 0) & ~failed).nonzero().squeeze(1)
         done = failed

@@ -65,6 +65,21 @@ def test_float32_projection_stays_inside(norm: str, seed: int, eps: float) -> No
     assert threat.contains(threat.project(v, x), x).all()
 
 
+@given(st.integers(0, 10**6), st.integers(1, 12), st.floats(0.01, 3), st.booleans())
+def test_l1_projection_of_equal_and_boxed_in_changes(seed: int, d: int, eps: float, equal: bool) -> None:
+    """Where all values move alike and some have no room, the sum falls in jumps of slope and stands still between."""
+    x, v = _points(seed, 4, d, 2.0)
+    x = (4 * x).round() / 4
+    v = x + 1.5 * (v - x).sign() if equal else v
+    threat = Threat("l1", str(eps))
+    torch.testing.assert_close(threat.project(v, x), _reference(threat, v, x), rtol=0, atol=1e-6)
+
+
+def test_projecting_nothing_gives_nothing() -> None:
+    for norm in NORMS:
+        assert Threat(norm, "2").project(torch.ones(0, 4), torch.ones(0, 4)).shape == (0, 4)
+
+
 def test_a_point_inside_stays_where_it_is() -> None:
     x = torch.full((1, 4), 0.5)
     for norm in NORMS:
