@@ -10,7 +10,7 @@ from conftest import Linear
 from torch import Tensor, nn
 
 import robust
-from robust.attacks import ATTACKS, SPSA, HopSkipJump, Noise, RayS, Square, Transfer, make_attack
+from robust.attacks import ATTACKS, SPSA, HopSkipJump, Noise, RayS, Square, Transfer, make_attack, square
 from robust.errors import InputError
 from robust.evaluation import Interrupted
 from robust.ledger import Ledger
@@ -98,6 +98,28 @@ def test_a_class_that_no_start_falls_into_is_not_aimed_at() -> None:
     )
     assert torch.equal(one.x_adv, three.x_adv)
     assert (three.forwards - one.forwards <= attack.start_tries).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "size"), [((9, 7), (5, 5)), ((9, 7), (7, 7)), ((8, 6), (7, 6)), ((1, 20), (1, 5))], ids=str
+)
+def test_squares_bump_fills_its_window_and_nothing_else(
+    image: tuple[int, int], size: tuple[int, int]
+) -> None:
+    unit, (height, width) = torch.rand(30, 2, 2, generator=torch.Generator().manual_seed(0)), image
+    corners, windows = square._windows(height, width, size, unit)
+    pattern, lies = square._bump(*size, unit.device), (torch.arange(30) % 2 == 0) & (size[0] == size[1])
+    placed = square._placed(pattern, corners[:, 0], lies, height, width)
+    assert {tuple(c) for c in corners.flatten(0, 1).tolist()} <= {
+        (top, left) for top in range(height - size[0] + 1) for left in range(width - size[1] + 1)
+    }
+    for i in range(30):
+        top, left = corners[i, 0].tolist()
+        there = (slice(top, top + size[0]), slice(left, left + size[1]))
+        expected, inside = torch.zeros(height, width), torch.zeros(height, width)
+        expected[there], inside[there] = (pattern.T if lies[i] else pattern), 1
+        assert torch.equal(placed[i, 0], expected)
+        assert torch.equal(windows[i, 0], inside)
 
 
 def test_spsa_follows_the_slope() -> None:
