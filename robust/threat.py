@@ -174,28 +174,29 @@ def _scale_l2(delta: Tensor, least: Tensor, most: Tensor, eps: float | Tensor) -
 def _shrink_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """argmin ||s - size|| over 0 <= s <= room, ||s||_1 <= eps: s = clamp(size - t, 0, room) with one t a row.
 
-    The sum falls piecewise linearly in t. Newton's steps, halving what brackets t where one leaves it, are on the
+    The sum falls piecewise linearly in t. Newton's steps, and halving what brackets t where one oversteps, are on the
     right piece after a few rounds, where sorting the ends of the pieces takes several times as long.
     """
     kept = torch.minimum(size, room)
-    over = kept.sum(1, keepdim=True) - eps
-    if not bool((over > 0).any()):
+    whole = kept.sum(1, keepdim=True)
+    if not bool((whole > eps).any()):
         return kept
-    within, eps = over <= 0, eps * (1 - 2e-7)  # what rounding adds to the sum stays under eps
-    t = low = torch.zeros_like(over)
+    aim = whole.clamp_max(eps * (1 - 2e-7))  # what rounding adds to the sum stays under eps
+    t = low = torch.zeros_like(aim)
     high = size.amax(1, keepdim=True)
-    enough = 1e-5 * eps + 1e-6 * high
+    enough = 1e-5 * aim + 1e-6 * high
     for _ in range(_ROUNDS):
         rest = (size - t).clamp_min_(0)
         kept = torch.minimum(rest, room)
-        over = kept.sum(1, keepdim=True) - eps
+        over = kept.sum(1, keepdim=True) - aim
         low, high = torch.where(over > 0, t, low), torch.where(over > 0, high, t)
         falling = kept.eq_(rest).mul_(rest.sign_()).sum(1, keepdim=True)
-        further = t + over / falling.clamp_min_(1e-30)  # none falls: beyond what brackets
-        t = torch.where((over < -enough) | (further > high), (low + high) / 2, further)
-        if bool(((over.abs() <= enough) | within).all()):
+        further, near = t + over / falling.clamp_min(1), over.abs() <= enough
+        astray = (falling == 0) | (over < 0) | (further > high)  # left of t the slope is another one
+        t = torch.where(near | ~astray, further, (low + high) / 2)
+        if bool(near.all()):
             break
-    return torch.minimum((size - t.masked_fill_(within, 0)).clamp_min_(0), room)
+    return torch.minimum((size - t).clamp_min_(0), room)
 
 
 def _keep_l0(delta: Tensor, inside: Tensor, eps: float | Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from robust.attacks.geometry import per_row, rising
+from robust.attacks.geometry import per_row, signs_of_largest
 from robust.oracle import Oracle, State
 from robust.threat import norm_of, project
 
@@ -96,8 +96,6 @@ def _adapt(s: State, x: Tensor, gradient: Tensor, radius: float) -> Tensor:
 def _sparse_signs(gradient: Tensor, density: Tensor) -> Tensor:
     """Equal parts, one in all, along the signs of each row's largest values, a share `density` of them."""
     flat = gradient.flatten(1)
-    size, values = flat.abs(), flat.shape[1]
-    count = (density * values).long().clamp(0, values - 1)
-    threshold = rising(size).gather(1, values - 1 - count[:, None])
-    signs = size.sub_(threshold).sign_().add_(1).clamp_max_(1).mul_(flat.sign())  # 0 under the threshold
+    count = (density * flat.shape[1]).long().clamp(0, flat.shape[1] - 1) + 1
+    signs = signs_of_largest(flat, count)
     return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1e-10)).view_as(gradient)

@@ -24,9 +24,21 @@ def steepest(gradient: Tensor, norm: str, *, sparsity: float = 0.01) -> Tensor:
     if norm == "l2":
         return (flat / flat.norm(dim=1, keepdim=True).clamp_min_(1e-30)).view_as(gradient)
     count = max(1, round(sparsity * flat.shape[1]))
-    top = flat.abs().topk(count, dim=1).indices
-    picked = torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() / count)
-    return picked.view_as(gradient)
+    return (signs_of_largest(flat, torch.full_like(flat[:, 0], count, dtype=torch.int64)) / count).view_as(
+        gradient
+    )
+
+
+def signs_of_largest(flat: Tensor, count: Tensor) -> Tensor:
+    """The signs of each row's `count` largest values by size (more where the last are equal), 0 for the others.
+
+    Args:
+        flat: (N, D).
+        count: (N,) int64 in [1, D].
+    """
+    size = flat.abs()
+    least = rising(size).gather(1, flat.shape[1] - count[:, None])
+    return size.sub_(least).sign_().add_(1).clamp_max_(1).mul_(flat.sign())
 
 
 def toward_set(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
