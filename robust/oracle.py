@@ -53,7 +53,7 @@ class Jacobian(NamedTuple):
     gradients: Tensor  # (N, K, ...)
 
 
-class Finished(Exception):  # noqa: N818 - control flow, caught by `Oracle.drive`
+class Finished(Exception):  # noqa: N818 - control flow, caught by `Attack.__call__`
     """No row is left to work on, or the budget is spent."""
 
 
@@ -117,6 +117,7 @@ class Oracle:
         self._states: list[State] = []
         self._leaving: Tensor | None = None  # live rows that go at the next step
         self._pausing: Tensor | None = None  # live rows that sit out the current loop
+        self._resting = 0  # rows that sit out a loop, and come back
 
     def __len__(self) -> int:
         """Live rows."""
@@ -197,7 +198,11 @@ class Oracle:
 
     def decide(self, x_adv: Tensor) -> Tensor:
         """Whether the visited point is misclassified, (N,) bool: one forward."""
-        return self._visit(x_adv).argmax(1) != self.y
+        return self.label(x_adv) != self.y
+
+    def label(self, x_adv: Tensor) -> Tensor:
+        """The class that the visited point is taken for, (N,) int64: one forward."""
+        return self._visit(x_adv).argmax(1)
 
     def gradient_of(self, surrogate: Target, x_adv: Tensor, loss: Callable[..., Tensor]) -> Evaluation:
         """As `gradient`, but of another model: costs no pass of the target, and nothing is recorded."""
@@ -232,12 +237,18 @@ class Oracle:
 
         Tensors taken from the oracle before a step must not be used after it, unless in a state.
         Rows named to `rest` sit out the remainder of this loop and are back, in order, after it.
+
+        Raises:
+            Finished: there was no row to begin with, neither here nor resting in a loop around. So the attack
+                ends, and what follows its loop meets no state that a step should have filled.
         """
         away: list[_Absent] = []
         try:
             for step in range(count):
                 self._close_ranks(away)
                 if len(self) == 0:
+                    if step == 0 and self._resting == 0:
+                        raise Finished
                     break
                 yield step
         finally:
@@ -360,13 +371,11 @@ class Oracle:
         gaps = logits - logits.gather(1, self.y[:, None])
         gaps = gaps.scatter_(1, self.y[:, None], -torch.inf)
         gap = gaps.amax(1)
-        finite = gap.isfinite()
-        notable = (gap > 0) | ~finite
         self._note_gaps(x_adv, gaps)
-        ledger = self._ledger
-        if not bool(notable.any()):
+        if bool(((gap <= 0) & (gap > -torch.inf)).all()):  # right and finite, all of them
             return
-        failed = ~finite & ~logits.isfinite().all(1)
+        ledger = self._ledger
+        failed = ~gap.isfinite() & ~logits.isfinite().all(1)
         ledger.failed[self._rows[failed]] = True
         wrong = ((gap > 0) & ~failed).nonzero().squeeze(1)
         done = failed
@@ -419,11 +428,13 @@ class Oracle:
             pausing = pausing if leaving is None else pausing & ~leaving
             if bool(pausing.any()):
                 away.append(self._snapshot(pausing))
+                self._resting += len(away[-1].rows)
                 leaving = pausing if leaving is None else leaving | pausing
         if leaving is not None and bool(leaving.any()):
             self._restore([self._snapshot(~leaving)])
 
     def _wake(self, away: list[_Absent]) -> None:
+        self._resting -= sum(len(group.rows) for group in away)
         self._restore([self._snapshot(torch.ones_like(self._rows, dtype=torch.bool)), *away])
 
     def _snapshot(self, mask: Tensor) -> _Absent:

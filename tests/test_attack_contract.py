@@ -244,7 +244,7 @@ class Leaving(Oracle):
             self._leaving = torch.ones(len(self), dtype=torch.bool)
 
 
-@pytest.mark.parametrize("last", [4, 6, 8, 15])
+@pytest.mark.parametrize("last", [1, 2, 3, 4, 6, 8, 15])
 def test_the_last_row_may_leave_at_any_query(
     case: tuple[Attack, str], net: nn.Module, correct: tuple[Tensor, Tensor], last: int
 ) -> None:
@@ -253,4 +253,6 @@ def test_the_last_row_may_leave_at_any_query(
         oracle = Leaving(target, x, y, torch.arange(1), Threat(norm, RADII[norm]), access=attack.access)
         oracle.last = last
         attack(oracle)
-    assert len(oracle) == 0 or oracle.last > 0
+    assert len(oracle) == 0 or oracle.last > 0 or attack.name == "fgsm", (
+        "rows leave between steps; FGSM has one"
+    )

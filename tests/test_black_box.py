@@ -10,7 +10,7 @@ from conftest import Linear
 from torch import Tensor, nn
 
 import robust
-from robust.attacks import ATTACKS, SPSA, HopSkipJump, Noise, RayS, Square, Transfer, make_attack
+from robust.attacks import ATTACKS, SPSA, HopSkipJump, Noise, RayS, Square, Transfer, make_attack, square
 from robust.errors import InputError
 from robust.evaluation import Interrupted
 from robust.ledger import Ledger
@@ -59,6 +59,67 @@ def test_decision_attacks_come_near_the_minimal_perturbation(
     assert (ratio >= 1 - 1e-4).all()
     assert (ratio <= slack).all(), ratio
     assert (ledger.forwards <= attack.queries).all()
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_hopskipjump_comes_near_each_class_it_aims_at(norm: str) -> None:
+    """Class 1 lies .3 away along one value, class 2 .1 along another."""
+    weight = torch.zeros(3, 16)
+    weight[1, 0] = weight[2, 1] = 1.0
+    model, x, y = (
+        Linear(weight, torch.tensor([0.0, -0.8, -0.6])),
+        torch.full((1, 16), 0.5),
+        torch.zeros(1).long(),
+    )
+    nearest = [torch.inf] * 3
+
+    class Watching(Oracle):
+        def _record(self, x_adv: Tensor, logits: Tensor) -> None:
+            label = int(logits.argmax())
+            nearest[label] = min(nearest[label], float(self.threat.distance(x_adv, self.x)))
+            super()._record(x_adv, logits)
+
+    attack = HopSkipJump(queries=1500, probes=30, targets=2)
+    with Target(model, device="cpu") as target:
+        oracle = Watching(
+            target, x, y, torch.arange(1), Threat(norm, "0.001"), access="decision", minimize=True
+        )
+        attack(oracle)
+    assert 0.3 <= nearest[1] <= 0.33
+    assert 0.1 <= nearest[2] <= 0.11
+    assert attack.queries < oracle.ledger.forwards <= 2 * attack.queries
+
+
+def test_a_class_that_no_start_falls_into_is_not_aimed_at() -> None:
+    model, x, y, _ = plane(16)
+    attack = HopSkipJump(queries=200, probes=10)
+    one, three = (
+        search(replace(attack, targets=targets), model, x, y, Threat("l2", "0.0001")) for targets in (1, 3)
+    )
+    assert torch.equal(one.x_adv, three.x_adv)
+    assert (three.forwards - one.forwards <= attack.start_tries).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "size"), [((9, 7), (5, 5)), ((9, 7), (7, 7)), ((8, 6), (7, 6)), ((1, 20), (1, 5))], ids=str
+)
+def test_squares_bump_fills_its_window_and_nothing_else(
+    image: tuple[int, int], size: tuple[int, int]
+) -> None:
+    unit, (height, width) = torch.rand(30, 2, 2, generator=torch.Generator().manual_seed(0)), image
+    corners, windows = square._windows(height, width, size, unit)
+    pattern, lies = square._bump(*size, unit.device), (torch.arange(30) % 2 == 0) & (size[0] == size[1])
+    placed = square._placed(pattern, corners[:, 0], lies, height, width)
+    assert {tuple(c) for c in corners.flatten(0, 1).tolist()} <= {
+        (top, left) for top in range(height - size[0] + 1) for left in range(width - size[1] + 1)
+    }
+    for i in range(30):
+        top, left = corners[i, 0].tolist()
+        there = (slice(top, top + size[0]), slice(left, left + size[1]))
+        expected, inside = torch.zeros(height, width), torch.zeros(height, width)
+        expected[there], inside[there] = (pattern.T if lies[i] else pattern), 1
+        assert torch.equal(placed[i, 0], expected)
+        assert torch.equal(windows[i, 0], inside)
 
 
 def test_spsa_follows_the_slope() -> None:
@@ -179,6 +240,7 @@ def test_noise_is_the_floor(net: nn.Module, digits: tuple[Tensor, Tensor]) -> No
         (SPSA(), {"delta": 0}),
         (RayS(), {"tolerance": 1}),
         (HopSkipJump(), {"queries": 60}),
+        (HopSkipJump(), {"targets": -1}),
         (Noise(), {"queries": 0}),
         (Transfer(), {"steps": 0}),
     ],
@@ -189,10 +251,11 @@ def test_bad_parameters_are_refused(attack: Square, change: dict[str, float]) ->
         replace(attack, **change)
 
 
-@pytest.mark.parametrize("name", ["rays", "hopskipjump", "spsa", "noise", "fgsm"])
+@pytest.mark.parametrize("name", ["rays", "spsa", "noise", "fgsm", "pgd"])
 @pytest.mark.parametrize("option", ["targets", "targeted"])
 def test_where_no_class_can_be_aimed_at_it_is_said(name: str, option: str) -> None:
     with pytest.raises(
-        InputError, match=f"attack '{name}': no option '{option}'; it has no targeted variant"
+        InputError,
+        match=f"attack '{name}': no option '{option}'; it has no targeted variant.*`multitargeted`",
     ):
         make_attack(name, **{option: "3"})

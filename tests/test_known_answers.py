@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import Linear
 
-from robust.attacks import ATTACKS, CW, FGSM, Attack, make_attack
+from robust.attacks import ATTACKS, CW, FGSM, Attack, Square, make_attack
 from robust.oracle import Oracle
 from robust.target import Target
 from robust.threat import Threat
@@ -70,8 +70,7 @@ CASES = [
     for name in ATTACKS
     if not ATTACKS[name].minimum_norm and ATTACKS[name].access != "decision"
     for norm in ATTACKS[name].norms
-    if norm in DUAL
-    and (name, norm) != ("square", "l2")  # its bumps are no directions of 4 x 4 random weights
+    if norm in DUAL and (name, norm) != ("square", "l2")  # see below
 ]
 
 
@@ -97,6 +96,27 @@ def test_bounded_attacks_reach_the_minimal_perturbation(
     # Untargeted ascent can end at a class farther off, and a step of FGSM heads for the leading one.
     least = len(x) if classes == 2 or "targets" in attack.parameters else 2 if name != "fgsm" else 0
     assert sum(reached) >= least, reached
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize(
+    ("shape", "factor"),
+    [((20,), 1.25), ((1, 12, 12), 1.75), ((3, 12, 12), 2.5)],
+    ids=["flat", "grey", "colour"],
+)
+def test_square_in_l2_comes_as_near_as_its_moves_go(
+    shape: tuple[int, ...], factor: float, classes: int
+) -> None:
+    """Within 25 % on flat inputs only: a move adds a bump of a window's own norm, 45 degrees or so at once, in all
+    channels. On random weights no such move is left to gain long before the minimum: at 1.2 to 1.4 times of it on
+    8 x 8 values after 5,000 queries, 1.5 on 28 x 28. torchattacks' search of the same paper ends no nearer.
+    """
+    model, x, y, distances = linear_problem(classes, shape, n=2)
+    attack = Square(queries=1000, targets=0 if classes == 2 else 3)
+    assert not broken(replace(attack, queries=200), model, x, y, "l2", 0.999 * float(distances["l2"].min()))
+    for i in range(len(x)):
+        eps = factor * float(distances["l2"][i])
+        assert broken(attack, model, x[i : i + 1], y[i : i + 1], "l2", eps)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])

@@ -134,6 +134,26 @@ def test_without_rows_a_query_ends_the_attack(oracle: Callable[..., Oracle]) -> 
         empty.logits(empty.x)
 
 
+def test_a_loop_on_nobody_ends_the_attack_unless_somebody_rests(oracle: Callable[..., Oracle]) -> None:
+    view = oracle()
+    state, ends = view.state(), 0
+    state.total = torch.zeros(64)
+    for _ in view.steps(1):
+        view.rest(torch.ones(64, dtype=torch.bool))
+        for _ in view.steps(2):
+            raise AssertionError("all rest")
+        state.total = state.total + 1
+        ends += 1
+        view.rest(view.ids > 0)
+        for _ in view.steps(1):
+            view.give_up(torch.ones(1, dtype=torch.bool))
+    assert ends == 1
+    assert torch.equal(state.total, torch.ones(63))
+    view.give_up(torch.ones(63, dtype=torch.bool))
+    with pytest.raises(Finished):
+        next(view.steps(1))
+
+
 def test_an_attack_is_a_value() -> None:
     assert PGD(steps=3) == PGD(steps=3)
     assert isinstance(PGD(), Attack)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -63,6 +63,22 @@ def test_float32_projection_stays_inside(norm: str, seed: int, eps: float) -> No
     x, v = (t.float().view(5, 1, 8, 8) for t in _points(seed, 5, 64, 1.0))
     threat = Threat(norm, str(eps))
     assert threat.contains(threat.project(v, x), x).all()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.floats(0.01, 3), st.booleans())
+@example(185, 3, 1.5, True)  # the sum stands still at eps itself
+def test_l1_projection_of_equal_and_boxed_in_changes(seed: int, d: int, eps: float, equal: bool) -> None:
+    """Where all values move alike and some have no room, the sum falls in jumps of slope and stands still between."""
+    x, v = _points(seed, 4, d, 2.0)
+    x = (4 * x).round() / 4
+    v = x + 1.5 * (v - x).sign() if equal else v
+    threat = Threat("l1", str(eps))
+    torch.testing.assert_close(threat.project(v, x), _reference(threat, v, x), rtol=0, atol=1e-6)
+
+
+def test_projecting_nothing_gives_nothing() -> None:
+    for norm in NORMS:
+        assert Threat(norm, "2").project(torch.ones(0, 4), torch.ones(0, 4)).shape == (0, 4)
 
 
 def test_a_point_inside_stays_where_it_is() -> None:

@@ -93,8 +93,10 @@ class APGD(Attack):
             if step in checkpoints:
                 gradient = self._checkpoint(s, gradient, checkpoints[step])
             weight = self.momentum if step > 0 else 1.0
-            z = oracle.project(s.x_adv + per_row(s.step, s.x_adv) * steepest(gradient, threat.norm))
-            move = s.x_adv + weight * (z - s.x_adv) + (1 - weight) * (s.x_adv - s.previous)
+            z = oracle.project(
+                torch.addcmul(s.x_adv, per_row(s.step, gradient), steepest(gradient, threat.norm))
+            )
+            move = z.mul_(weight).add_(s.x_adv, alpha=2 * (1 - weight)).sub_(s.previous, alpha=1 - weight)
             s.previous, s.x_adv = s.x_adv, oracle.project(move)
 
     def _note(self, s: State, gradient: Tensor, value: Tensor, *, first: bool) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from robust.attacks.geometry import per_row
+from robust.attacks.geometry import per_row, signs_of_largest
 from robust.oracle import Oracle, State
 from robust.threat import norm_of, project
 
@@ -96,7 +96,6 @@ def _adapt(s: State, x: Tensor, gradient: Tensor, radius: float) -> Tensor:
 def _sparse_signs(gradient: Tensor, density: Tensor) -> Tensor:
     """Equal parts, one in all, along the signs of each row's largest values, a share `density` of them."""
     flat = gradient.flatten(1)
-    order = flat.abs().sort(1, descending=True).values
-    count = (density * flat.shape[1]).long().clamp(0, flat.shape[1] - 1)
-    signs = flat.sign() * (flat.abs() >= order.gather(1, count[:, None]))
+    count = (density * flat.shape[1]).long().clamp(0, flat.shape[1] - 1) + 1
+    signs = signs_of_largest(flat, count)
     return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1e-10)).view_as(gradient)

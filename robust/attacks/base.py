@@ -121,8 +121,12 @@ def build(cls: type[Any], what: str, options: Mapping[str, object]) -> Any:
             hint = f"did you mean {near!r}? " if near else ""
             if key in ("eps", "epsilon", "norm", "bounds"):
                 hint = "the threat sets that; "
-            elif key in ("targets", "targeted", "target") and "targets" not in known:
-                hint = "it has no targeted variant here; "
+            elif (
+                key in ("targets", "targeted", "target")
+                and issubclass(cls, Attack)
+                and "targets" not in known
+            ):
+                hint = "it has no targeted variant here (`multitargeted` is PGD towards each class); "
             raise InputError(f"{what}: no option {key!r}; {hint}it has {', '.join(known) or 'none'}")
     try:
         return TypeAdapter(cls).validate_python(dict(options))

@@ -68,7 +68,8 @@ class DDN(Attack):
             wrong = aimed_margin(logits, oracle.y, s.aim) > 0
             s.norm = s.norm * torch.where(wrong, 1 - self.gamma, 1 + self.gamma)
             rate = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
-            moved = s.delta + rate * steepest(gradient, "l2")
+            moved = torch.add(s.delta, steepest(gradient, "l2"), alpha=rate)
             length = moved.flatten(1).norm(dim=1).clamp_min(1e-12)
-            s.delta = oracle.clip(oracle.x + moved * per_row(s.norm / length, moved)) - oracle.x
+            there = torch.addcmul(oracle.x, moved, per_row(s.norm / length, moved))
+            s.delta = oracle.clip(there).sub_(oracle.x)
         oracle.visit(oracle.x + s.delta)

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softshrink
 
 from robust.attacks.aims import aimed_margin, runs
 from robust.attacks.base import ATTACKS, Attack
@@ -76,14 +77,16 @@ class EAD(Attack):
             gradient, value, _ = oracle.gradient(oracle.x + s.slack, _hinge, s.aim)
             s.success = s.success | (value >= 0)
             rate = self.step_size * width * (1 - step / self.steps) ** 0.5
-            descent = 2 * s.slack - per_row(s.const, gradient) * gradient
-            moved = s.slack - rate * descent
-            shrunk = moved.sign() * (moved.abs() - self.beta * width).clamp_min(0)
-            delta = oracle.clip(oracle.x + shrunk) - oracle.x
-            ahead = delta + step / (step + 3) * (delta - s.delta)
-            s.slack = oracle.clip(oracle.x + ahead) - oracle.x
-            s.delta = delta
+            moved = (s.slack * (1 - 2 * rate)).addcmul_(per_row(rate * s.const, gradient), gradient)
+            delta = _inside(oracle, softshrink(moved, self.beta * width))
+            ahead = torch.lerp(s.delta, delta, 1 + step / (step + 3))
+            s.slack, s.delta = _inside(oracle, ahead), delta
         oracle.visit(oracle.x + s.delta)
+
+
+def _inside(oracle: Oracle, delta: Tensor) -> Tensor:
+    """The change that is left of it in the box."""
+    return oracle.clip(oracle.x + delta).sub_(oracle.x)
 
 
 def _hinge(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class FMN(Attack):
             ahead = boundary_distance(value[:, None], gradient[:, None], norm).squeeze(1)
             s.radius = _radius(norm, s.radius, s.best, value > 0, size + ahead, gamma)
             rate = first * (bounds[1] - bounds[0]) * (0.01 + 0.99 * fall)
-            moved = s.x_adv + rate * steepest(gradient, "l2")
+            moved = torch.add(s.x_adv, steepest(gradient, "l2"), alpha=rate)
             s.x_adv = project(moved, oracle.x, norm, s.radius, bounds)
         oracle.visit(s.x_adv)
 

@@ -30,9 +30,12 @@ class HopSkipJump(Attack):
     misclassified goes unattacked, and the report says so.
 
     Args:
-        queries: forward passes at most, >= start_tries + 50.
+        queries: forward passes a run at most, >= start_tries + 50.
         probes: points for the first estimate of the normal, >= 2; later ones take sqrt(step) times as many.
         start_tries: points tried as a start, >= 1.
+        targets: 0 against any class; else one run for each of so many classes, the paper's targeted variant.
+            Labels tell of no class how near it is: it is the first classes that the tried starts fall into,
+            and a sample whose starts fall into fewer gets fewer runs.
     """
 
     name: ClassVar[str] = "hopskipjump"
@@ -44,20 +47,62 @@ class HopSkipJump(Attack):
     queries: int = 5000
     probes: int = 100
     start_tries: int = 50
+    targets: int = 0
 
     def __post_init__(self) -> None:
-        if self.start_tries < 1 or self.probes < 2 or self.queries < self.start_tries + 50:
+        if (
+            min(self.start_tries, self.targets + 1) < 1
+            or self.probes < 2
+            or self.queries < self.start_tries + 50
+        ):
             raise InputError(
-                "hopskipjump: expected start_tries >= 1, probes >= 2 and queries >= start_tries + 50, got "
-                f"{self.start_tries}, {self.probes} and {self.queries}"
+                "hopskipjump: expected start_tries >= 1, probes >= 2, queries >= start_tries + 50 and targets >= 0, "
+                f"got {self.start_tries}, {self.probes}, {self.queries} and {self.targets}"
             )
 
     def run(self, oracle: Oracle) -> None:
+        s = oracle.state()
+        self._start(oracle, s, most := min(max(self.targets, 1), self.start_tries))
+        for rank in oracle.steps(most):
+            oracle.rest(s.met <= rank)
+            for _ in oracle.steps(1):
+                s.aim = s.classes[:, rank] if self.targets else oracle.y
+                s.x_adv = s.starts[:, rank]
+                self._walk(oracle, s)
+
+    def _start(self, oracle: Oracle, s: State, most: int) -> None:
+        """Points of up to `most` wrong classes for every row; rows without any go."""
+        low, high = oracle.threat.bounds
+        s.starts = oracle.x[:, None].repeat(1, most, *([1] * (oracle.x.dim() - 1)))
+        s.classes, s.met = oracle.y[:, None].repeat(1, most), torch.zeros_like(oracle.y)
+        for attempt in oracle.steps(self.start_tries):
+            streams, shape = oracle.random("start", attempt), oracle.x.shape[1:]
+            if attempt == 0:
+                point = low + high - oracle.x
+            elif attempt % 3 == 1:
+                colours = streams.uniform((shape[0], *([1] * (len(shape) - 1))), low, high)
+                point = colours.expand_as(oracle.x)
+            elif attempt % 3 == 2:
+                point = streams.uniform(shape, low, high)
+            else:
+                point = low + (high - low) * streams.integers(shape, 0, 2).to(oracle.x.dtype)
+            label = oracle.label(point)
+            new = (label != oracle.y) & (label[:, None] != s.classes).all(1)
+            place = new[:, None] & (torch.arange(most, device=label.device) == s.met[:, None])
+            s.classes = torch.where(place, label[:, None], s.classes)
+            here = place.view(*place.shape, *([1] * len(shape)))
+            s.starts = torch.where(here, point[:, None], s.starts)
+            s.met = s.met + new
+            oracle.rest(s.met == most)
+        oracle.give_up(s.met == 0)
+        for _ in oracle.steps(1):  # they leave between steps
+            pass
+
+    def _walk(self, oracle: Oracle, s: State) -> None:
+        """From x_adv along the boundary of the aimed class, ever nearer to x."""
         l2, values = oracle.threat.norm == "l2", oracle.x.shape[1:].numel()
         theta = values**-1.5 if l2 else values**-2.0  # the paper's precision of the search
         halvings = min(25, math.ceil(-math.log2(theta)))
-        s = oracle.state()
-        self._start(oracle, s)
         s.before = _distance(s.x_adv - oracle.x, l2=l2)
         self._search(oracle, s, halvings, l2=l2)
         left = self.queries - self.start_tries - halvings
@@ -80,29 +125,6 @@ class HopSkipJump(Attack):
             self._step(oracle, s, step)
             self._search(oracle, s, halvings, l2=l2)
 
-    def _start(self, oracle: Oracle, s: State) -> None:
-        """A misclassified point for every row; rows without one go."""
-        low, high = oracle.threat.bounds
-        s.x_adv, s.found = oracle.x, torch.zeros_like(oracle.y, dtype=torch.bool)
-        for attempt in oracle.steps(self.start_tries):
-            streams, shape = oracle.random("start", attempt), oracle.x.shape[1:]
-            if attempt == 0:
-                point = low + high - oracle.x
-            elif attempt % 3 == 1:
-                colours = streams.uniform((shape[0], *([1] * (len(shape) - 1))), low, high)
-                point = colours.expand_as(oracle.x)
-            elif attempt % 3 == 2:
-                point = streams.uniform(shape, low, high)
-            else:
-                point = low + (high - low) * streams.integers(shape, 0, 2).to(oracle.x.dtype)
-            wrong = oracle.decide(point)
-            s.x_adv = torch.where(per_row(wrong, point), point, s.x_adv)
-            s.found = s.found | wrong
-            oracle.rest(wrong)
-        oracle.give_up(~s.found)
-        for _ in oracle.steps(1):  # they leave between steps
-            pass
-
     def _search(self, oracle: Oracle, s: State, halvings: int, *, l2: bool) -> None:
         """Move x_adv towards x as far as it stays misclassified: along the line, or by clipping (linf)."""
         s.near = torch.zeros_like(s.before)
@@ -111,7 +133,7 @@ class HopSkipJump(Attack):
         for _ in oracle.steps(halvings):
             middle = (s.near + s.far) / 2
             point = _towards(s.end, oracle.x, middle, l2=l2)
-            wrong = oracle.decide(point)
+            wrong = _reached(oracle, s, point)
             s.x_adv = torch.where(per_row(wrong, point), point, s.x_adv)
             s.near, s.far = torch.where(wrong, s.near, middle), torch.where(wrong, middle, s.far)
 
@@ -125,7 +147,7 @@ class HopSkipJump(Attack):
             noise = noise / per_row(noise.flatten(1).norm(dim=1).clamp_min(1e-30), noise)
             point = oracle.clip(s.x_adv + per_row(s.delta, noise) * noise)
             went = (point - s.x_adv) / per_row(s.delta, noise).clamp_min(1e-30)
-            label = oracle.decide(point).to(went.dtype) * 2 - 1
+            label = _reached(oracle, s, point).to(went.dtype) * 2 - 1
             s.along, s.sum = s.along + per_row(label, went) * went, s.sum + went
             s.labels = s.labels + label
         mean = per_row(s.labels / probes, s.sum)
@@ -137,10 +159,16 @@ class HopSkipJump(Attack):
         s.size = s.distance / math.sqrt(step + 1)
         for _ in oracle.steps(_HALVINGS):
             point = oracle.clip(s.x_adv + per_row(s.size, s.direction) * s.direction)
-            wrong = oracle.decide(point)
+            wrong = _reached(oracle, s, point)
             s.x_adv = torch.where(per_row(wrong, point), point, s.x_adv)
             s.size = s.size / 2
             oracle.rest(wrong)
+
+
+def _reached(oracle: Oracle, s: State, point: Tensor) -> Tensor:
+    """Whether the point is taken for the aimed class, or with the label for an aim, for any other: (N,) bool."""
+    label = oracle.label(point)
+    return torch.where(s.aim == oracle.y, label != oracle.y, label == s.aim)
 
 
 def _distance(delta: Tensor, *, l2: bool) -> Tensor:

@@ -59,17 +59,17 @@ class VFGA(Attack):
         low, high = oracle.threat.bounds
         gradient = oracle.gradient(s.x_adv, aimed(self.loss), s.aim).gradient.flatten(1)
         here = s.x_adv.flatten(1)
-        room = torch.where(gradient > 0, high - here, low - here)  # signed
-        value = (gradient * room).argmax(1, keepdim=True)
-        sigma = room.gather(1, value)
+        gain = torch.maximum(gradient * (high - here), gradient * (low - here))
+        value = gain.max(1, keepdim=True).indices
+        now, rises = here.gather(1, value), gradient.gather(1, value) > 0
+        sigma = torch.where(rises, high - now, low - now)
         draws = oracle.random("draws", rank, step).normal((self.draws,)).abs()
-        best = torch.full_like(sigma.squeeze(1), -torch.inf)
-        chosen = here
+        tried = (now + draws * sigma).clamp_(low, high)
+        best, chosen = torch.full_like(now, -torch.inf), now
         for k in range(self.draws):
-            tried = (here.gather(1, value) + draws[:, k : k + 1] * sigma).clamp(low, high)
-            candidate = here.scatter(1, value, tried)
-            margin = aimed_margin(oracle.logits(candidate.view_as(s.x_adv)), oracle.y, s.aim)
-            chosen = torch.where((margin > best)[:, None], candidate, chosen)
+            candidate = here.scatter(1, value, tried[:, k : k + 1])
+            margin = aimed_margin(oracle.logits(candidate.view_as(s.x_adv)), oracle.y, s.aim)[:, None]
+            chosen = torch.where(margin > best, tried[:, k : k + 1], chosen)
             best = torch.maximum(best, margin)
-        s.x_adv = chosen.view_as(s.x_adv)
-        oracle.rest(best > 0)
+        s.x_adv = here.scatter(1, value, chosen).view_as(s.x_adv)
+        oracle.rest(best.squeeze(1) > 0)
