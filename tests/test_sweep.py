@@ -343,7 +343,7 @@ def test_decoded_data_are_found_again_until_the_file_changes(tmp_path: Path) -> 
         ("linf:0.05", "linf:0", "eps"),
         ('spec = "builtin', 'sepc = "builtin', r"models\.0\.sepc: unknown key; did you mean 'spec'\?"),
         ('name = "none"', 'nmae = "none"', r"defenses\.0\.nmae: unknown key; did you mean 'name'\?"),
-        ("limit = 60", "limit = 0", "limit"),
+        ("limit = 60", "limit = 0", r"limit: .*, got 0"),
         ("[[models]]", "[[models", "not TOML"),
         ('threats = ["linf:0.05", "l2:0.5"]', "", "threats: give at least one"),
         ("seeds = [0]", "[[exclude]]\n[other]", r"other: unknown key"),
@@ -369,6 +369,43 @@ def test_mistakes_are_found_before_anything_runs(config: SweepConfig, tmp_path: 
     with pytest.raises(InputError, match="cannot read"):
         load_config(tmp_path / "nowhere.toml")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("builtin:digits-mlp", "builtin:digits-mpl", "did you mean 'digits-mlp'"),
+        (
+            "builtin:digits-mlp",
+            "nets.py:make",
+            r"model: no such file nets\.py; a relative one is looked for in ",
+        ),
+        ("builtin:digits-mlp", "onnx:net.onnx", r"model: no such file net\.onnx"),
+        ('spec = "', 'weights = "net.safetensors"\nspec = "', r"weights: no such file net\.safetensors"),
+        ('"builtin:digits"', '"builtin:digit"', "did you mean 'digits'"),
+        ("digits:train", "digits:trian", "expected split test or train, got 'trian'"),
+        ('"builtin:digits"', '"digits.npz"', r"data: no such file digits\.npz"),
+        ('"builtin:digits"', '"folder:digits"', "data: no such folder digits"),
+    ],
+)
+def test_what_a_plan_names_is_looked_for_before_anything_runs(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        run_sweep(load_config(tmp_path / "plan.toml"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_be_read_are_told_before_anything_is_trained_for_them(
+    config: SweepConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "damaged.npz").write_text("nothing of the kind")
+    run = Count()
+    damaged = config.model_copy(update={"data": str(tmp_path / "damaged.npz")})
+    result = run_sweep(damaged, tmp_path / "out", device="cpu", listener=run)
+    assert (run.trained, len(result.failures), len(result.missing)) == (0, 2, 4)
+    assert all("damaged.npz" in failure for failure in result.failures)
 
 
 def test_yaml_says_the_same(config: SweepConfig, tmp_path: Path) -> None:

@@ -229,6 +229,8 @@ def _first_problem(error: ValidationError) -> str:
     where = ".".join(map(str, first["loc"]))
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
+        if message == first["msg"] and isinstance(first["input"], str | int | float):  # pydantic's own words
+            message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
         return f"{where}: {message}" if where else message
     known = _fields_at(SweepConfig, first["loc"][:-1])
     near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)

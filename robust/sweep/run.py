@@ -17,18 +17,17 @@ from robust.leaderboard import Store
 from robust.parts import Part
 from robust.run import Progress
 from robust.sources import Preprocessing, load_weights, model_sha256, open_model
-from robust.suites import resolve
-from robust.sweep.cells import Cell, CurveCell, Pair, content_key, curve_cells, dependencies, pairs, plan
+from robust.sweep.cells import Cell, CurveCell, Pair, content_key, dependencies, pairs
+from robust.sweep.check import check_plan
 from robust.sweep.config import SweepConfig
 from robust.sweep.curves import CurvePart
 from robust.sweep.executors import Executor, InProcess
 from robust.sweep.finish import Anyhow, Open, SweepResult, counts, make_curve, make_record
-from robust.sweep.handout import attack_task, check_pair, train_task, training_key
+from robust.sweep.handout import attack_task, train_task, training_key
 from robust.sweep.held import Held, hold
 from robust.sweep.results import Results
 from robust.sweep.tasks import ModelRef, Outcome, Task, Trained, TrainTask
 from robust.sweep.watch import Event, EventLog, Kind, Listener
-from robust.threat import Threat
 
 _TRIES: Final = 3  # of a task whose worker died
 _DEFAULT_ROWS: Final = 128
@@ -127,7 +126,7 @@ class _Sweep:
         try:
             while True:
                 while task is not None and executor.free > 0:
-                    self._tell("start", task.title, task.id)
+                    self._start(task)
                     executor.submit(task)
                     running, task = running + 1, self._next()
                 if task is None and not running:
@@ -140,18 +139,16 @@ class _Sweep:
         finally:
             executor.close()
 
+    def _start(self, task: Task) -> None:
+        opened = self.open.get(task.id)
+        self._tell("start", task.title, task.id, **({} if opened is None else {"samples": opened.held.n}))
+
     # -- planning -------------------------------------------------------------------------------
 
     def _check(self) -> list[Anyhow]:
         """Find mistakes in the plan before any time is spent; all that is to be done."""
-        everything: list[Anyhow] = [*plan(self.config), *curve_cells(self.config)]
-        for pair in pairs(self.config):
-            check_pair(pair, self.config)
+        everything = check_plan(self.config)
         for cell in everything:
-            if isinstance(cell, Cell):
-                resolve(cell.suite, Threat.parse(cell.threat))
-            else:
-                resolve(cell.curve.suite, cell.curve.threats[0])
             self.cells.setdefault(cell.pair.identity, []).append(cell)
         unique = {pair.identity: pair for pair in pairs(self.config) if pair.identity in self.cells}
         self.pairs.extend(unique.values())
@@ -184,6 +181,10 @@ class _Sweep:
         if pair.as_is:
             self._open_cells(pair, replace(ref, behind=pair.behind), model_sha256(net))
             return
+        for cell in self.cells[
+            pair.identity
+        ]:  # what cannot be read is told before anything is trained for it
+            self._hold(cell.data, cell.limit, fit)
         held = self._hold(cast("str", pair.train), None, fit)
         key = training_key(pair, self.config, model_sha256(net), held, str(fit))
         weights = self.results.weights(key)
@@ -340,7 +341,8 @@ class _Sweep:
         curve, table = make_curve(opened, cell)
         self.results.finish_curve(opened.key, curve, table)
         self.result.curves.append(curve)
-        self._tell("curve", cell.title, points=len(curve["points"]), seconds=curve["seconds"])
+        values = [point["value"] for point in curve["points"]]
+        self._tell("curve", cell.title, robust=values, seconds=curve["seconds"])
         return int((table["falls_at"] == -2).sum())
 
     # -- failures and words ---------------------------------------------------------------------
