@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from conftest import Outcome
 from torch import nn
 
-from robust.cli import main
 from robust.leaderboard import Store
 from robust.report import Report
 from robust.sources import save_weights
@@ -33,27 +32,6 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
         cwd=cwd,
         check=False,
     )
-
-
-class Outcome(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Runs the command line in this process: for the many cases that need no process of their own."""
-
-    def run_inside(*arguments: str, cwd: Path) -> Outcome:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["robust", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return Outcome(int(stop.value.code or 0), out, err)
-
-    return run_inside
 
 
 @pytest.fixture

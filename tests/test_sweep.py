@@ -18,10 +18,10 @@ from robust.errors import InputError, StoreError, UnknownNameError
 from robust.leaderboard import Store
 from robust.leaderboard.verify import verify
 from robust.parts import Part
-from robust.sources import load_data
+from robust.sources import load_data, load_model, save_weights
 from robust.sweep import Event, SweepConfig, SweepResult, demonstration, load_config, run_sweep
 from robust.sweep.cells import plan
-from robust.sweep.config import DefenseEntry
+from robust.sweep.config import DefenseEntry, ModelEntry
 from robust.sweep.executors import InProcess, Told
 from robust.sweep.processes import Processes
 from robust.sweep.results import Results
@@ -386,6 +386,7 @@ def test_mistakes_are_found_before_anything_runs(config: SweepConfig, tmp_path: 
         ("digits:train", "digits:trian", "expected split test or train, got 'trian'"),
         ('"builtin:digits"', '"digits.npz"', r"data: no such file digits\.npz"),
         ('"builtin:digits"', '"folder:digits"', "data: no such folder digits"),
+        ('name = "none"', 'name = "median"', "has nothing but initial weights; give .*'none\\+median'"),
     ],
 )
 def test_what_a_plan_names_is_looked_for_before_anything_runs(
@@ -547,13 +548,21 @@ def test_input_transforms_are_defenses_and_share_the_training_of_what_is_behind_
     config: SweepConfig, tmp_path: Path
 ) -> None:
     trained = config.defenses[1]
-    wrapped = [
-        DefenseEntry(name="bit-depth", options={"bits": 2}),
-        trained.model_copy(
-            update={"name": "bit-depth", "options": {"bits": 2, "of": "pgd-at", "options": trained.options}}
-        ),
-    ]
-    both = config.model_copy(update={"defenses": [trained, *wrapped], "threats": ["linf:0.05"]})
+    behind = trained.model_copy(
+        update={"name": "bit-depth", "options": {"bits": 2, "of": "pgd-at", "options": trained.options}}
+    )
+    save_weights(load_model("builtin:digits-mlp"), tmp_path / "net.safetensors")
+    given = ModelEntry(
+        spec="builtin:digits-mlp", weights=str(tmp_path / "net.safetensors"), name="given",
+        defenses=[DefenseEntry(name="bit-depth", options={"bits": 2})],
+    )  # fmt: skip
+    both = config.model_copy(
+        update={
+            "models": [*config.models, given],
+            "defenses": [trained, behind],
+            "threats": ["linf:0.05"],
+        }
+    )
     run = Count()
     result = run_sweep(both, tmp_path, device="cpu", listener=run)
     assert (run.trained, result.failures, result.missing) == (1, [], [])

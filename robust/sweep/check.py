@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from robust.defenses import make_defense
+from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
 from robust.hardening import training_options
 from robust.sources import DATASETS, MODELS, SPLITS
@@ -15,6 +15,7 @@ from robust.sweep.cells import Cell, CurveCell, Pair, curve_cells, pairs, plan
 from robust.sweep.config import SweepConfig
 from robust.threat import Threat
 
+_INITIAL: Final = ("builtin:", "torchvision:", "timm:")  # whose models come without weights
 _GRAPHS: Final = ("onnx", "onnxruntime", "torchscript", "export")
 _DATA_FILES: Final = (".npz", ".parquet", ".tar")
 
@@ -46,11 +47,23 @@ def _check_pair(pair: Pair, config: SweepConfig) -> None:
     made = make_defense(str(pair.defense.name), **pair.defense.options)
     training_options(config.recipe, pair.defense.training)
     _check_model(str(pair.model.spec), pair.model.weights)
+    if isinstance(made, Wrapper) and not made.of:
+        _check_behind(pair)
     if pair.as_is:
         return
     if pair.train is None:
         raise InputError(f"sweep: defense {pair.defense.name!r} needs samples to train on; give `train`")
     made.check(None if pair.defense.threat is None else Threat.parse(pair.defense.threat))
+
+
+def _check_behind(pair: Pair) -> None:
+    """A transform that trains nothing, in front of initial weights though there are samples to train on."""
+    spec, name = str(pair.model.spec), pair.defense.name
+    if pair.train is not None and pair.model.weights is None and spec.startswith(_INITIAL):
+        raise InputError(
+            f"sweep: defense {name!r} takes the model as it is, and {spec} has nothing but initial weights; give the "
+            f"model `weights`, or train it first: 'none+{name}', 'pgd-at+{name}' or another one before the +"
+        )
 
 
 def _check_model(spec: str, weights: str | None) -> None:

@@ -47,9 +47,13 @@ class DefenseEntry(_Strict):
 
     @property
     def title(self) -> str:
-        """The name with the options that were given, to show."""
-        options = ",".join(f"{key}={value}" for key, value in {**self.options, **self.training}.items())
-        return f"{self.name}({options})" if options else str(self.name)
+        """The name with the options that were given, to show; what is behind a transform stands before it."""
+        options = dict(self.options)
+        of, inner = options.pop("of", ""), options.pop("options", {})
+        given = {**(inner if isinstance(inner, dict) else {}), **options, **self.training}
+        said = ",".join(f"{key}={value}" for key, value in given.items())
+        name = f"{of}+{self.name}" if of else str(self.name)
+        return f"{name}({said})" if said else name
 
     def expand(self) -> Iterator[DefenseEntry]:
         """One entry per name and combination of the grid."""
