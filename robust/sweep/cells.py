@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
-from robust.suites import Stage, resolve, resolve_below
+from robust.suites import Stage, resolve
 from robust.sweep.config import Curve, DefenseEntry, Exclusion, ModelEntry, Suite, SweepConfig
+from robust.sweep.curves import stages_below
 from robust.threat import Threat
 
 CODE_VERSION: Final = 3  # raise it when verdicts or weights of an unchanged plan may come out otherwise
@@ -223,7 +224,7 @@ def dependencies(cell: Cell | CurveCell, config: SweepConfig) -> dict[str, Any]:
     if isinstance(cell, CurveCell):
         suite, threats = cell.curve.suite, cell.curve.threats
         suites = [stages_identity(suite, threat) for threat in threats]
-        below = [[_stage(stage) for stage in resolve_below(suite, threat) or ()] for threat in threats[:-1]]
+        below = [[_stage(stage) for stage in stages_below(suite, threat) or ()] for threat in threats[:-1]]
         return {**about, "curve": [str(threat) for threat in threats], "suites": suites, "below": below}
     threat = Threat.parse(cell.threat)
     return {
