@@ -70,7 +70,8 @@ class BPDA(Target):
         super().__init__(inner, normalize=normalize, **given)
         front = Substituted(transform, backward=backward)
         self.model = Behind(inner, self._mean, self._std, self.size, front=front)
-        # They come after the transform: the chain does it.
+        # They come after the transform: the chain does it. Records say what they were.
+        self.normalize_behind = self.normalize
         self.normalize = self._mean = self._std = self.size = None
         self.transform, self.backward = transform, backward
 

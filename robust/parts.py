@@ -19,6 +19,7 @@ from torch import Tensor
 
 import robust
 from robust import diagnose
+from robust.bpda import BPDA
 from robust.diagnose import Finding
 from robust.eot import EOT
 from robust.errors import InputError
@@ -257,7 +258,8 @@ def _all_examples(parts: Sequence[Part]) -> dict[str, Tensor] | None:
 
 def describe(target: Target) -> dict[str, Any]:
     """The model in a report, without its name."""
-    model, moments = target.model, target.normalize
+    model = target.model
+    moments = target.normalize_behind if isinstance(target, BPDA) else target.normalize
     return {
         "sha256": model_sha256(model),
         "architecture": type(model).__name__,

@@ -66,7 +66,7 @@ class Target:
             )
         self.model = model
         self.bounds = bounds
-        self.device = _resolve_device(device)
+        self.device = resolve_device(device)
         self.normalize = normalize
         self.probabilities = probabilities
         self.size, self.preprocessing = size, preprocessing
@@ -245,7 +245,12 @@ def out_of_memory(error: BaseException) -> bool:
     return no_room or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
-def _resolve_device(device: str | torch.device) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device that is meant by "auto" (CUDA where there is one), or any torch device.
+
+    Raises:
+        InputError: another text, or CUDA where there is none.
+    """
     if device == "auto":
         return (
             torch.device("cuda", torch.cuda.current_device())

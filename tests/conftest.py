@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from robust.cli import main
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # a core each: threads that compete slow each other down
     torch.set_num_threads(1)
@@ -78,3 +84,24 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.weight.T + self.bias
+
+
+class Outcome(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs the command line in this process: for the many cases that need no process of their own."""
+
+    def run_inside(*arguments: str, cwd: Path) -> Outcome:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["robust", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), out, err)
+
+    return run_inside

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from conftest import Outcome
 from torch import nn
 
-from robust.cli import main
 from robust.leaderboard import Store
 from robust.report import Report
 from robust.sources import save_weights
@@ -33,27 +32,6 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
         cwd=cwd,
         check=False,
     )
-
-
-class Outcome(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Runs the command line in this process: for the many cases that need no process of their own."""
-
-    def run_inside(*arguments: str, cwd: Path) -> Outcome:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["robust", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return Outcome(int(stop.value.code or 0), out, err)
-
-    return run_inside
 
 
 @pytest.fixture
@@ -264,6 +242,7 @@ def test_sweep_shows_its_plan_runs_and_shows_the_board(
     done = run("sweep", "plan.toml", "--out", "out", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 evaluations computed, 0 found" in done.stdout
+    assert max(map(len, planned.stdout.splitlines())) <= 80
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
     for fmt in ("terminal", "markdown", "csv", "latex", "json"):
         shown = inside("leaderboard", "show", "out", "--format", fmt, cwd=tmp_path)
@@ -297,6 +276,7 @@ def test_the_schema_of_a_plan_is_that_of_the_demonstration(
         (["--workers", "0"], "--workers"),
         (["--workers", "many"], "--workers"),
         (["--threads", "0"], "--threads"),
+        (["--device", "tape"], "device: expected 'auto', 'cpu' or 'cuda[:N]', got 'tape'"),
     ],
 )
 def test_what_a_sweep_cannot_run_on_is_one_line(
@@ -312,6 +292,20 @@ def test_what_a_sweep_cannot_run_on_is_one_line(
     assert message in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_in_one_way_is_said_once(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
+    from test_sweep import PLAN
+
+    (tmp_path / "damaged.npz").write_text("nothing of the kind")
+    (tmp_path / "plan.toml").write_text(PLAN.replace('"builtin:digits"', '"damaged.npz"'))
+    done = inside("sweep", "plan.toml", "--out", "out", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "`robust leaderboard show" not in done.stdout
+    summary = [line for line in done.stderr.splitlines() if line.startswith("robust: ")]
+    assert len(summary) == 3, summary
+    assert summary[0].startswith("robust: failed: digits-mlp x none(epochs=2) (and 1 more): data damaged.npz")
+    assert summary[1].startswith("robust: 4 missing: digits-mlp x none(epochs=2), linf:0.05, quick, seed 0; ")
 
 
 @pytest.mark.slow

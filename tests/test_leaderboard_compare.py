@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_leaderboard import make_report
+from reports import make_report
 
 from robust.cli import main
 from robust.errors import InputError, StoreError

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from chromium import BINARY, Chromium
-from test_leaderboard import make_report
+from reports import make_report
 from test_leaderboard_compare import ROWS
 
 from robust.cli import main

@@ -18,10 +18,10 @@ from robust.errors import InputError, StoreError, UnknownNameError
 from robust.leaderboard import Store
 from robust.leaderboard.verify import verify
 from robust.parts import Part
-from robust.sources import load_data
+from robust.sources import load_data, load_model, save_weights
 from robust.sweep import Event, SweepConfig, SweepResult, demonstration, load_config, run_sweep
 from robust.sweep.cells import plan
-from robust.sweep.config import DefenseEntry
+from robust.sweep.config import DefenseEntry, ModelEntry
 from robust.sweep.executors import InProcess, Told
 from robust.sweep.processes import Processes
 from robust.sweep.results import Results
@@ -343,7 +343,7 @@ def test_decoded_data_are_found_again_until_the_file_changes(tmp_path: Path) -> 
         ("linf:0.05", "linf:0", "eps"),
         ('spec = "builtin', 'sepc = "builtin', r"models\.0\.sepc: unknown key; did you mean 'spec'\?"),
         ('name = "none"', 'nmae = "none"', r"defenses\.0\.nmae: unknown key; did you mean 'name'\?"),
-        ("limit = 60", "limit = 0", "limit"),
+        ("limit = 60", "limit = 0", r"limit: .*, got 0"),
         ("[[models]]", "[[models", "not TOML"),
         ('threats = ["linf:0.05", "l2:0.5"]', "", "threats: give at least one"),
         ("seeds = [0]", "[[exclude]]\n[other]", r"other: unknown key"),
@@ -369,6 +369,44 @@ def test_mistakes_are_found_before_anything_runs(config: SweepConfig, tmp_path: 
     with pytest.raises(InputError, match="cannot read"):
         load_config(tmp_path / "nowhere.toml")
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("builtin:digits-mlp", "builtin:digits-mpl", "did you mean 'digits-mlp'"),
+        (
+            "builtin:digits-mlp",
+            "nets.py:make",
+            r"model: no such file nets\.py; a relative one is looked for in ",
+        ),
+        ("builtin:digits-mlp", "onnx:net.onnx", r"model: no such file net\.onnx"),
+        ('spec = "', 'weights = "net.safetensors"\nspec = "', r"weights: no such file net\.safetensors"),
+        ('"builtin:digits"', '"builtin:digit"', "did you mean 'digits'"),
+        ("digits:train", "digits:trian", "expected split test or train, got 'trian'"),
+        ('"builtin:digits"', '"digits.npz"', r"data: no such file digits\.npz"),
+        ('"builtin:digits"', '"folder:digits"', "data: no such folder digits"),
+        ('name = "none"', 'name = "median"', "has nothing but initial weights; give .*'none\\+median'"),
+    ],
+)
+def test_what_a_plan_names_is_looked_for_before_anything_runs(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        run_sweep(load_config(tmp_path / "plan.toml"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_be_read_are_told_before_anything_is_trained_for_them(
+    config: SweepConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "damaged.npz").write_text("nothing of the kind")
+    run = Count()
+    damaged = config.model_copy(update={"data": str(tmp_path / "damaged.npz")})
+    result = run_sweep(damaged, tmp_path / "out", device="cpu", listener=run)
+    assert (run.trained, len(result.failures), len(result.missing)) == (0, 2, 4)
+    assert all("damaged.npz" in failure for failure in result.failures)
 
 
 def test_yaml_says_the_same(config: SweepConfig, tmp_path: Path) -> None:
@@ -510,13 +548,21 @@ def test_input_transforms_are_defenses_and_share_the_training_of_what_is_behind_
     config: SweepConfig, tmp_path: Path
 ) -> None:
     trained = config.defenses[1]
-    wrapped = [
-        DefenseEntry(name="bit-depth", options={"bits": 2}),
-        trained.model_copy(
-            update={"name": "bit-depth", "options": {"bits": 2, "of": "pgd-at", "options": trained.options}}
-        ),
-    ]
-    both = config.model_copy(update={"defenses": [trained, *wrapped], "threats": ["linf:0.05"]})
+    behind = trained.model_copy(
+        update={"name": "bit-depth", "options": {"bits": 2, "of": "pgd-at", "options": trained.options}}
+    )
+    save_weights(load_model("builtin:digits-mlp"), tmp_path / "net.safetensors")
+    given = ModelEntry(
+        spec="builtin:digits-mlp", weights=str(tmp_path / "net.safetensors"), name="given",
+        defenses=[DefenseEntry(name="bit-depth", options={"bits": 2})],
+    )  # fmt: skip
+    both = config.model_copy(
+        update={
+            "models": [*config.models, given],
+            "defenses": [trained, behind],
+            "threats": ["linf:0.05"],
+        }
+    )
     run = Count()
     result = run_sweep(both, tmp_path, device="cpu", listener=run)
     assert (run.trained, result.failures, result.missing) == (1, [], [])

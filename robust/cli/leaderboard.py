@@ -295,24 +295,16 @@ def _target(
     store: Store, name: str, model: str, weights: str | None, normalize: tuple[str, str] | None, device: str
 ) -> Target:
     """The model to verify with, in front of it what the record says, unless told otherwise."""
-    from contextlib import suppress
-
-    from robust.eot import EOT
     from robust.errors import StoreError
-    from robust.leaderboard.reforward import preprocessing_of
-    from robust.quantized import attackable
-    from robust.sources import load_model
-    from robust.target import Target
+    from robust.leaderboard.rebuild import rebuild, wrapper_of
+    from robust.sources import load
 
-    record, moments = None, common.normalization(normalize)
-    with suppress(StoreError):  # a damaged record is the verification's to tell
+    moments = common.normalization(normalize)
+    try:
         record = store.read(name)
-    module = attackable(load_model(model, weights))
-    if record is None:
-        return Target(module, normalize=moments, device=device)
-    fit, eot = preprocessing_of(record), record.suite.eot
-    target = Target(
-        module, normalize=moments or record.model.normalize, bounds=record.threat.bounds, device=device,
-        size=None if fit is None else fit.size, preprocessing=fit,
-    )  # fmt: skip
-    return target if eot is None else EOT(target, eot["samples"], vote=eot["vote"], seed=record.seed)
+    except StoreError:  # a damaged record is the verification's to tell
+        return load(model, weights, normalize=moments, device=device)
+    wrapper = wrapper_of(record)
+    if wrapper is not None:
+        print(f"robust: {wrapper.title} goes in front of the model, as the record says", file=sys.stderr)
+    return rebuild(record, model, weights, normalize=moments, device=device)

@@ -28,7 +28,7 @@ def sweep(
     config: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[CONFIG]", help="the plan, a .toml or .yaml file; none: the built-in demonstration"
+            metavar="CONFIG", help="the plan, a .toml or .yaml file; none: the built-in demonstration"
         ),
     ] = None,
     out: Annotated[
@@ -63,20 +63,24 @@ def sweep(
     Run it again to go on after an interruption: what is there is not computed again.
     """
     from robust.sweep.config import SweepConfig, demonstration, load_config
+    from robust.target import resolve_device
 
     if schema:
         print(json.dumps(SweepConfig.model_json_schema(), indent=2))
         return 0
     make = _executor(executor, workers, threads, address, device)
+    if executor == "local":
+        resolve_device(device)  # a mistake is told before anything else
     plan = demonstration() if config is None else load_config(config)
     if dry_run:
         return _print_plan(plan, device, workers or 1)
     from robust.cli.watch import watching
     from robust.sweep import run_sweep
+    from robust.sweep.cells import short_names
 
     start = time.perf_counter()
     command = " ".join(["robust", *sys.argv[1:]])
-    with watching() as listener:
+    with watching(short_names(plan)) as listener:
         result = run_sweep(plan, out, executor=make, listener=listener, command=command)
     return _summary(result, out, time.perf_counter() - start)
 
@@ -118,24 +122,33 @@ def _summary(result: SweepResult, out: Path, seconds: float) -> int:
         survived = survivors(Store(out), result.records)
         print(render(result.records, "terminal", width=80, survived=survived))
     _print_curves(result, out)
+    again = f"; `robust leaderboard show {out}` prints this again" if result.records else ""
     print(
-        f"{result.computed} evaluations computed, {result.reused} found in {out}, {seconds:.0f} s; "
-        f"`robust leaderboard show {out}` prints this again"
+        f"{result.computed} evaluations computed, {result.reused} found in {out}, {common.duration(seconds)}{again}"
     )
+    _print_what_is_missing(result, out)
+    return 3 if result.failures or result.missing or result.stopped is not None else 0
+
+
+def _print_what_is_missing(result: SweepResult, out: Path) -> None:
+    """Reasons, each once with the title that it met first; then what has no result."""
+    reasons: dict[str, list[str]] = {}
     for failure in result.failures:
-        print(f"robust: failed: {failure}", file=sys.stderr)
+        title, _, reason = failure.partition(": ")
+        reasons.setdefault(reason, []).append(title)
+    for reason, titles in reasons.items():
+        others = f" (and {len(titles) - 1} more)" if len(titles) > 1 else ""
+        print(f"robust: failed: {titles[0]}{others}: {reason}", file=sys.stderr)
     if result.stopped is not None:
         print(f"robust: stopped: {result.stopped}", file=sys.stderr)
     if result.missing:
+        more = "; ..." if len(result.missing) > 3 else ""
         print(
-            f"robust: {len(result.missing)} missing: {'; '.join(result.missing[:5])}"
-            f"{'; ...' if len(result.missing) > 5 else ''}",
-            file=sys.stderr,
+            f"robust: {len(result.missing)} missing: {'; '.join(result.missing[:3])}{more}", file=sys.stderr
         )
     if result.failures or result.missing:
         where = f"tracebacks in {out / 'failures'}; " if result.failures else ""
         print(f"robust: {where}run again for the rest", file=sys.stderr)
-    return 3 if result.failures or result.missing or result.stopped is not None else 0
 
 
 def _print_curves(result: SweepResult, out: Path) -> None:
@@ -168,17 +181,34 @@ def _print_curves(result: SweepResult, out: Path) -> None:
 
 
 def _print_plan(config: SweepConfig, device: str, workers: int) -> int:
+    from tabulate import tabulate
+
     from robust.sweep.estimate import estimate
 
     lines = estimate(config, device)
-    for line in lines:
-        print(f"{line.title}: {line.said}")
-    seconds = sum(line.seconds for line in lines) / workers
-    cells = sum(not line.training for line in lines)
-    passes = sum(line.passes for line in lines)
-    guess = ", some of it guessed (~)" if any(line.guessed for line in lines) else ""
+    heads = ["to train, then to attack", "samples", "passes", "time"]
+    rows = [
+        [
+            line.title,
+            f"{line.samples:,}",
+            f"{line.about}{line.passes:,.0f}",
+            line.about + common.duration(line.seconds),
+        ]
+        for line in lines
+    ]
+    align = ("left", "right", "right", "right")
     print(
-        f"{cells} evaluations, {sum(line.training for line in lines)} models to train, {passes:,.0f} passes, about "
-        f"{common.duration(seconds)} with {workers} worker{'s' if workers > 1 else ''} on {lines[0].device}{guess}"
+        tabulate(
+            rows, heads, "simple", colalign=align, maxcolwidths=[45, None, None, None], disable_numparse=True
+        )
     )
+    seconds = sum(line.seconds for line in lines) / workers
+    training = sum(line.training for line in lines)
+    passes = sum(line.passes for line in lines)
+    print(
+        f"{len(lines) - training} evaluations, {training} models to train, {passes:,.0f} passes:\nabout "
+        f"{common.duration(seconds)} with {workers} worker{'s' if workers > 1 else ''} on {lines[0].device}"
+    )
+    if any(line.guessed for line in lines):
+        print("~ a guess: what a model costs depends on what it withstands once it is trained")
     return 0

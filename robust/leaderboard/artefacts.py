@@ -65,7 +65,8 @@ def _content(column: pd.Series) -> tuple[str, bytes]:
     if pd.api.types.is_float_dtype(column):
         values = column.to_numpy().astype("<f8")
         return "float", np.where(np.isnan(values), np.nan, values).astype("<f8").tobytes()
-    texts = [None if text is None or text is pd.NA else str(text) for text in column]
+    values = column.to_numpy(object)  # a column of text hands out its rows slowly, one by one
+    texts = [None if text is None or text is pd.NA else str(text) for text in values]
     return "text", json.dumps(texts).encode()
 
 

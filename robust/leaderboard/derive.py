@@ -43,8 +43,8 @@ def derive(verdicts: pd.DataFrame, class_names: Sequence[str] | None = None) -> 
 
 def by_class(verdicts: pd.DataFrame, names: Sequence[str] | None = None) -> list[Group]:
     """Clean and robust accuracy per label that occurs, in order."""
-    found = []
-    for label in sorted({int(label) for label in verdicts["label"]}):
+    found, verdicts = [], verdicts[["label", "prediction", "status"]]
+    for label in sorted(map(int, verdicts["label"].unique())):
         name = names[label] if names and 0 <= label < len(names) else str(label)
         found.append(_group(verdicts[verdicts["label"] == label], name=name, label=label))
     return found

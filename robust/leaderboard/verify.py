@@ -20,6 +20,7 @@ from robust.report import STATUSES
 from robust.target import Target
 from robust.threat import TOLERANCE
 
+_ANSWERS: Final = ("fooled", "clean", "rerun")  # checks of what the model answers
 COLUMNS: Final = ("sample_id", "label", "prediction", "status", "attack", "distance", "forwards", "backwards")
 
 
@@ -78,10 +79,22 @@ def verify(
     yield from _numbers(record, verdicts)
     samples, reason = find_data(record, data)
     yield from (Outcome(*found) for found in check_data(record, verdicts, samples, reason))
-    yield from (Outcome(*found) for found in check_examples(store, record, verdicts, samples, target))
-    yield from (Outcome(*found) for found in check_model(record, verdicts, samples, target))
-    if rerun:
-        yield from (Outcome(*found) for found in check_rerun(record, verdicts, samples, target, rerun, draw))
+    forwarded = [
+        *check_examples(store, record, verdicts, samples, target),
+        *check_model(record, verdicts, samples, target),
+        *(check_rerun(record, verdicts, samples, target, rerun, draw) if rerun else ()),
+    ]
+    yield from (_unless_it_draws(record, Outcome(*found)) for found in forwarded)
+
+
+def _unless_it_draws(record: Record, outcome: Outcome) -> Outcome:
+    """What a model answers that draws at random, and is known to, contradicts nothing."""
+    draws = any(finding.check == "randomized" for finding in record.findings)
+    if outcome.ok is False and outcome.check in _ANSWERS and draws and record.suite.eot is None:
+        return Outcome(
+            outcome.check, None, f"the model draws at random, as the record says: {outcome.message}"
+        )
+    return outcome
 
 
 def row_problems(record: Record, verdicts: pd.DataFrame) -> Iterator[str]:

@@ -9,7 +9,7 @@ from robust.sources.architectures import (
     TinyMLP,
     WideResNet,
 )
-from robust.sources.builtin_data import DATASETS
+from robust.sources.builtin_data import DATASETS, SPLITS
 from robust.sources.data import as_samples, load_data
 from robust.sources.models import Opened, load, load_model, open_model
 from robust.sources.preprocess import Preprocessing
@@ -19,6 +19,7 @@ from robust.sources.weights import load_weights, model_sha256, save_weights
 __all__ = [
     "DATASETS",
     "MODELS",
+    "SPLITS",
     "Architecture",
     "Opened",
     "PreActResNet18",

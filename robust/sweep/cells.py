@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
-from robust.suites import Stage, resolve, resolve_below
+from robust.suites import Stage, resolve
 from robust.sweep.config import Curve, DefenseEntry, Exclusion, ModelEntry, Suite, SweepConfig
+from robust.sweep.curves import stages_below
 from robust.threat import Threat
 
 CODE_VERSION: Final = 3  # raise it when verdicts or weights of an unchanged plan may come out otherwise
@@ -160,6 +161,28 @@ def pairs(config: SweepConfig) -> Iterator[Pair]:
                     yield Pair(model, defense, model.train or config.train, seed)
 
 
+def short_names(config: SweepConfig) -> dict[str, str]:
+    """Title of every cell and pair -> what sets it apart from the others of the sweep, for narrow places."""
+    cells: list[Cell | CurveCell] = [*plan(config), *curve_cells(config)]
+    named = {cell.title: _traits(cell) for cell in cells}
+    named |= {cell.pair.title: _traits(cell)[:2] for cell in cells}
+    varies = [len(set(column)) > 1 for column in zip(*(_traits(cell) for cell in cells), strict=True)]
+    short = {}
+    for title, traits in named.items():
+        telling = [trait for trait, telling in zip(traits, varies, strict=False) if telling]
+        short[title] = ", ".join(telling or traits[:1])
+    return short
+
+
+def _traits(cell: Cell | CurveCell) -> list[str]:
+    model, defense = cell.pair.model.title, cell.pair.defense.title
+    if isinstance(cell, CurveCell):
+        threat, suite = f"{cell.curve.norm} at {len(cell.curve.eps)} eps", cell.curve.suite
+    else:
+        threat, suite = cell.threat, cell.suite
+    return [model, defense, threat, suite_title(suite), f"seed {cell.seed}"]
+
+
 def _cells_of(pair: Pair, config: SweepConfig) -> Iterator[Cell]:
     model = pair.model
     for threat in model.threats or config.threats:
@@ -201,7 +224,7 @@ def dependencies(cell: Cell | CurveCell, config: SweepConfig) -> dict[str, Any]:
     if isinstance(cell, CurveCell):
         suite, threats = cell.curve.suite, cell.curve.threats
         suites = [stages_identity(suite, threat) for threat in threats]
-        below = [[_stage(stage) for stage in resolve_below(suite, threat) or ()] for threat in threats[:-1]]
+        below = [[_stage(stage) for stage in stages_below(suite, threat) or ()] for threat in threats[:-1]]
         return {**about, "curve": [str(threat) for threat in threats], "suites": suites, "below": below}
     threat = Threat.parse(cell.threat)
     return {

@@ -47,9 +47,13 @@ class DefenseEntry(_Strict):
 
     @property
     def title(self) -> str:
-        """The name with the options that were given, to show."""
-        options = ",".join(f"{key}={value}" for key, value in {**self.options, **self.training}.items())
-        return f"{self.name}({options})" if options else str(self.name)
+        """The name with the options that were given, to show; what is behind a transform stands before it."""
+        options = dict(self.options)
+        of, inner = options.pop("of", ""), options.pop("options", {})
+        given = {**(inner if isinstance(inner, dict) else {}), **options, **self.training}
+        said = ",".join(f"{key}={value}" for key, value in given.items())
+        name = f"{of}+{self.name}" if of else str(self.name)
+        return f"{name}({said})" if said else name
 
     def expand(self) -> Iterator[DefenseEntry]:
         """One entry per name and combination of the grid."""
@@ -229,6 +233,8 @@ def _first_problem(error: ValidationError) -> str:
     where = ".".join(map(str, first["loc"]))
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
+        if message == first["msg"] and isinstance(first["input"], str | int | float):  # pydantic's own words
+            message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
         return f"{where}: {message}" if where else message
     known = _fields_at(SweepConfig, first["loc"][:-1])
     near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)

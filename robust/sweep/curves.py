@@ -1,4 +1,4 @@
-"""Robust accuracy over many radii of one norm, for less than twice the dearest of them.
+"""Robust accuracy over many radii of one norm, for about twice the dearest of them or less.
 
 An adversarial example within a radius lies within every larger one: breaks carry upward. And who stands
 at a radius is asked nothing at smaller ones. So a short minimum-norm attack first places every sample, then
@@ -26,7 +26,7 @@ from robust.parts import Plan, attack_part
 from robust.run import Progress, Settings
 from robust.sources import Samples
 from robust.stats import interval
-from robust.suites import resolve, resolve_below
+from robust.suites import Stage, resolve, resolve_below
 from robust.target import Target, in_parts
 from robust.threat import TOLERANCE, Threat
 
@@ -157,7 +157,7 @@ class _Curve:
         threat = self.threats[index]
         name, stages = resolve(suite, threat)
         # Below the largest radius whoever is asked has fallen at a larger one: that break is where to begin.
-        shorter = None if index == self.top - 1 else resolve_below(suite, threat)
+        shorter = None if index == self.top - 1 else stages_below(suite, threat)
         plan = Plan(threat, name, stages if shorter is None else shorter)
         part = attack_part(
             self.target, self.samples.take(asked), plan, replace(self.settings, keep_examples=True),
@@ -204,6 +204,15 @@ class _Curve:
                 "backwards": self.backwards.numpy(),
             }
         )
+
+
+def stages_below(suite: Any, threat: Threat) -> list[Stage] | None:
+    """Stages of a suite below the largest radius; None where they are those of every radius.
+
+    Those that nothing came near are not probed at random as well: whoever is asked here fell at the next radius.
+    """
+    stages = resolve_below(suite, threat)
+    return None if stages is None else [replace(stage, share=0.0) for stage in stages]
 
 
 def _where(statuses: list[str], status: str, rows: Tensor, distance: Any) -> tuple[Tensor, Tensor]:

@@ -7,31 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from robust.defenses import make_defense
-from robust.errors import InputError
 from robust.hardening import training_options
 from robust.sweep.cells import CurveCell, Pair, content_key
 from robust.sweep.config import SweepConfig
 from robust.sweep.finish import Open
 from robust.sweep.held import Held
 from robust.sweep.tasks import AttackTask, CurveTask, ModelRef, TrainTask
-from robust.threat import Threat
 
 _CANDIDATES = 4  # samples that are looked at for each adversarial example that is to be kept
-
-
-def check_pair(pair: Pair, config: SweepConfig) -> None:
-    """Find mistakes in a pair before any time is spent.
-
-    Raises:
-        InputError and its kin.
-    """
-    made = make_defense(str(pair.defense.name), **pair.defense.options)
-    training_options(config.recipe, pair.defense.training)
-    if pair.as_is:
-        return
-    if pair.train is None:
-        raise InputError(f"sweep: defense {pair.defense.name!r} needs samples to train on; give `train`")
-    made.check(None if pair.defense.threat is None else Threat.parse(pair.defense.threat))
 
 
 def training_key(pair: Pair, config: SweepConfig, initial: str, held: Held, fit: str) -> str:

@@ -47,7 +47,8 @@ class Results:
             probe.unlink()
         except OSError as error:
             raise StoreError(
-                f"out: cannot write to the folder {self.out}: {error.strerror or error}"
+                f"out: cannot write to the folder {self.out}: {error.strerror or error}; "
+                "give one that can be made or written"
             ) from error
 
     def write(self, path: Path, content: bytes) -> None:

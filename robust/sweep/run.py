@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 from uuid import uuid4
 
-from robust.errors import RobustError, StoreError
-from robust.leaderboard import Store
+from robust.errors import StoreError
 from robust.parts import Part
 from robust.run import Progress
 from robust.sources import Preprocessing, load_weights, model_sha256, open_model
-from robust.suites import resolve
-from robust.sweep.cells import Cell, CurveCell, Pair, content_key, curve_cells, dependencies, pairs, plan
+from robust.sweep.cells import CurveCell, Pair, content_key, dependencies, pairs
+from robust.sweep.check import check_plan
 from robust.sweep.config import SweepConfig
 from robust.sweep.curves import CurvePart
 from robust.sweep.executors import Executor, InProcess
-from robust.sweep.finish import Anyhow, Open, SweepResult, counts, make_curve, make_record
-from robust.sweep.handout import attack_task, check_pair, train_task, training_key
+from robust.sweep.filing import Diary, Filing
+from robust.sweep.finish import Anyhow, Open, SweepResult, counts
+from robust.sweep.handout import attack_task, train_task, training_key
 from robust.sweep.held import Held, hold
 from robust.sweep.results import Results
 from robust.sweep.tasks import ModelRef, Outcome, Task, Trained, TrainTask
-from robust.sweep.watch import Event, EventLog, Kind, Listener
-from robust.threat import Threat
+from robust.sweep.watch import EventLog, Listener
 
 _TRIES: Final = 3  # of a task whose worker died
 _DEFAULT_ROWS: Final = 128
@@ -74,11 +71,11 @@ class _Sweep:
         listener: Listener,
         command: str | None,
     ) -> None:
-        self.config, self.results, self.command = config, results, command
-        self.listeners: list[Listener] = [listener]
+        self.config, self.results = config, results
         self.make_executor = make_executor
-        self.store = Store(results.out)
         self.result = SweepResult()
+        self.diary = Diary(results, self.result, listener)
+        self.filing = Filing(config, results, self.result, self.diary, command)
         self.pairs: deque[Pair] = deque()
         self.cells: dict[str, list[Anyhow]] = {}  # by the pair's identity
         self.ready: deque[Task] = deque()
@@ -88,30 +85,29 @@ class _Sweep:
             str, Preprocessing | None
         ] = {}  # what a pair's model declares, by the pair's identity
         self.tries: Counter[str] = Counter()
-        self.done: set[str] = set()  # titles
         self._held: dict[tuple[str, int | None, Preprocessing | None], Held] = {}
 
     def run(self) -> SweepResult:
         start = time.perf_counter()
         everything = self._check()
         self.results.open()
-        self.listeners.append(EventLog(self.results.out / "events.jsonl"))
+        self.diary.listeners.append(EventLog(self.results.out / "events.jsonl"))
         curves = sum(isinstance(cell, CurveCell) for cell in everything)
         try:
-            self._tell("plan", models=len(self.pairs), cells=len(everything) - curves, curves=curves)
+            self.diary.tell("plan", models=len(self.pairs), cells=len(everything) - curves, curves=curves)
             self._run()
         except StoreError as error:
             self.result.stopped = str(error)
-            del self.listeners[1:]  # the log is on the same disk
+            del self.diary.listeners[1:]  # the log is on the same disk
         finally:
-            self.result.missing = [cell.title for cell in everything if cell.title not in self.done]
+            self.result.missing = [cell.title for cell in everything if cell.title not in self.filing.done]
             self._end(time.perf_counter() - start)
         return self.result
 
     def _end(self, seconds: float) -> None:
         result = self.result
         try:
-            self._tell(
+            self.diary.tell(
                 "end", computed=result.computed, reused=result.reused, failed=len(result.failures),
                 missing=len(result.missing), seconds=seconds, stopped=result.stopped,
             )  # fmt: skip
@@ -127,7 +123,7 @@ class _Sweep:
         try:
             while True:
                 while task is not None and executor.free > 0:
-                    self._tell("start", task.title, task.id)
+                    self._start(task)
                     executor.submit(task)
                     running, task = running + 1, self._next()
                 if task is None and not running:
@@ -140,18 +136,18 @@ class _Sweep:
         finally:
             executor.close()
 
+    def _start(self, task: Task) -> None:
+        opened = self.open.get(task.id)
+        self.diary.tell(
+            "start", task.title, task.id, **({} if opened is None else {"samples": opened.held.n})
+        )
+
     # -- planning -------------------------------------------------------------------------------
 
     def _check(self) -> list[Anyhow]:
         """Find mistakes in the plan before any time is spent; all that is to be done."""
-        everything: list[Anyhow] = [*plan(self.config), *curve_cells(self.config)]
-        for pair in pairs(self.config):
-            check_pair(pair, self.config)
+        everything = check_plan(self.config)
         for cell in everything:
-            if isinstance(cell, Cell):
-                resolve(cell.suite, Threat.parse(cell.threat))
-            else:
-                resolve(cell.curve.suite, cell.curve.threats[0])
             self.cells.setdefault(cell.pair.identity, []).append(cell)
         unique = {pair.identity: pair for pair in pairs(self.config) if pair.identity in self.cells}
         self.pairs.extend(unique.values())
@@ -172,7 +168,7 @@ class _Sweep:
             except StoreError:
                 raise
             except Exception as error:
-                self._fail(pair.title, _reason(error), traceback.format_exc())
+                self.diary.caught(pair.title, error)
 
     def _begin(self, pair: Pair) -> None:
         """Hand out the training of a pair's model, or where there is nothing to train, its cells."""
@@ -184,12 +180,16 @@ class _Sweep:
         if pair.as_is:
             self._open_cells(pair, replace(ref, behind=pair.behind), model_sha256(net))
             return
+        for cell in self.cells[
+            pair.identity
+        ]:  # what cannot be read is told before anything is trained for it
+            self._hold(cell.data, cell.limit, fit)
         held = self._hold(cast("str", pair.train), None, fit)
         key = training_key(pair, self.config, model_sha256(net), held, str(fit))
         weights = self.results.weights(key)
         if weights.exists():
             load_weights(net, weights)
-            self._tell("reused", pair.title, what="model")
+            self.diary.tell("reused", pair.title, what="model")
             ref = replace(ref, weights=str(weights.resolve()), behind=pair.behind)
             self._open_cells(pair, ref, model_sha256(net))
             return
@@ -203,7 +203,7 @@ class _Sweep:
         for cell in self.cells[pair.identity]:
             held = self._hold(cell.data, cell.limit, self.fits[pair.identity])
             key = content_key({**dependencies(cell, self.config), "weights": sha256, "data": held.identity})
-            if self._found(cell, key):
+            if self.filing.found(cell, key):
                 continue
             shard = self.config.shard
             ranges = [(a, min(a + shard, held.n)) for a in range(0, held.n, shard)]
@@ -213,29 +213,12 @@ class _Sweep:
                 if kept is not None:
                     opened.parts[rows], opened.examples[rows] = kept
             if not opened.missing:
-                self._finish(opened)
+                self.filing.finish(opened)
                 continue
             for rows in opened.missing:
                 task = attack_task(opened, rows, self.config)
                 self.open[task.id] = opened
                 self.ready.append(task)
-
-    def _found(self, cell: Anyhow, key: str) -> bool:
-        """Whether the cell is done already."""
-        if isinstance(cell, CurveCell):
-            curve = self.results.curve_of(key)
-            if curve is None:
-                return False
-            self.result.curves.append(curve)
-        else:
-            record = self.results.record_of(key)
-            if record is None:
-                return False
-            self.result.records.append(self.store.get(record))
-        self.result.reused += 1
-        self.done.add(cell.title)
-        self._tell("reused", cell.title, what="cell")
-        return True
 
     def _hold(self, spec: str, limit: int | None, fit: Preprocessing | None) -> Held:
         if (spec, limit, fit) not in self._held:
@@ -269,7 +252,7 @@ class _Sweep:
             return
         if outcome.memory and not isinstance(task, TrainTask):
             task = replace(task, batch_size=max(1, (task.batch_size or _DEFAULT_ROWS) // 2))
-        self._tell("retry", task.title, task.id, reason=outcome.reason)
+        self.diary.tell("retry", task.title, task.id, reason=outcome.reason)
         self.ready.appendleft(task)
 
     def _trained(self, task: Task, trained: Trained) -> None:
@@ -277,18 +260,18 @@ class _Sweep:
         self.results.write(path, trained.weights)
         last = trained.history[-1]
         seconds = sum(epoch.seconds for epoch in trained.history)
-        self._tell(
+        self.diary.tell(
             "trained", task.title, task.id, clean=last.clean_accuracy, robust=last.robust_accuracy, seconds=seconds
         )  # fmt: skip
         for pair in waiting:
-            self._succeeded(pair.title)
+            self.diary.forgive(pair.title)
             ref = replace(task.model, weights=str(path.resolve()), behind=pair.behind)
             try:
                 self._open_cells(pair, ref, trained.sha256)
             except StoreError:
                 raise
             except Exception as error:
-                self._fail(pair.title, _reason(error), traceback.format_exc())
+                self.diary.caught(pair.title, error)
 
     def _part(self, task: Task, part: Part | CurvePart, examples: bytes | None) -> None:
         opened = self.open.pop(task.id)
@@ -297,87 +280,24 @@ class _Sweep:
             self.results.keep_part(opened.key, part, examples)
         counted = counts(part)
         seconds = round(part.seconds, 4)
-        self._tell(
+        self.diary.tell(
             "shard", opened.cell.title, task.id, **counted, seconds=seconds, missing=len(opened.missing)
         )
         if not opened.missing and not opened.failed:
-            self._finish(opened)
-
-    def _finish(self, opened: Open) -> None:
-        """All shards are there: make the record, or the curve."""
-        cell = opened.cell
-        try:
-            if isinstance(cell, CurveCell):
-                errors = self._keep_curve(opened, cell)
-            else:
-                errors = self._keep_record(opened, cell)
-        except StoreError:
-            raise
-        except Exception as error:
-            self._fail(cell.title, _reason(error), traceback.format_exc())
-            return
-        self.result.computed += 1
-        self.done.add(cell.title)
-        self._succeeded(cell.title)
-        if errors:
-            self.result.failures.append(f"{cell.title}: {errors} samples ended in an error")
-
-    def _keep_record(self, opened: Open, cell: Cell) -> int:
-        """File a cell's record; the number of samples that ended in an error."""
-        report, record, examples = make_record(opened, cell, self.config.keep_examples, self.command)
-        self.store.add(record, report.verdicts, examples=examples)
-        self.results.finish(opened.key, cell.title, record.id)
-        self.result.records.append(record)
-        low, high = report.interval
-        self._tell(
-            "cell", cell.title, record=record.id, n=report.n, clean=report.clean_accuracy,
-            robust=report.robust_accuracy, low=low, high=high, trust=report.trust, seconds=report.seconds,
-        )  # fmt: skip
-        return report.statuses["error"]
-
-    def _keep_curve(self, opened: Open, cell: CurveCell) -> int:
-        """File a curve; the number of samples that ended in an error."""
-        curve, table = make_curve(opened, cell)
-        self.results.finish_curve(opened.key, curve, table)
-        self.result.curves.append(curve)
-        self._tell("curve", cell.title, points=len(curve["points"]), seconds=curve["seconds"])
-        return int((table["falls_at"] == -2).sum())
-
-    # -- failures and words ---------------------------------------------------------------------
+            self.filing.finish(opened)
 
     def _task_failed(self, task: Task, reason: str, trace: str) -> None:
         opened = self.open.get(task.id)
         if opened is None:
             for pair in self.training.pop(task.id):
-                self._fail(pair.title, reason, trace)
+                self.diary.fail(pair.title, reason, trace)
         elif not opened.failed:
             opened.failed = True
-            self._fail(opened.cell.title, reason, trace)
-
-    def _fail(self, title: str, reason: str, trace: str) -> None:
-        self.result.failures.append(f"{title}: {reason}")
-        self.results.fail(_name(title), title, trace)
-        self._tell("failed", title, reason=reason)
-
-    def _succeeded(self, title: str) -> None:
-        self.results.forgive(_name(title))
+            self.diary.fail(opened.cell.title, reason, trace)
 
     def _progress(self, task: Task, progress: Progress) -> None:
-        self._tell("progress", task.title, task.id, **asdict(progress))
-
-    def _tell(self, kind: Kind, title: str = "", task: str = "", **fields: Any) -> None:
-        for listener in self.listeners:
-            listener(Event(kind, title, task, fields))
+        self.diary.tell("progress", task.title, task.id, **asdict(progress))
 
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).resolve())
-
-
-def _reason(error: Exception) -> str:
-    text = str(error) if isinstance(error, RobustError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split()) or type(error).__name__
-
-
-def _name(title: str) -> str:
-    return hashlib.sha256(title.encode()).hexdigest()[:16]

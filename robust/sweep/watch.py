@@ -22,11 +22,12 @@ class Event:
     """Something that happened.
 
     Attributes:
-        kind: "plan" (fields models, cells, curves, samples), "start" of a task, its "progress" (stage,
-            done, total, surviving, n), a "shard" of a cell (samples, survived, correct, seconds, missing), a pair
-            "trained" (clean, robust, seconds), a "cell" finished (record, robust, low, high, clean, n,
-            seconds, trust), a "curve", what was "reused" (what: "model" or "cell"), a task lost and to be done again ("retry":
-            reason), what "failed" (reason), and the "end" (computed, reused, failed, seconds, stopped).
+        kind: "plan" (fields models, cells, curves), "start" of a task (of a shard: samples of its cell), its
+            "progress" (stage, done, total, surviving, n), a "shard" of a cell (samples, survived, correct,
+            seconds, missing), a pair "trained" (clean, robust, seconds), a "cell" finished (record, robust, low,
+            high, clean, n, seconds, trust), a "curve" (robust at each eps, seconds), what was "reused" (what: "model" or
+            "cell"), a task lost and to be done again ("retry": reason), what "failed" (reason), and the "end"
+            (computed, reused, failed, missing, seconds, stopped).
         title: of the cell or pair; task: id of the task, where it is about one.
     """
 

@@ -1,0 +1,97 @@
+"""Mistakes in a plan, found before any time is spent on it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from robust.defenses import Wrapper, make_defense
+from robust.errors import InputError
+from robust.hardening import training_options
+from robust.sources import DATASETS, MODELS, SPLITS
+from robust.suites import resolve
+from robust.sweep.cells import Cell, CurveCell, Pair, curve_cells, pairs, plan
+from robust.sweep.config import SweepConfig
+from robust.threat import Threat
+
+_INITIAL: Final = ("builtin:", "torchvision:", "timm:")  # whose models come without weights
+_GRAPHS: Final = ("onnx", "onnxruntime", "torchscript", "export")
+_DATA_FILES: Final = (".npz", ".parquet", ".tar")
+
+
+def check_plan(config: SweepConfig) -> list[Cell | CurveCell]:
+    """All that is to be done.
+
+    What a plan names is looked for, but not opened: models and samples of other libraries, and what is wrong inside
+    a file, come to light when their turn comes.
+
+    Raises:
+        InputError and its kin: a name, option or file that is not there, or a combination that cannot be.
+    """
+    everything: list[Cell | CurveCell] = [*plan(config), *curve_cells(config)]
+    for pair in pairs(config):
+        _check_pair(pair, config)
+    for cell in everything:
+        if isinstance(cell, Cell):
+            resolve(cell.suite, Threat.parse(cell.threat))
+        else:
+            resolve(cell.curve.suite, cell.curve.threats[0])
+    trained = {cell.pair.train for cell in everything if cell.pair.train and not cell.pair.as_is}
+    for data in sorted({cell.data for cell in everything} | trained):
+        _check_data(data)
+    return everything
+
+
+def _check_pair(pair: Pair, config: SweepConfig) -> None:
+    made = make_defense(str(pair.defense.name), **pair.defense.options)
+    training_options(config.recipe, pair.defense.training)
+    _check_model(str(pair.model.spec), pair.model.weights)
+    if isinstance(made, Wrapper) and not made.of:
+        _check_behind(pair)
+    if pair.as_is:
+        return
+    if pair.train is None:
+        raise InputError(f"sweep: defense {pair.defense.name!r} needs samples to train on; give `train`")
+    made.check(None if pair.defense.threat is None else Threat.parse(pair.defense.threat))
+
+
+def _check_behind(pair: Pair) -> None:
+    """A transform that trains nothing, in front of initial weights though there are samples to train on."""
+    spec, name = str(pair.model.spec), pair.defense.name
+    if pair.train is not None and pair.model.weights is None and spec.startswith(_INITIAL):
+        raise InputError(
+            f"sweep: defense {name!r} takes the model as it is, and {spec} has nothing but initial weights; give the "
+            f"model `weights`, or train it first: 'none+{name}', 'pgd-at+{name}' or another one before the +"
+        )
+
+
+def _check_model(spec: str, weights: str | None) -> None:
+    scheme, _, name = spec.partition(":")
+    file, _, factory = spec.rpartition(":")
+    if scheme == "builtin":
+        _ = MODELS[name]
+    elif scheme in _GRAPHS:
+        _check_file("model", name)
+    elif factory and file.endswith(".py"):
+        _check_file("model", file)
+    if weights is not None:
+        _check_file("weights", weights)
+
+
+def _check_data(spec: str) -> None:
+    scheme, _, rest = spec.partition(":")
+    if scheme == "builtin":
+        name, _, split = rest.partition(":")
+        shipped = DATASETS[name].__module__.startswith("robust.")  # others may have any splits
+        if shipped and split and split not in SPLITS:
+            raise InputError(f"data builtin:{name}: expected split {' or '.join(SPLITS)}, got {split!r}")
+    elif scheme == "folder" and not Path(rest).is_dir():
+        raise InputError(f"data: no such folder {rest}; a relative one is looked for in {Path.cwd()}")
+    elif Path(spec).suffix.lower() in _DATA_FILES and not re.search(r"\{.*\}", spec):
+        _check_file("data", spec)
+
+
+def _check_file(what: str, path: str) -> None:
+    if not Path(path).is_file():
+        raise InputError(f"{what}: no such file {path}; a relative one is looked for in {Path.cwd()}")

@@ -1,0 +1,125 @@
+"""What a sweep tells and keeps: events, failures with their tracebacks, records and curves of finished cells."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from typing import Any
+
+from robust.errors import RobustError, StoreError
+from robust.leaderboard import Store
+from robust.sweep.cells import Cell, CurveCell
+from robust.sweep.config import SweepConfig
+from robust.sweep.finish import Anyhow, Open, SweepResult, make_curve, make_record
+from robust.sweep.results import Results
+from robust.sweep.watch import Event, Kind, Listener
+
+
+class Diary:
+    """Tells listeners, and keeps what failed.
+
+    Args:
+        results: where tracebacks are kept.
+        result: of the sweep, which failures enter.
+    """
+
+    def __init__(self, results: Results, result: SweepResult, listener: Listener) -> None:
+        self._results, self._result = results, result
+        self.listeners = [listener]
+
+    def tell(self, kind: Kind, title: str = "", task: str = "", **fields: Any) -> None:
+        """Tell of an event."""
+        for listener in self.listeners:
+            listener(Event(kind, title, task, fields))
+
+    def fail(self, title: str, reason: str, trace: str) -> None:
+        """A cell or pair has failed."""
+        self._result.failures.append(f"{title}: {reason}")
+        self._results.fail(_name(title), title, trace)
+        self.tell("failed", title, reason=reason)
+
+    def caught(self, title: str, error: Exception) -> None:
+        """As `fail`, while an exception is handled."""
+        text = str(error) if isinstance(error, RobustError) else f"{type(error).__name__}: {error}"
+        self.fail(title, " ".join(text.split()) or type(error).__name__, traceback.format_exc())
+
+    def forgive(self, title: str) -> None:
+        """What may have failed before has succeeded."""
+        self._results.forgive(_name(title))
+
+
+class Filing:
+    """Records and curves: found done, or made of all the shards of a cell.
+
+    Attributes:
+        done: titles of cells that are.
+    """
+
+    def __init__(
+        self, config: SweepConfig, results: Results, result: SweepResult, diary: Diary, command: str | None
+    ) -> None:
+        self._config, self._results, self._result, self._diary = config, results, result, diary
+        self._command, self._store = command, Store(results.out)
+        self.done: set[str] = set()
+
+    def found(self, cell: Anyhow, key: str) -> bool:
+        """Whether the cell is done already."""
+        if isinstance(cell, CurveCell):
+            curve = self._results.curve_of(key)
+            if curve is None:
+                return False
+            self._result.curves.append(curve)
+        else:
+            record = self._results.record_of(key)
+            if record is None:
+                return False
+            self._result.records.append(self._store.get(record))
+        self._result.reused += 1
+        self.done.add(cell.title)
+        self._diary.tell("reused", cell.title, what="cell")
+        return True
+
+    def finish(self, opened: Open) -> None:
+        """All shards are there: make the record, or the curve."""
+        cell = opened.cell
+        try:
+            if isinstance(cell, CurveCell):
+                errors = self._keep_curve(opened, cell)
+            else:
+                errors = self._keep_record(opened, cell)
+        except StoreError:
+            raise
+        except Exception as error:
+            self._diary.caught(cell.title, error)
+            return
+        self._result.computed += 1
+        self.done.add(cell.title)
+        self._diary.forgive(cell.title)
+        if errors:
+            self._result.failures.append(f"{cell.title}: {errors} samples ended in an error")
+
+    def _keep_record(self, opened: Open, cell: Cell) -> int:
+        """File a cell's record; the number of samples that ended in an error."""
+        report, record, examples = make_record(opened, cell, self._config.keep_examples, self._command)
+        self._store.add(record, report.verdicts, examples=examples)
+        self._results.finish(opened.key, cell.title, record.id)
+        self._result.records.append(record)
+        low, high = report.interval
+        self._diary.tell(
+            "cell", cell.title, record=record.id, n=report.n, clean=report.clean_accuracy,
+            robust=report.robust_accuracy, low=low, high=high, trust=report.trust, seconds=report.seconds,
+        )  # fmt: skip
+        return report.statuses["error"]
+
+    def _keep_curve(self, opened: Open, cell: CurveCell) -> int:
+        """File a curve; the number of samples that ended in an error."""
+        curve, table = make_curve(opened, cell)
+        self._results.finish_curve(opened.key, curve, table)
+        self._result.curves.append(curve)
+        values = [point["value"] for point in curve["points"]]
+        self._diary.tell("curve", cell.title, robust=values, seconds=curve["seconds"])
+        return int((table["falls_at"] == -2).sum())
+
+
+def _name(title: str) -> str:
+    return hashlib.sha256(title.encode()).hexdigest()[:16]
