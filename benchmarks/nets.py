@@ -23,6 +23,14 @@ def mnist_deep() -> nn.Module:
     )  # fmt: skip
 
 
+def mnist_a() -> nn.Module:
+    """Two strided convolutions: CNN-A of Dathathri et al. 2020 (arXiv 2010.11645), which verifiers are tried on."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * 49, 100), nn.ReLU(), nn.Linear(100, 10),
+    )  # fmt: skip
+
+
 def cifar_small() -> nn.Module:
     """The built-in MNIST net, for colour images."""
     return mnist_cnn(in_channels=3, image_size=32)

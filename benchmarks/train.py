@@ -30,6 +30,7 @@ class Net:
     held_out: bool  # nothing was ever chosen on it
     epochs: int = 12
     images: int = 5_000  # to train on, at most
+    defense: str = "pgd-at"
 
 
 _NETS = f"{HERE / 'nets.py'}:"
@@ -38,9 +39,11 @@ NETS = {
     "mnist-linf.3": Net("builtin:mnist-cnn", "mnist", "linf:0.3", ("linf:0.3", "l2:2"), False, 20),
     "mnist-plain": Net("builtin:mnist-cnn", "mnist", None, ("linf:0.03", "l2:0.5"), False, 8, 10_000),
     "cifar-cnn-4": Net(f"{_NETS}cifar_cnn", "cifar", "linf:4/255", ("linf:4/255", "linf:8/255", "l2:0.5"), False, 8, 10_000),
+    "mnist-a-.3": Net(f"{_NETS}mnist_a", "mnist", "linf:0.3", ("linf:0.25", "linf:0.3", "l2:1.5", "l2:2"), True, 20),
+    "mnist-trades-.2": Net("builtin:mnist-cnn", "mnist", "linf:0.2", ("linf:0.2", "linf:0.25", "l2:1.5", "l2:2"), True, 12, defense="trades"),
     "mnist-mlp-.1": Net(f"{_NETS}mnist_mlp", "mnist", "linf:0.1", ("linf:0.1", "linf:0.15", "l2:1", "l2:1.5"), True),
-    "mnist-deep-.3": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.3", ("linf:0.25", "linf:0.3", "l2:1.5", "l2:2.5"), True, 16),
-    "mnist-l2": Net("builtin:mnist-cnn", "mnist", "l2:2", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), True),
+    "mnist-deep-.3": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.3", ("linf:0.25", "linf:0.3", "l2:1.5", "l2:2.5"), False, 16),
+    "mnist-l2": Net("builtin:mnist-cnn", "mnist", "l2:2", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), False),
     "cifar-wrn10-8": Net(f"{_NETS}cifar_wrn10", "cifar", "linf:8/255", ("linf:4/255", "linf:8/255", "l2:0.25", "l2:0.5"), True, 8),
     "cifar-silu-l2": Net(f"{_NETS}cifar_silu", "cifar", "l2:0.5", ("linf:2/255", "linf:4/255", "l2:0.25", "l2:0.5"), True, 8),
     "cifar-cnn-8": Net(f"{_NETS}cifar_small", "cifar", "linf:8/255", ("linf:4/255", "linf:8/255", "l2:0.5", "l2:1"), True, 12),
@@ -61,7 +64,7 @@ def train(name: str, out: Path, cifar: Path) -> bool:
     hardened = robust.harden(
         load_model(net.spec),
         samples.limit(min(net.images, len(samples))),
-        defense={"name": "pgd-at", "steps": 5} if net.threat else "none",
+        defense={"name": net.defense, "steps": 5} if net.threat else "none",
         threat=net.threat,
         out=folder,
         training={"epochs": net.epochs, "augment": net.data == "cifar", "validation_steps": 5},

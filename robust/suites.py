@@ -76,10 +76,9 @@ _FAMILIES: Final[dict[str, list[Attack]]] = {
 def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
-    linf and l2 (version 3): 10 steps on the margin and on mifpe, the likeliest classes one by one, all
-    classes that came near with longer and repeated searches, and random search as a probe. l2 comes in
-    from four times the radius for all and hops on from the best point inside where that is near. Few survivors
-    cost over 500 passes, none more than 6,000, against some 9,760 of AutoAttack. l1: APGD, which comes in from
+    linf and l2 (version 3): 10 steps on the margin and on mifpe, ascents towards the likeliest classes (in l2
+    from outside the ball inwards), hops from the best point of what came near, and random search as a probe.
+    Few survivors cost over 500 passes, none more than 6,000, against some 9,760 of AutoAttack. l1: APGD, which comes in from
     three times the radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the
     leading class and the nearest ones. spatial and corruptions: all there are. patch: noise, and ascent at ten
     places.
@@ -91,65 +90,62 @@ def standard(threat: Threat) -> list[Stage]:
         return _all(*ascents, FAB(steps=30, targets=3))
     if threat.norm == "l0":
         return _all(SigmaZero(), FMN(steps=60, targets=2), SigmaZero(steps=200, targets=3))
-    margin = Stage(PGD(steps=10, loss="margin", schedule="cosine", random_start=False))
-    if threat.norm == "linf":
-        return [margin, Stage(_MIFPE), *_classes_that_came_near(l2=False)]
-    return [margin, *_HOPPING, Stage(_MIFPE, near=0.5), *_classes_that_came_near(l2=True)]
+    margin = PGD(steps=10, loss="margin", schedule="cosine", random_start=False)
+    return [Stage(margin), *(_l2() if threat.norm == "l2" else _linf())]
 
 
 _MIFPE: Final = PGD(steps=10, loss="mifpe", schedule="cosine")
-# From outside the l2 ball inwards, then hopping within it; again and with longer ascents where that came near.
-_HOPPING: Final = (
-    Stage(BasinHopping(steps=25, targets=2, worth=0.5)),
-    Stage(
-        BasinHopping(steps=40, targets=2, worth=0.3, radii=(4, 3, 2, 1.5, 1), near=0.2),
-        near=0.15,
-    ),
+# Within the ball: from an ascent that begins a little outside, hops that are wide pushes alone.
+_HOPS: Final = BasinHopping(
+    steps=20, targets=2, odi_steps=5, radii=(2, 1), near=None, hop_steps=14, hop_odi_steps=0, push=1
 )
-
-
-def _classes_that_came_near(*, l2: bool) -> list[Stage]:
-    return [
-        Stage(MultiTargeted(steps=10, odi_steps=3, near=0.15 if l2 else 0.4, least=0 if l2 else 2)),
-        Stage(MultiTargeted(steps=20, near=0.15)),
-        Stage(MultiTargeted(steps=20, odi_steps=7, near=0.06, restarts=4, random_start=True)),
-        *_PROBE,
-    ]
-
-
 _PROBE: Final = (
     Stage(Square(queries=100), near=0.06, share=0.05),
     Stage(Square(queries=2000), follows=True),
 )
 
 
+def _linf() -> list[Stage]:
+    return [
+        Stage(_MIFPE),
+        Stage(MultiTargeted(steps=10, odi_steps=3, near=0.4, least=2)),
+        Stage(replace(_HOPS, targets=1), near=0.2),
+        Stage(replace(_HOPS, steps=25), near=0.1),
+        *_PROBE,
+    ]
+
+
+def _l2() -> list[Stage]:
+    return [
+        Stage(BasinHopping(steps=25, targets=2, worth=0.5, near=0.2)),
+        Stage(BasinHopping(steps=40, targets=2, worth=0.3, radii=(4, 3, 2, 1.5, 1), near=0.2), near=0.2),
+        Stage(_MIFPE, near=0.5),
+        Stage(_HOPS, near=0.1),
+        *_PROBE,
+    ]
+
+
 def _standard_below(threat: Threat) -> list[Stage]:
     """`standard` (linf, l2) for samples that broke at a radius not much larger.
 
-    Ascent from that break, moved into the ball, takes the place of the plain one and, in linf, of most of those
+    Ascent from that break, moved into the ball, takes the place of the plain one and, in linf, of one of those
     against single classes.
     """
-    from_break = Stage(PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False))
+    margin = PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)
     if threat.norm == "l2":
-        return [from_break, *_HOPPING, Stage(_MIFPE, near=0.5), *_classes_that_came_near(l2=True)]
-    return [
-        from_break,
-        Stage(_MIFPE),
-        Stage(MultiTargeted(steps=10, odi_steps=0, near=0.4, least=1)),
-        Stage(MultiTargeted(steps=20, near=0.15)),
-        Stage(MultiTargeted(steps=20, odi_steps=7, near=0.06, random_start=True)),
-        *_PROBE,
-    ]
+        return [Stage(margin), *_l2()]
+    mifpe, _, *rest = _linf()
+    classes = MultiTargeted(steps=10, odi_steps=0, near=0.4, least=1)
+    return [Stage(margin), mifpe, Stage(classes), *rest]
 
 
 @SUITES.register("thorough")
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and many restarts where one came near.
 
-    linf and l2 (version 3): a longer run against each class, APGD on two losses and 1,000 queries of random
-    search for all; in linf up to 35 further starts against the classes that came near, in l2 up to 60 further hops
-    of the samples that did; 5,000 queries where the 1,000 brought a sample nearer. l1 and l0: the long forms of
-    the same attacks.
+    linf and l2 (version 3): a longer ascent towards each class with hops where it came near, one or two long chains
+    of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the
+    1,000 brought a sample nearer. l1 and l0: the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)
@@ -167,30 +163,26 @@ def _thorough_below(threat: Threat) -> list[Stage]:
 
 def _longer(threat: Threat) -> list[Stage]:
     return [
-        *(_hops_from_outside() if threat.norm == "l2" else _restarts_inside()),
+        *(_longer_l2() if threat.norm == "l2" else _longer_linf()),
         *_all(APGD(), APGD(loss="dlr"), Square(queries=1000)),
         Stage(Square(), follows=True),
     ]
 
 
-def _restarts_inside() -> list[Stage]:
-    """Against every class once, then from more and more starts against the ever nearer ones."""
-    start = MultiTargeted(steps=40, random_start=True)
+def _longer_linf() -> list[Stage]:
+    chain = replace(_HOPS, steps=60, hops=15, near=0.4, hope=None)
     return [
-        Stage(start),
-        Stage(replace(start, steps=60, restarts=5, near=0.4)),
-        Stage(replace(start, steps=60, restarts=10, near=0.25, odi_steps=7)),
-        Stage(replace(start, steps=100, restarts=20, near=0.1)),
+        Stage(replace(chain, targets=9)),
+        Stage(replace(chain, targets=4, radii=(1,), hop_steps=20, hops=40), near=0.25),
     ]
 
 
-def _hops_from_outside() -> list[Stage]:
-    """From outside the l2 ball towards every class, then three long chains of hops: what one misses, another finds."""
-    chain = BasinHopping(steps=60, targets=9, radii=(4, 3, 2, 1.5, 1), hops=20, near=0.4, fade=0.9)
+def _longer_l2() -> list[Stage]:
+    chain = BasinHopping(steps=60, targets=9, radii=(4, 3, 2, 1.5, 1), hops=20, near=0.4, hope=None)
     return [
         Stage(chain),
         Stage(replace(chain, targets=4, radii=(6, 4, 2.5, 1.6, 1.2, 1), hop_steps=20), near=0.4),
-        Stage(replace(chain, targets=4, odi_steps=5, hop_steps=25, fade=0.95), near=0.25),
+        Stage(replace(chain, targets=4, odi_steps=5, hop_steps=25), near=0.25),
     ]
 
 

@@ -56,6 +56,7 @@ def broken(attack: Attack, model: Linear, x: torch.Tensor, y: torch.Tensor, norm
 BOUNDED: dict[str, dict[str, object]] = {
     "a3": {"steps": 10, "rounds": 3, "targets": 9},
     "apgd": {"steps": 30, "targets": 9},
+    "basin-hopping": {"steps": 20, "targets": 9, "hops": 2},
     "fgsm": {"loss": "margin"},
     "md": {"steps": 20, "runs": 1, "targets": 9},
     "mifgsm": {"steps": 10, "targets": 9},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -14,8 +14,11 @@ from robust.attacks.geometry import per_row, random_start
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 
+_MEMORY: Final = 3  # hops whose gains are looked at
+_CLOSE: Final = 0.01  # of the clean margin
 
-@ATTACKS.register("basin_hopping")
+
+@ATTACKS.register("basin-hopping")
 @dataclass(frozen=True)
 class BasinHopping(Attack):
     """Monotonic basin hopping (Leary 2000; Wales & Doye 1997) on z_t - z_y.
@@ -36,11 +39,12 @@ class BasinHopping(Attack):
         hop_odi_steps: steps along random logit weights before them, >= 0.
         push: length of a hop's random push, in units of eps, >= 0.
         near: only samples hop whose best gap is within this share of the clean margin; None for all.
-        fade: factor of that share from one hop to the next, in (0, 1].
+        hope: after two hops, a sample goes on while its best gap is within so many times what the last three gained,
+            or within a hundredth of its clean margin, > 0; None: to the last hop.
         momentum: weight of the new step against the previous move, in (0, 1].
     """
 
-    name: ClassVar[str] = "basin_hopping"
+    name: ClassVar[str] = "basin-hopping"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     access: ClassVar[Access] = "gradient"
     paper: ClassVar[str] = "Leary 2000"
@@ -50,12 +54,12 @@ class BasinHopping(Attack):
     odi_steps: int = 2
     radii: tuple[float, ...] = (4.0, 2.5, 1.5, 1.0)
     worth: float | None = None
-    hops: int = 8
+    hops: int = 16
     hop_steps: int = 12
     hop_odi_steps: int = 2
     push: float = 0.3
     near: float | None = 0.3
-    fade: float = 0.8
+    hope: float | None = 3.0
     momentum: float = 0.75
 
     def __post_init__(self) -> None:
@@ -64,13 +68,13 @@ class BasinHopping(Attack):
             or min(self.odi_steps, self.hops, self.hop_odi_steps) < 0
         ):
             raise InputError(
-                "basin_hopping: expected steps, targets and hop_steps >= 1 and odi_steps, hops and hop_odi_steps >= 0, "
+                "basin-hopping: expected steps, targets and hop_steps >= 1 and odi_steps, hops and hop_odi_steps >= 0, "
                 f"got {self.steps}, {self.targets}, {self.hop_steps}, {self.odi_steps}, {self.hops} and {self.hop_odi_steps}"
             )
-        if self.push < 0 or not 0 < self.fade <= 1 or not 0 < self.momentum <= 1:
+        if self.push < 0 or (self.hope is not None and self.hope <= 0) or not 0 < self.momentum <= 1:
             raise InputError(
-                "basin_hopping: expected push >= 0 and fade and momentum in (0, 1], got "
-                f"{self.push}, {self.fade} and {self.momentum}"
+                "basin-hopping: expected push >= 0, hope > 0 and momentum in (0, 1], got "
+                f"{self.push}, {self.hope} and {self.momentum}"
             )
         check_radii(self.name, self.radii, self.steps)
 
@@ -94,10 +98,14 @@ class BasinHopping(Attack):
                 oracle.rest(oracle.gaps.amax(1) < self.worth * s.clean)
             for _ in oracle.steps(1):
                 self._start(oracle, s, rank)
-        oracle.rest(self._far(s, 0))
+        if self.near is not None:
+            oracle.rest(s.best < self.near * s.clean)
+        s.marks = s.best[:, None].repeat(1, _MEMORY)
         for hop in oracle.steps(self.hops):
             self._hop(oracle, s, hop)
-            oracle.rest(self._far(s, hop + 1))
+            if self.hope is not None and hop:
+                oracle.rest(self._hopeless(s))
+            s.marks = torch.cat([s.marks[:, 1:], s.best[:, None]], 1)
         return s.point
 
     def _start(self, oracle: Oracle, s: State, rank: int) -> None:
@@ -106,11 +114,11 @@ class BasinHopping(Attack):
         diversify(oracle, s, self.odi_steps, streams, self.radii[0])
         self._ascend(oracle, s, self.steps, self.radii, size=2.0)
 
-    def _far(self, s: State, hop: int) -> Tensor:
-        """Rows too far from their boundary for this hop."""
-        if self.near is None:
-            return torch.zeros_like(s.best, dtype=torch.bool)
-        return s.best < self.near * self.fade**hop * s.clean
+    def _hopeless(self, s: State) -> Tensor:
+        """Rows that what they gained of late will not bring over their boundary."""
+        assert self.hope is not None
+        reach = torch.maximum(self.hope * (s.best - s.marks[:, 0]), _CLOSE * -s.clean)
+        return -s.best > reach
 
     def _hop(self, oracle: Oracle, s: State, hop: int) -> None:
         streams = oracle.random("hop", hop)

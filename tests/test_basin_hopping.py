@@ -1,0 +1,122 @@
+"""Basin hopping: a hop begins at the best point, only near samples hop, and hops break what fresh starts do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robust.attacks import BasinHopping, MultiTargeted
+from robust.attacks.base import Attack
+from robust.errors import InputError
+from robust.ledger import Prior
+from robust.oracle import Oracle
+from robust.target import Target
+from robust.threat import Threat
+
+Digits = tuple[Tensor, Tensor]
+
+
+def searched(attack: Attack, net: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int = 0) -> Oracle:
+    with Target(net, device="cpu") as target:
+        oracle = Oracle(
+            target, x, y, torch.arange(len(x)), threat, seed=seed, stays_inside=attack.stays_inside
+        )
+        attack(oracle)
+    return oracle
+
+
+def test_passes_follow_the_margin(net: nn.Module, digits: Digits) -> None:
+    """Far samples get the first ascent alone, middling ones the second too, near ones hop as well."""
+    x, y = digits
+    with torch.no_grad():
+        logits = net(x)
+    right = logits.argmax(1) == y
+    x, y, logits = x[right], y[right], logits[right]
+    gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
+    third = len(x) // 3  # the margin at x stays where it is; what it is a share of is made up
+    share = torch.tensor([0.9] * third + [0.4] * third + [0.1] * (len(x) - 2 * third))
+    attack = BasinHopping(
+        steps=4,
+        targets=2,
+        odi_steps=1,
+        radii=(1,),
+        worth=0.5,
+        hops=3,
+        hop_steps=2,
+        hop_odi_steps=1,
+        near=0.2,
+        hope=None,
+    )
+    with Target(net, device="cpu") as target:
+        threat = Threat("l2", "0.000001")  # so small that no gap moves
+        oracle = Oracle(target, x, y, torch.arange(len(x)), threat, prior=Prior(gaps, gaps.amax(1) / share))
+        attack(oracle)
+    ascent, hop = 2 * (1 + 4) + 1, 2 * (1 + 2) + 1
+    spent = oracle.ledger.forwards + oracle.ledger.backwards
+    expected = torch.where(share == 0.9, ascent, torch.where(share == 0.4, 2 * ascent, 2 * ascent + 3 * hop))
+    assert torch.equal(spent, expected)
+
+
+class Ridge(nn.Module):
+    """Two classes; the second leads on a small disc alone, which is reached from a local maximum beside it.
+
+    Towers of equal width stand on a row, each higher than the one before it: ascent ends on whichever it begins near,
+    and a push leads from one to the next.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        at = x.flatten(1)
+        height = torch.full_like(at[:, 0], -1.0)
+        for i in range(7):
+            centre = at.new_tensor([0.5 + 0.12 * i, 0.5])
+            bump = torch.exp(-((at - centre) ** 2).sum(1) / 0.002)
+            height = height + (0.3 + 0.12 * i) * bump
+        return self.scale * torch.stack([torch.zeros_like(height), height], 1)
+
+
+def test_hops_climb_from_tower_to_tower() -> None:
+    x = torch.full((64, 2), 0.5)
+    y = torch.zeros(64, dtype=torch.int64)
+    threat = Threat("l2", "0.75", (0.0, 2.0))
+    alone = {"steps": 10, "odi_steps": 0, "radii": (1,), "near": None, "hope": None}
+    still = searched(BasinHopping(**alone, hops=0), Ridge(), x, y, threat)
+    hopped = searched(BasinHopping(**alone, hops=12, push=0.4), Ridge(), x, y, threat)
+    fresh = searched(
+        MultiTargeted(steps=12, odi_steps=2, restarts=13, random_start=True), Ridge(), x, y, threat
+    )
+    assert (hopped.ledger.margin >= still.ledger.margin).all()  # the best point is never given up
+    assert hopped.ledger.broken.sum() > still.ledger.broken.sum()
+    assert hopped.ledger.broken.sum() > fresh.ledger.broken.sum()
+
+
+def test_a_sample_that_gains_nothing_stops_after_two_hops(net: nn.Module, digits: Digits) -> None:
+    x, y = digits
+    attack = BasinHopping(
+        steps=1, targets=1, odi_steps=0, radii=(1,), hops=6, hop_steps=1, hop_odi_steps=0, push=0, near=None
+    )
+    oracle = searched(attack, net, x, y, Threat("l2", "0.000000001"))  # no step moves a pixel: nothing is gained
+    live = ~oracle.ledger.broken
+    assert live.sum() > 20
+    assert (oracle.ledger.backwards[live] == 1 + 2).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"hops": -1},
+        {"hope": 0},
+        {"momentum": 2},
+        {"push": -1},
+        {"radii": (2, 3)},
+        {"hop_steps": 0},
+    ],
+)
+def test_parameters_are_checked(wrong: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="basin-hopping"):
+        BasinHopping(**wrong)  # type: ignore[arg-type]
