@@ -259,7 +259,8 @@ def _all_examples(parts: Sequence[Part]) -> dict[str, Tensor] | None:
 def describe(target: Target) -> dict[str, Any]:
     """The model in a report, without its name."""
     model = target.model
-    moments = target.normalize_behind if isinstance(target, BPDA) else target.normalize
+    behind = target.inner if isinstance(target, EOT) else target
+    moments = behind.normalize_behind if isinstance(behind, BPDA) else target.normalize
     return {
         "sha256": model_sha256(model),
         "architecture": type(model).__name__,

@@ -78,7 +78,7 @@ def standard(threat: Threat) -> list[Stage]:
 
     linf and l2 (version 3): 10 steps on the margin and on mifpe, ascents towards the likeliest classes (in l2
     from outside the ball inwards), hops from the best point of what came near, and random search as a probe.
-    Few survivors cost over 500 passes, none more than 6,000, against some 9,760 of AutoAttack. l1: APGD, which comes in from
+    Few survivors cost over 500 passes, none more than 4,000, against some 9,760 of AutoAttack. l1: APGD, which comes in from
     three times the radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the
     leading class and the nearest ones. spatial and corruptions: all there are. patch: noise, and ascent at ten
     places.
@@ -141,7 +141,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
 
 @SUITES.register("thorough")
 def thorough(threat: Threat) -> list[Stage]:
-    """For claims: `standard`, then longer searches against every class, and many restarts where one came near.
+    """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
     linf and l2 (version 3): a longer ascent towards each class with hops where it came near, one or two long chains
     of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the

@@ -147,7 +147,8 @@ def norm_of(flat: Tensor, norm: str) -> Tensor:
         return flat.norm(dim=1)
     if norm == "l1":
         return flat.abs().sum(1)
-    return flat.sign().abs_().sum(1)  # a mask takes three times as long
+    count = flat.sign().abs_().sum(1)  # a mask takes three times as long
+    return count + 0 * flat.sum(1)  # the sign of NaN is 0, its distance is not
 
 
 def _scale_l2(delta: Tensor, least: Tensor, most: Tensor, eps: float | Tensor) -> Tensor:
@@ -162,12 +163,14 @@ def _scale_l2(delta: Tensor, least: Tensor, most: Tensor, eps: float | Tensor) -
         scaled = factor * delta
         inside = scaled.clamp(least, most)
         whole = inside.norm(dim=1, keepdim=True)
-        if bool((torch.maximum(whole / eps, factor) >= 1 - 1e-5).all()):
+        done = torch.maximum(whole / eps, factor) >= 1 - 1e-5
+        if bool(done.all()):
             return inside
         free = inside.eq_(scaled).mul_(scaled).norm(dim=1, keepdim=True)  # masks cost ten times as much
         left = (eps**2 - whole.square() + free.square()).clamp_min_(0).sqrt_()
         growth = left.div_(free.clamp_min_(1e-30)).clamp_min_(1.0)
-        factor = growth.mul_(factor).clamp_max_(1.0)  # over 1 nothing is scaled down
+        growth = growth.mul_(factor).clamp_max_(1.0)  # over 1 nothing is scaled down
+        factor = torch.where(done, factor, growth)  # rows that are done wait: none depends on the others
     return (factor * delta).clamp(least, most)
 
 
@@ -181,22 +184,25 @@ def _shrink_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     whole = kept.sum(1, keepdim=True)
     if not bool((whole > eps).any()):
         return kept
-    aim = whole.clamp_max(eps * (1 - 2e-7))  # what rounding adds to the sum stays under eps
+    aim = torch.where(whole <= eps, whole, eps * (1 - 2e-7))  # what rounding adds to the sum stays under eps
     t = low = torch.zeros_like(aim)
     high = size.amax(1, keepdim=True)
-    enough = 1e-5 * aim + 1e-6 * high
+    done = whole <= eps  # rows that are done wait: none depends on the others
     for _ in range(_ROUNDS):
         rest = (size - t).clamp_min_(0)
         kept = torch.minimum(rest, room)
         over = kept.sum(1, keepdim=True) - aim
         low, high = torch.where(over > 0, t, low), torch.where(over > 0, high, t)
         falling = kept.eq_(rest).mul_(rest.sign_()).sum(1, keepdim=True)
-        further, near = t + over / falling.clamp_min(1), over.abs() <= enough
+        further, near = t + over / falling.clamp_min(1), over.abs() <= 1e-5 * aim
         astray = (falling == 0) | (over < 0) | (further > high)  # left of t the slope is another one
-        t = torch.where(near | ~astray, further, (low + high) / 2)
-        if bool(near.all()):
+        t = torch.where(done, t, torch.where(near | ~astray, further, (low + high) / 2))
+        done = done | near
+        if bool(done.all()):
             break
-    return torch.minimum((size - t).clamp_min_(0), room)
+    kept = torch.minimum((size - t).clamp_min_(0), room)
+    whole = kept.sum(1, keepdim=True)  # over eps where float32 has no finer t
+    return kept.mul_(torch.where(whole <= eps, 1.0, aim / whole.clamp_min(1e-30)))
 
 
 def _keep_l0(delta: Tensor, inside: Tensor, eps: float | Tensor) -> Tensor:

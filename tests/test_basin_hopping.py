@@ -99,10 +99,49 @@ def test_a_sample_that_gains_nothing_stops_after_two_hops(net: nn.Module, digits
     attack = BasinHopping(
         steps=1, targets=1, odi_steps=0, radii=(1,), hops=6, hop_steps=1, hop_odi_steps=0, push=0, near=None
     )
-    oracle = searched(attack, net, x, y, Threat("l2", "0.000000001"))  # no step moves a pixel: nothing is gained
+    oracle = searched(
+        attack, net, x, y, Threat("l2", "0.000000001")
+    )  # no step moves a pixel: nothing is gained
     live = ~oracle.ledger.broken
     assert live.sum() > 20
     assert (oracle.ledger.backwards[live] == 1 + 2).all()
+
+
+def test_who_rests_hops_though_all_others_break_in_the_ascent(net: nn.Module, digits: Digits) -> None:
+    """One row rests while the second class is tried, and the others fall to it: it goes on as if alone."""
+    x, y = digits
+    with torch.no_grad():
+        right = net(x).argmax(1) == y
+    x, y = x[right], y[right]
+    threat = Threat("linf", "0.1")
+    attack = BasinHopping(
+        steps=3,
+        targets=2,
+        odi_steps=0,
+        radii=(1,),
+        worth=0.2,
+        hops=2,
+        hop_steps=2,
+        hop_odi_steps=0,
+        near=None,
+    )
+
+    def spent(rows: Tensor) -> Tensor:
+        with Target(net, device="cpu") as target:
+            oracle = Oracle(target, x[rows], y[rows], rows, threat)
+            attack(oracle)
+        return oracle.ledger.forwards + oracle.ledger.backwards
+
+    alone = torch.cat([spent(torch.tensor([i])) for i in range(len(x))])
+    first, ascent, hops = 1, 2 * 3 + 1, 2 * (2 * 2 + 1)
+    rests = (alone == first + ascent + hops).nonzero().squeeze(1)
+    breaks = ((alone > first + ascent + 1) & (alone < first + 2 * ascent)).nonzero().squeeze(1)
+    assert len(rests)
+    assert len(breaks)
+    for i in rests[:4].tolist():
+        for j in breaks[:4].tolist():
+            pair = torch.tensor([i, j])
+            assert torch.equal(spent(pair), alone[pair])
 
 
 @pytest.mark.parametrize(

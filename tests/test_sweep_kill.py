@@ -90,7 +90,8 @@ def lives(out: Path) -> list[list[dict[str, Any]]]:
 
 
 def files(out: Path, folder: str) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (out / folder).iterdir()}
+    """By name, but for what a killed process had begun to write."""
+    return {path.name: path.read_bytes() for path in (out / folder).iterdir() if path.suffix != ".partial"}
 
 
 def records(out: Path) -> dict[str, str]:

@@ -58,6 +58,48 @@ def test_projection_is_the_nearest_point(norm: str, seed: int, d: int, eps: floa
     torch.testing.assert_close(threat.project(z, x), z, rtol=0, atol=1e-7)
 
 
+@given(
+    st.sampled_from(["l2", "l1"]),
+    st.integers(0, 10**6),
+    st.floats(0.01, 60),
+    st.sampled_from([1.0, 30.0, 1e4]),
+)
+def test_projections_of_heavy_tails_stay_inside_and_depend_on_no_other_row(
+    norm: str, seed: int, eps: float, spread: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(8, 300, generator=generator)
+    tails = torch.randn(8, 300, generator=generator)
+    v = x + spread * tails * (2 * tails).exp()
+    threat = Threat(norm, repr(eps))
+    together = threat.project(v, x)
+    assert threat.contains(together, x).all()
+    for row in range(8):
+        alone = threat.project(v[row : row + 1], x[row : row + 1])
+        assert torch.allclose(alone, together[row : row + 1], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "v", "eps"),
+    [
+        (torch.zeros(1, 50), torch.cat([torch.tensor([300.0]), torch.linspace(0, 1e-4, 49)])[None], "1.001"),
+        (torch.full((1, 10), 0.5), 0.5 + torch.arange(91.0, 101.0)[None], "0.01"),
+        (torch.zeros(1, 10), torch.full((1, 10), 1e8), "2"),
+    ],
+    ids=["one giant", "far out", "farther than float32 tells apart"],
+)
+def test_l1_projections_at_the_ends_of_float32_stay_inside(x: Tensor, v: Tensor, eps: str) -> None:
+    threat = Threat("l1", eps)
+    assert threat.contains(threat.project(v, x), x).all()
+
+
+def test_a_value_that_is_no_number_has_no_distance() -> None:
+    x_adv = torch.tensor([[0.0, torch.nan, 0.5], [0.0, 1.0, 0.5]])
+    for norm in NORMS:
+        distance = norm_of(x_adv, norm)
+        assert distance.isnan().tolist() == [True, False]
+
+
 @given(st.sampled_from(["linf", "l2", "l1"]), st.integers(0, 10**6), st.floats(0.05, 4))
 def test_float32_projection_stays_inside(norm: str, seed: int, eps: float) -> None:
     x, v = (t.float().view(5, 1, 8, 8) for t in _points(seed, 5, 64, 1.0))

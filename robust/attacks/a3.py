@@ -96,8 +96,9 @@ class A3(Attack):
             s.last = logits
             share = least + (1 - least) * (1 + math.cos(math.pi * step / (steps + 1))) / 2
             s.x_adv = oracle.project(s.x_adv + share * threat.radius * steepest(gradient, threat.norm))
-        oracle.visit(s.x_adv)
-        self._learn(oracle, s)
+        for _ in oracle.steps(1):  # none where all left in the ascent, though others rest
+            oracle.visit(s.x_adv)
+            self._learn(oracle, s)
 
     def _learn(self, oracle: Oracle, s: State) -> None:
         """Keep the weights of the round that came nearest, and which class led there."""

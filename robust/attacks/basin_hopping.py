@@ -137,7 +137,8 @@ class BasinHopping(Attack):
             gap = climb(oracle, s, steps[step], self.momentum)
             if inside:
                 self._keep(s, at, gap)
-        self._keep(s, s.x_adv, class_gap(oracle.logits(s.x_adv), oracle.y, s.aim))
+        for _ in oracle.steps(1):  # none where all left in the ascent, though others rest
+            self._keep(s, s.x_adv, class_gap(oracle.logits(s.x_adv), oracle.y, s.aim))
 
     @staticmethod
     def _keep(s: State, at: Tensor, gap: Tensor) -> None:

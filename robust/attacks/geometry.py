@@ -24,9 +24,8 @@ def steepest(gradient: Tensor, norm: str, *, sparsity: float = 0.01) -> Tensor:
     if norm == "l2":
         return (flat / flat.norm(dim=1, keepdim=True).clamp_min_(1e-30)).view_as(gradient)
     count = max(1, round(sparsity * flat.shape[1]))
-    return (signs_of_largest(flat, torch.full_like(flat[:, 0], count, dtype=torch.int64)) / count).view_as(
-        gradient
-    )
+    signs = signs_of_largest(flat, torch.full_like(flat[:, 0], count, dtype=torch.int64))
+    return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1.0)).view_as(gradient)
 
 
 def signs_of_largest(flat: Tensor, count: Tensor) -> Tensor:

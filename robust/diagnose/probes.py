@@ -90,8 +90,10 @@ class Subject:
 
     @property
     def longest(self) -> Attack | None:
-        """The suite's gradient attack with the most steps."""
-        with_steps = [a for a in self.attacks if a.access == "gradient" and hasattr(a, "steps")]
+        """The suite's gradient attack with the most steps, of those that stay inside the threat all the way."""
+        with_steps = [
+            a for a in self.attacks if a.access == "gradient" and hasattr(a, "steps") and a.stays_inside
+        ]
         return max(with_steps, key=lambda a: int(a.steps), default=None)
 
     @property

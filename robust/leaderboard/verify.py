@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -79,11 +80,11 @@ def verify(
     yield from _numbers(record, verdicts)
     samples, reason = find_data(record, data)
     yield from (Outcome(*found) for found in check_data(record, verdicts, samples, reason))
-    forwarded = [
-        *check_examples(store, record, verdicts, samples, target),
-        *check_model(record, verdicts, samples, target),
-        *(check_rerun(record, verdicts, samples, target, rerun, draw) if rerun else ()),
-    ]
+    forwarded = chain(
+        check_examples(store, record, verdicts, samples, target),
+        check_model(record, verdicts, samples, target),
+        check_rerun(record, verdicts, samples, target, rerun, draw) if rerun else (),
+    )
     yield from (_unless_it_draws(record, Outcome(*found)) for found in forwarded)
 
 
