@@ -21,6 +21,7 @@ from robust.parts import Part
 from robust.sources import load_data, load_model, save_weights
 from robust.sweep import Event, SweepConfig, SweepResult, demonstration, load_config, run_sweep
 from robust.sweep.cells import plan
+from robust.sweep.check import check_plan
 from robust.sweep.config import DefenseEntry, ModelEntry
 from robust.sweep.executors import InProcess, Told
 from robust.sweep.processes import Processes
@@ -396,6 +397,11 @@ def test_what_a_plan_names_is_looked_for_before_anything_runs(
     with pytest.raises(InputError, match=message):
         run_sweep(load_config(tmp_path / "plan.toml"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spec", ["hf:someone/set.tar", "torchvision:MNIST.npz"])
+def test_names_of_other_libraries_are_no_files(config: SweepConfig, spec: str) -> None:
+    assert check_plan(config.model_copy(update={"data": spec}))
 
 
 def test_data_that_cannot_be_read_are_told_before_anything_is_trained_for_them(
