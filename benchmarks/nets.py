@@ -23,11 +23,11 @@ def mnist_deep() -> nn.Module:
     )  # fmt: skip
 
 
-def mnist_a() -> nn.Module:
-    """Two strided convolutions: CNN-A of Dathathri et al. 2020 (arXiv 2010.11645), which verifiers are tried on."""
+def mnist_b() -> nn.Module:
+    """Two wider strided convolutions, after CNN-B of Dathathri et al. 2020 (arXiv 2010.11645), which verifiers are tried on."""
     return nn.Sequential(
-        nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(32 * 49, 100), nn.ReLU(), nn.Linear(100, 10),
+        nn.Conv2d(1, 32, 5, stride=2), nn.ReLU(), nn.Conv2d(32, 64, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(64 * 36, 250), nn.ReLU(), nn.Linear(250, 10),
     )  # fmt: skip
 
 

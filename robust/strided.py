@@ -8,6 +8,7 @@ stride x stride times as many channels, one group for each phase of the input gr
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import Any, Final
 
@@ -27,7 +28,8 @@ def quicken(model: nn.Module) -> list[nn.Conv2d]:
     changed = [module for module in model.modules() if type(module) is nn.Conv2d and _eligible(module)]
     for conv in changed:
         stride, padding = conv.stride[0], conv.padding[0]
-        conv._conv_forward = partial(_forward, stride=stride, padding=padding)  # type: ignore[arg-type, method-assign]
+        phases = _Phases(stride)
+        conv._conv_forward = partial(_forward, phases=phases, padding=padding)  # type: ignore[arg-type, method-assign]
     return changed
 
 
@@ -51,10 +53,37 @@ def _eligible(module: nn.Conv2d) -> bool:
     )
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: int, padding: int) -> Tensor:
+class _Phases:
+    """A kernel's phases, a plain kernel each, made once for as long as the weights stay what they are."""
+
+    def __init__(self, stride: int) -> None:
+        self.stride = stride
+        self._of: tuple[Tensor, object, Tensor] | None = None
+
+    def __deepcopy__(self, _: object) -> _Phases:
+        return _Phases(self.stride)  # a copied model gets weights of its own
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        state = weight._version, weight.dtype, weight.device
+        if self._of is None or self._of[0] is not weight or self._of[1] != state:
+            self._of = weight, state, self._made(weight.detach())
+        return self._of[2]
+
+    def _made(self, weight: Tensor) -> Tensor:
+        """For every place in the stride x stride grid, the rows and columns of the kernel that it meets."""
+        out_channels, in_channels, kernel, _ = weight.shape
+        reach = -(-kernel // self.stride)
+        missing = reach * self.stride - kernel
+        phases = F.pad(weight, (0, missing, 0, missing)).view(
+            out_channels, in_channels, reach, self.stride, reach, self.stride
+        )
+        return phases.permute(1, 3, 5, 0, 2, 4).flip(4, 5).reshape(-1, out_channels, reach, reach)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, phases: _Phases, padding: int) -> Tensor:
     if x.dim() != 4 or weight.requires_grad or not (x.requires_grad and torch.is_grad_enabled()):
-        return F.conv2d(x, weight, bias, stride, padding)
-    out: Tensor = _StridedConv.apply(x, weight, bias, stride, padding)
+        return F.conv2d(x, weight, bias, phases.stride, padding)
+    out: Tensor = _StridedConv.apply(x, weight, bias, phases(weight), phases.stride, padding)
     return out
 
 
@@ -62,33 +91,33 @@ class _StridedConv(torch.autograd.Function):
     generate_vmap_rule = True  # models may use torch.func: vmap over samples, a gradient within forward
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, phases: Tensor, stride: int, padding: int
+    ) -> Tensor:
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, _, ctx.stride, ctx.padding = inputs
-        ctx.save_for_backward(weight)
+        x, _, _, phases, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(phases)
         ctx.side = x.shape[2:]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (weight,) = ctx.saved_tensors
-        return _input_gradient(gradient, weight, ctx.stride, ctx.padding, ctx.side), None, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        (phases,) = ctx.saved_tensors
+        found = _input_gradient(gradient, phases, ctx.stride, ctx.padding, ctx.side)
+        return found, None, None, None, None, None
 
 
-def _input_gradient(gradient: Tensor, weight: Tensor, stride: int, padding: int, side: torch.Size) -> Tensor:
+# torch asks for it at every call, which takes as long as a small convolution where it has to be worked out.
+_StridedConv.forward.__signature__ = inspect.signature(_StridedConv.forward)  # type: ignore[attr-defined]
+
+
+def _input_gradient(gradient: Tensor, phases: Tensor, stride: int, padding: int, side: torch.Size) -> Tensor:
     """Row s*q + r of the padded input is reached from the outputs q, q - 1, ... through every s-th row of the
     kernel from r on: for each r a plain convolution.
     """
-    out_channels, in_channels, kernel, _ = weight.shape
-    reach = -(-kernel // stride)
-    missing = reach * stride - kernel
-    phases = F.pad(weight, (0, missing, 0, missing)).view(
-        out_channels, in_channels, reach, stride, reach, stride
-    )
-    phases = phases.permute(1, 3, 5, 0, 2, 4).flip(4, 5).reshape(-1, out_channels, reach, reach)
-    padded = F.pixel_shuffle(F.conv2d(gradient, phases, padding=reach - 1), stride)
+    padded = F.pixel_shuffle(F.conv2d(gradient, phases, padding=phases.shape[2] - 1), stride)
     below, right = (max(0, padding + want - have) for want, have in zip(side, padded.shape[2:], strict=True))
     if below or right:  # rows that no output looks at
         padded = F.pad(padded, (0, right, 0, below))

@@ -133,10 +133,11 @@ def _standard_below(threat: Threat) -> list[Stage]:
     """
     margin = PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)
     if threat.norm == "l2":
-        return [Stage(margin), *_l2()]
+        outside, *rest = _l2()
+        return [Stage(margin), replace(outside, near=0.25), *rest]
     mifpe, _, *rest = _linf()
-    classes = MultiTargeted(steps=10, odi_steps=0, near=0.4, least=1)
-    return [Stage(margin), mifpe, Stage(classes), *rest]
+    classes = MultiTargeted(steps=10, odi_steps=0, near=0.4)
+    return [Stage(margin), replace(mifpe, near=0.5), Stage(classes), *rest]
 
 
 @SUITES.register("thorough")

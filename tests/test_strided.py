@@ -121,3 +121,25 @@ def test_models_may_call_their_convolutions_in_any_way(use: str) -> None:
     got = gradients(lambda x: FUNCTIONAL[use](conv, x), x)
     assert torch.allclose(got[0], want[0])
     assert torch.allclose(got[1], want[1])
+
+
+def test_weights_that_change_in_use_change_the_gradient() -> None:
+    """In place, by another dtype, or in a copy of the model that is already in use."""
+    conv = nn.Conv2d(3, 8, 4, stride=2, padding=1)
+    x = torch.rand(2, 3, 12, 12)
+
+    def slope(model: nn.Module, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        (found,) = torch.autograd.grad(model(x).square().sum(), x)
+        return found
+
+    with Target(conv, device="cpu"):
+        before = slope(conv, x)
+        twin = copy.deepcopy(conv).to(torch.float64)
+        assert torch.allclose(slope(twin, x.double()).float(), before, atol=1e-5)
+        with torch.no_grad():
+            conv.weight.mul_(2)
+            conv.bias.mul_(2)  # type: ignore[union-attr]
+        assert torch.allclose(slope(conv, x), 4 * before, atol=1e-4)
+        conv.to(torch.float64)
+        assert torch.allclose(slope(conv, x.double()).float(), 4 * before, atol=1e-4)
