@@ -206,6 +206,15 @@ def compare(case: str, options: argparse.Namespace) -> list[str]:
     ]
 
 
+def _command(options: argparse.Namespace) -> str:
+    suites = "".join(f" --suite {suite}" for suite in options.suite or ())
+    public, peers = " --auto-attack DIR" * bool(options.auto_attack), " --peers" * options.peers
+    return (
+        f"Command: python benchmarks/verdict.py{public}{peers} --limit {options.limit}{suites}, "
+        "with the cases named in the rows."
+    )
+
+
 def _name(weights: str) -> str:
     """A weights file that is called weights is named by its folder."""
     path = Path(weights)
@@ -229,7 +238,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
-    foot = ["", f"{hardware()} {options.note}".strip(), f"Command: python {' '.join(sys.argv)}"]
+    foot = ["", f"{hardware()} {options.note}".strip(), _command(options)]
     for case in options.case:
         rows = compare(case, options)
         print("\n".join(rows), flush=True)

@@ -92,8 +92,8 @@ def passes(report: Report) -> Figure:
             f"broke {entry['broke']} of {entry['attacked']}", (end, row), (4, 0), textcoords="offset points",
             va="center", fontsize=8,
         )  # fmt: skip
-    axes.set(yticks=rows, yticklabels=names, xlabel="passes of one sample")
-    axes.set_xlim(right=1.25 * max(f + b for f, b in zip(forwards, backwards, strict=True)) or 1)
+    axes.set(yticks=rows, yticklabels=names, xlabel="passes, each of one sample")
+    axes.set_xlim(right=1.4 * max(f + b for f, b in zip(forwards, backwards, strict=True)) or 1)
     axes.invert_yaxis()
     axes.legend(frameon=False)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -209,7 +210,7 @@ def summary(report: Report) -> str:
 
     rows = [
         (
-            e["label"].replace(",", ", "),
+            re.sub(r",\s*", ", ", e["label"]),
             e["attacked"],
             e["broke"],
             e["survived"],
@@ -219,8 +220,8 @@ def summary(report: Report) -> str:
         )
         for e in report.attacks
     ]
-    heads = ("attack", "tried", "broke", "left", "forwards", "backwards", "seconds")
-    widths = [18, None, None, None, None, None, None]
+    heads = ("attack", "tried", "broke", "left", "forward", "backward", "s")
+    widths = [27, None, None, None, None, None, None]
     table = tabulate(rows, heads, tablefmt="simple", maxcolwidths=widths)
     low, high = report.interval
     dependent = sorted({e["source"] for e in report.attacks if e.get("batch_dependent")})
