@@ -221,7 +221,7 @@ def summary(report: Report) -> str:
         for e in report.attacks
     ]
     heads = ("attack", "tried", "broke", "left", "forward", "backward", "s")
-    widths = [27, None, None, None, None, None, None]
+    widths = [24, None, None, None, None, None, None]
     table = tabulate(rows, heads, tablefmt="simple", maxcolwidths=widths)
     low, high = report.interval
     dependent = sorted({e["source"] for e in report.attacks if e.get("batch_dependent")})
