@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from robust.attacks.geometry import steepest, toward_set
@@ -24,6 +25,21 @@ class Step(NamedTuple):
     first: bool  # the first step in this set
 
 
+def classes_in_turn(oracle: Oracle, s: State, most: int) -> Iterator[int]:
+    """A loop over the wrong classes, whichever was seen to come nearest of those left: 0, 1, ... below `most`.
+
+    s.aim (N, 1) is the class in turn. Also begins s.x_adv, s.previous and s.weights, for `diversify` and `climb`.
+    """
+    s.x_adv = s.previous = oracle.x
+    s.aim = oracle.y[:, None]
+    s.tried = torch.zeros_like(oracle.gaps, dtype=torch.bool).scatter(1, s.aim, True)
+    s.weights = torch.zeros_like(oracle.gaps)
+    for rank in oracle.steps(min(most, s.tried.shape[1] - 1)):
+        s.aim = oracle.gaps.masked_fill(s.tried, -torch.inf).argmax(1, keepdim=True)
+        s.tried = s.tried.scatter(1, s.aim, True)
+        yield rank
+
+
 def schedule(threat: Threat, radii: tuple[float, ...], steps: int, *, size: float = 2.0) -> Iterator[Step]:
     """The radii in turn, in about equal shares of the steps; in each the step falls from `size` radii by a cosine."""
     length, spare = divmod(steps, len(radii))
@@ -38,7 +54,7 @@ def diversify(oracle: Oracle, s: State, steps: int, streams: Streams, factor: fl
     """Move s.x_adv along random weights of the logits, leaning from the label to s.aim (ODI, arXiv 2003.06878).
 
     Args:
-        s: has s.x_adv, s.aim, and s.weights (N, C), which gets the weights.
+        s: has s.x_adv, s.aim, and s.weights (N, C), which gets the weights (see `classes_in_turn`).
         steps: of the whole radius each.
         factor: the set to stay in, in units of eps.
     """

@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from robust.attacks.ascent import check_radii, class_gap, climb, diversify, schedule
+from robust.attacks.ascent import check_radii, class_gap, classes_in_turn, climb, diversify, schedule
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row, random_start
 from robust.errors import InputError
@@ -86,14 +86,9 @@ class BasinHopping(Attack):
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
         s.clean = oracle.clean_margin
-        s.x_adv = s.previous = s.point = oracle.x
+        s.point, s.toward = oracle.x, oracle.y[:, None]
         s.best = torch.full_like(s.clean, -torch.inf)  # gap to the class in s.toward at s.point
-        s.aim = s.toward = oracle.y[:, None]
-        s.tried = torch.zeros_like(oracle.gaps, dtype=torch.bool).scatter(1, s.aim, True)
-        s.weights = torch.zeros_like(oracle.gaps)
-        for rank in oracle.steps(min(self.targets, s.tried.shape[1] - 1)):
-            s.aim = oracle.gaps.masked_fill(s.tried, -torch.inf).argmax(1, keepdim=True)
-            s.tried = s.tried.scatter(1, s.aim, True)
+        for rank in classes_in_turn(oracle, s, self.targets):
             if self.worth is not None and rank:
                 oracle.rest(oracle.gaps.amax(1) < self.worth * s.clean)
             for _ in oracle.steps(1):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from robust.attacks.ascent import check_radii, climb, diversify, schedule
+from robust.attacks.ascent import check_radii, classes_in_turn, climb, diversify, schedule
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import random_start
 from robust.errors import InputError
@@ -72,15 +71,9 @@ class MultiTargeted(Attack):
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
         s.clean = oracle.clean_margin
-        s.x_adv = s.previous = oracle.x
-        s.aim = oracle.y[:, None]
-        s.tried = torch.zeros_like(oracle.gaps, dtype=torch.bool).scatter(1, s.aim, True)
-        s.weights = torch.zeros_like(oracle.gaps)
-        for rank in oracle.steps(min(self.targets, s.tried.shape[1] - 1)):
-            gap, s.aim = oracle.gaps.masked_fill(s.tried, -torch.inf).max(1, keepdim=True)
-            s.tried = s.tried.scatter(1, s.aim, True)
+        for rank in classes_in_turn(oracle, s, self.targets):
             if self.near is not None and rank >= self.least:
-                oracle.rest(gap.squeeze(1) < self.near * s.clean)
+                oracle.rest(oracle.gaps.gather(1, s.aim).squeeze(1) < self.near * s.clean)
             for restart in oracle.steps(self.restarts):
                 self._start(oracle, s, rank, restart)
                 self._ascend(oracle, s)
