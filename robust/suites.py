@@ -128,16 +128,16 @@ def _l2() -> list[Stage]:
 def _standard_below(threat: Threat) -> list[Stage]:
     """`standard` (linf, l2) for samples that broke at a radius not much larger.
 
-    Ascent from that break, moved into the ball, takes the place of the plain one and, in linf, of one of those
-    against single classes.
+    Ascent begins at that break, moved into the ball. So other starts are for what it brings near alone, and the second,
+    longer chain of hops is left out.
     """
     margin = PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)
     if threat.norm == "l2":
-        outside, *rest = _l2()
+        outside, _, *rest = _l2()
         return [Stage(margin), replace(outside, near=0.25), *rest]
-    mifpe, _, *rest = _linf()
-    classes = MultiTargeted(steps=10, odi_steps=0, near=0.4)
-    return [Stage(margin), replace(mifpe, near=0.5), Stage(classes), *rest]
+    mifpe, _, hops, _, *rest = _linf()
+    classes = MultiTargeted(steps=10, odi_steps=0, near=0.3)
+    return [Stage(margin), replace(mifpe, near=0.5), Stage(classes), hops, *rest]
 
 
 @SUITES.register("thorough")
