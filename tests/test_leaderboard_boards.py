@@ -12,13 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reports import CW, FGSM, MARGIN, PGD, make_record, make_report
+from torch import Tensor, nn
 
+from robust import evaluate
 from robust.errors import InputError
 from robust.leaderboard import (
     Record,
     leaderboard_frame,
     render,
 )
+from robust.leaderboard.site.charts import attack_bars
 from robust.threat import Threat
 
 
@@ -227,3 +230,18 @@ def test_an_unknown_format_is_refused() -> None:
 
 def test_a_terminal_too_narrow_gets_the_narrowest_table() -> None:
     assert render(DEMO, width=20) == render(DEMO, width=60)
+
+
+def test_attacks_in_turn_that_saw_few_are_credited_with_all_that_stand(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    report = evaluate(net, digits, threat="linf:0.08", suite="standard", device="cpu")
+    record = Record.from_report(report, name="net", defense={"name": "none", "parameters": {}})
+    few = [attack for attack in record.attacks if 0 < attack.attacked < record.robust.k]
+    assert few, "no stage chose its samples"
+    assert record.standing == sorted(record.standing, reverse=True)
+    assert record.standing[0] == record.attacks[0].survived
+    assert record.standing[-1] == record.robust.k
+    row = _frame(record).iloc[0]
+    assert all(row[attack.label] >= record.robust.value for attack in few)
+    assert f"broke {few[0].broke}" in attack_bars(record)

@@ -122,7 +122,7 @@ def _summary(result: SweepResult, out: Path, seconds: float) -> int:
         survived = survivors(Store(out), result.records)
         print(render(result.records, "terminal", width=80, survived=survived))
     _print_curves(result, out)
-    again = f"; `robust leaderboard show {out}` prints this again" if result.records else ""
+    again = f"\n`robust leaderboard show {out}` prints this again" if result.records else ""
     print(
         f"{result.computed} evaluations computed, {result.reused} found in {out}, {common.duration(seconds)}{again}"
     )

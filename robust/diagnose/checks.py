@@ -197,8 +197,8 @@ LOSS_GAP = _declare(
 
 NOT_CONVERGED = _declare(
     "not-converged",
-    rule="the last fifth (at most 10) of the steps of the suite's longest gradient attack brings > 5 % of what its "
-    "first run gains in margin on survivors",
+    rule="the last fifth (at most 10) of the steps of the suite's longest gradient attack, of those that stay inside the "
+    "threat all the way, brings > 5 % of what its first run gains in margin on survivors",
     detects="too few steps: the search was cut off while it still gained",
     advice="give the attack more steps, or run the suite 'thorough'",
     severity="suspect",

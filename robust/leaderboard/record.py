@@ -76,6 +76,14 @@ class Record(Part):
 
     _filed_as: str | None = PrivateAttr(default=None)  # id in an older schema, under which it is filed
 
+    @property
+    def standing(self) -> list[int]:
+        """Samples that stand after each attack (alone, or in turn): those that it was not shown are among them."""
+        fell = [attack.attacked - attack.survived for attack in self.attacks]
+        if self.suite.cascade:
+            return [self.robust.k + sum(fell[i + 1 :]) for i in range(len(fell))]
+        return [self.clean.k - count for count in fell]
+
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
         s, n = self.statuses, self.data.n

@@ -245,7 +245,11 @@ def _row(record: Record) -> dict[str, object]:
         "checks": " ".join(sorted({finding.check for finding in record.findings})),
         "n": record.data.n,
         "id": record.short_id,
-        **{_column(attack): attack.survived / record.data.n for attack in record.attacks if attack.attacked},
+        **{
+            _column(attack): count / record.data.n
+            for attack, count in zip(record.attacks, record.standing, strict=True)
+            if attack.attacked
+        },
     }
 
 

@@ -212,7 +212,7 @@ class _Site:
             record=record,
             curve=charts.eps_curve(points) if points else "",
             curve_text=pages.curve_text(points),
-            attacks=charts.attack_bars(record.attacks, record.data.n, cascade=record.suite.cascade),
+            attacks=charts.attack_bars(record),
             classes=charts.group_bars(
                 record.classes or by_class(verdicts), record.fairness.worst if record.fairness else None
             ),

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from markupsafe import Markup, escape
 
 from robust.leaderboard.layout import percent, plain
-from robust.leaderboard.schema import AttackInfo, Group, Rate
+from robust.leaderboard.record import Record
+from robust.leaderboard.schema import Group, Rate
 
 _WIDTH = 400  # little more than a phone's, so that text stays legible there
 _ROW = 38  # pixels that a bar takes with its label above
@@ -39,11 +40,13 @@ def group_bars(groups: Sequence[Group], worst: int | None = None) -> Markup:
     return _bars(rows, "Robust accuracy per group, with its 95 % interval; clean accuracy as an orange line.")
 
 
-def attack_bars(attacks: Sequence[AttackInfo], n: int, *, cascade: bool) -> Markup:
-    """What each attack left standing, of n samples."""
-    rows = []
-    for attack in (attack for attack in attacks if attack.attacked):
-        rate = Rate.of(attack.survived, n)
+def attack_bars(record: Record) -> Markup:
+    """What each attack left standing, of all samples."""
+    rows, cascade = [], record.suite.cascade
+    for attack, standing in zip(record.attacks, record.standing, strict=True):
+        if not attack.attacked:
+            continue
+        rate = Rate.of(standing, record.data.n)
         shown = f"broke {attack.broke}" if cascade else percent(rate.value)
         rows.append((plain(attack.label), rate.value, None if cascade else rate, None, shown))
     return _bars(
