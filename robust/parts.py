@@ -196,11 +196,16 @@ def join(
     checks = {key: sum(part.checks.get(key, 0) for part in parts) for key in parts[0].checks}
     reviewed = diagnose.review(attacks, sum(part.correct for part in parts), cascade=cascade, checks=checks)
     findings = [*_in_order(parts), *reviewed]
+    verdicts = pd.concat([part.verdicts for part in parts], ignore_index=True)
+    whole = not stopped and len(attacks) == len(plan.stages)
+    detached = any(finding.check == diagnose.DETACHED.name for finding in findings)
+    if whole and not detached and plan.threat.family is None:
+        findings += diagnose.review_passes(verdicts, parts[0].eot["samples"] if parts[0].eot else 1)
     return Report(
         threat=plan.threat,
         suite=plan.suite,
         seed=seed,
-        verdicts=pd.concat([part.verdicts for part in parts], ignore_index=True),
+        verdicts=verdicts,
         attacks=attacks,
         trust=diagnose.verdict(findings),
         findings=[asdict(finding) for finding in findings],

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
+from toy import ENOUGH
 
 import robust
-from robust.attacks import FGSM, PGD, Attack
-from robust.diagnose import CHECKS, checks_page, review
+from robust.attacks import FGSM, PGD, Attack, SigmaZero
+from robust.diagnose import CHECKS, checks_page, review, review_passes
 from robust.errors import InputError
 from robust.report import Report
 from robust.run import Run, Settings
@@ -96,7 +98,7 @@ FLAWS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
 
 
 def look(model: nn.Module, digits: tuple[Tensor, Tensor]) -> Report:
-    return robust.evaluate(model, digits, threat="linf:0.05", suite="quick", device="cpu")
+    return robust.evaluate(model, digits, threat="linf:0.05", suite=ENOUGH, device="cpu")
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
@@ -193,15 +195,13 @@ def test_a_flaw_is_found_by_checks_that_search(
     assert report.failures == []
 
 
-@pytest.mark.parametrize(
-    ("suite", "threat"), [("standard", "linf:0.1"), ("standard", "l2:0.5"), ("quick", "l2:1")]
-)
+@pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.5", "l2:1"])
 def test_an_honest_model_passes_the_checks_that_search(
-    suite: str, threat: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+    threat: str, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     digits = digits[0][:24], digits[1][:24]
-    plain = robust.evaluate(net, digits, threat=threat, suite=suite, device="cpu")
-    report = robust.evaluate(net, digits, threat=threat, suite=suite, device="cpu", diagnose="full")
+    plain = robust.evaluate(net, digits, threat=threat, device="cpu")
+    report = robust.evaluate(net, digits, threat=threat, device="cpu", diagnose="full")
     assert report.findings == []
     assert report.failures == []
     assert report.verdicts.status.equals(plain.verdicts.status)
@@ -221,6 +221,41 @@ def test_points_that_the_search_passed_over_are_told(net: nn.Module, digits: tup
         run.attack(Stage(FGSM()), cascade=True)
     found = review(run.entries, run.correct, cascade=True)
     assert [finding.check for finding in found] == ["silent-success"]
+
+
+SHORT: list[str | Attack] = ["quick", "fgsm", PGD(steps=20)]
+LONG: list[str | list[Attack]] = ["standard", ENOUGH]
+
+
+@pytest.mark.parametrize(
+    ("threat", "suite", "findings"),
+    [
+        *((t, s, ["short-search"]) for t in ("linf:0.02", "l2:0.2", "l1:0.5") for s in SHORT),
+        *((t, s, []) for t in ("linf:0.02", "l2:0.2", "l1:0.5") for s in LONG),
+        ("l0:1", SigmaZero(steps=20), ["short-search"]),
+        ("l0:1", "standard", []),
+    ],
+)
+def test_what_stands_after_few_passes_proves_little(
+    threat: str,
+    suite: str | Attack | list[Attack],
+    findings: list[str],
+    net: nn.Module,
+    digits: tuple[Tensor, Tensor],
+) -> None:
+    report = robust.evaluate(net, digits, threat=threat, suite=suite, device="cpu")
+    assert report.statuses["survived"] > 5
+    assert [finding["check"] for finding in report.findings] == findings
+    assert report.trust == ("suspect" if findings else "trusted")
+
+
+def test_two_samples_that_stand_after_few_passes_are_told_with_one_of_them_not() -> None:
+    few = pd.DataFrame({"status": ["survived"] * 2 + ["broken"] * 8, "forwards": 30, "backwards": 19})
+    assert [finding.check for finding in review_passes(few, 1)] == ["short-search"]
+    assert review_passes(few.assign(backwards=20), 1) == []
+    assert review_passes(few[1:], 1) == []
+    assert review_passes(few.assign(forwards=300, backwards=190), 10) != []  # ten draws are one answer
+    assert review_passes(pd.concat([few, few[2:].sample(40, replace=True)]), 1) == []  # 2 of 50
 
 
 def test_diagnose_is_named_when_it_is_wrong(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

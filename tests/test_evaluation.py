@@ -46,7 +46,7 @@ def test_the_table_and_the_numbers_agree(net: nn.Module, digits: Digits) -> None
     assert (table.distance.notna() == (table.status == "broken")).all()
     spent = sum(entry["forwards"] for entry in report.attacks) + 64
     assert int(table.forwards.sum()) == spent
-    assert report.trust == "trusted", report.findings
+    assert [finding["check"] for finding in report.findings] == ["short-search"]  # of the suite quick, always
 
 
 def test_kept_examples_are_what_was_audited(net: nn.Module, digits: Digits) -> None:
@@ -165,7 +165,7 @@ def test_a_check_that_crashes_loses_no_verdict(
     report = evaluate(net, digits)
     assert (report.verdicts.status == plain.verdicts.status).all()
     assert "never seen" in report.failures[-1]
-    assert {finding["check"] for finding in report.findings} == {"crash"}
+    assert {finding["check"] for finding in report.findings} == {"crash", "short-search"}
 
 
 def test_nan_is_an_error_of_its_sample(net: nn.Module, digits: Digits) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from toy import ENOUGH
 
 import robust
 from robust.attacks import PGD
@@ -107,7 +108,7 @@ def test_a_gradient_that_is_not_the_slope_is_told(
     lie: str, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     model = Wrap(net, LIES[lie]).eval()
-    report = robust.evaluate(model, digits, threat="linf:0.1", suite="quick", device="cpu")
+    report = robust.evaluate(model, digits, threat="linf:0.1", suite=ENOUGH, device="cpu")
     assert "gradient-model" in {finding["check"] for finding in report.findings}
     assert report.trust == "unreliable"
 
@@ -126,7 +127,7 @@ def test_a_gradient_that_leads_uphill_is_believed(
     kind: str, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     model = Wrap(net, FAITHFUL[kind]).eval()
-    report = robust.evaluate(model, digits, threat="linf:0.1", suite="quick", device="cpu")
+    report = robust.evaluate(model, digits, threat="linf:0.1", suite=ENOUGH, device="cpu")
     assert report.findings == []
 
 
@@ -143,7 +144,7 @@ class PartlyDetached(nn.Module):
 
 
 def test_random_search_gives_a_second_opinion(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    suite = [{"name": "pgd", "steps": 20, "loss": "margin"}]
+    suite = [{"name": "pgd", "steps": 25, "loss": "margin"}]
     masked = robust.evaluate(PartlyDetached(net), digits, threat="linf:0.1", suite=suite, device="cpu")
     honest = robust.evaluate(net, digits, threat="linf:0.05", suite=suite, device="cpu")
     assert "black-box-wins" in {finding["check"] for finding in masked.findings}
@@ -178,9 +179,9 @@ BLOCKED: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("front", BLOCKED)
 def test_a_clamp_in_front_hides_nothing(front: str, net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    plain = robust.evaluate(net, digits, threat="linf:0.08", suite="quick", device="cpu")
+    plain = robust.evaluate(net, digits, threat="linf:0.08", suite=ENOUGH, device="cpu")
     report = robust.evaluate(
-        Wrap(net, BLOCKED[front]).eval(), digits, threat="linf:0.08", suite="quick", device="cpu"
+        Wrap(net, BLOCKED[front]).eval(), digits, threat="linf:0.08", suite=ENOUGH, device="cpu"
     )
     assert "inward" in report.engine
     assert plain.engine == "plain"
@@ -191,16 +192,16 @@ def test_a_clamp_in_front_hides_nothing(front: str, net: nn.Module, digits: tupl
 def test_a_clamp_behind_a_normalisation_hides_nothing(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     model = Wrap(net, lambda x: (x * 0.3 + 0.2).clamp(0, 1)).eval()
     report = robust.evaluate(
-        model, digits, threat="linf:0.08", suite="quick", device="cpu", normalize=(0.2, 0.3)
+        model, digits, threat="linf:0.08", suite=ENOUGH, device="cpu", normalize=(0.2, 0.3)
     )
-    plain = robust.evaluate(net, digits, threat="linf:0.08", suite="quick", device="cpu")
+    plain = robust.evaluate(net, digits, threat="linf:0.08", suite=ENOUGH, device="cpu")
     assert report.statuses == plain.statuses
     assert report.findings == []
 
 
 def test_outputs_of_sigmoids_are_told(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     report = robust.evaluate(
-        Wrap(net, after=torch.sigmoid).eval(), digits, threat="linf:0.05", suite="quick", device="cpu"
+        Wrap(net, after=torch.sigmoid).eval(), digits, threat="linf:0.05", suite=ENOUGH, device="cpu"
     )
     assert [finding["check"] for finding in report.findings] == ["probabilities"]
 
@@ -220,8 +221,6 @@ def test_honest_models_of_other_kinds_trip_none(
 ) -> None:
     x, y = digits
     y = (y >= 5).long() if kind == "two classes" else y
-    report = robust.evaluate(
-        HONEST[kind](net).eval(), (x, y), threat="linf:0.05", suite="quick", device="cpu"
-    )
+    report = robust.evaluate(HONEST[kind](net).eval(), (x, y), threat="linf:0.05", suite=ENOUGH, device="cpu")
     assert report.findings == []
     assert report.failures == []

@@ -1,11 +1,17 @@
-"""A classifier whose robust accuracy is known: tests choose it by choosing the samples."""
+"""A classifier whose robust accuracy is known: tests choose it by choosing the samples. And a suite for tests."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from robust.attacks import FGSM, PGD, Attack
+
 EPS = "linf:0.1"
+ENOUGH: list[Attack] = [
+    FGSM(),
+    PGD(steps=25, loss="margin"),
+]  # the least that counts as a search (`short-search`)
 
 
 class Threshold(nn.Module):

@@ -6,7 +6,17 @@ and the probes search on a few samples: `BRIEF` after every evaluation, `FULL` w
 """
 
 from robust.diagnose.binarization import binarization
-from robust.diagnose.checks import AUDIT, CHECKS, CRASH, NO_START, NON_FINITE, Check, Finding, verdict
+from robust.diagnose.checks import (
+    AUDIT,
+    CHECKS,
+    CRASH,
+    DETACHED,
+    NO_START,
+    NON_FINITE,
+    Check,
+    Finding,
+    verdict,
+)
 from robust.diagnose.checks import page as checks_page
 from robust.diagnose.preflight import PREFLIGHT_SAMPLES, Preflight, preflight
 from robust.diagnose.probes import (
@@ -19,7 +29,7 @@ from robust.diagnose.probes import (
     step_size,
     unbounded,
 )
-from robust.diagnose.review import review
+from robust.diagnose.review import review, review_passes
 from robust.diagnose.transfer import transfer
 
 BRIEF = (unbounded, transfer)
@@ -30,6 +40,7 @@ __all__ = [
     "BRIEF",
     "CHECKS",
     "CRASH",
+    "DETACHED",
     "FULL",
     "NON_FINITE",
     "NO_START",
@@ -42,5 +53,6 @@ __all__ = [
     "checks_page",
     "preflight",
     "review",
+    "review_passes",
     "verdict",
 ]  # fmt: skip

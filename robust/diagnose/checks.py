@@ -178,6 +178,13 @@ SILENT_SUCCESS = _declare(
     advice='search with precision="float32", and look at how the attack returns its points',
     severity="suspect",
 )
+SHORT_SEARCH = _declare(
+    "short-search",
+    rule="> 5 % of the samples (at least 2) stand in a norm ball after under 50 passes each, forward and backward together",
+    detects="a suite too short to prove anything, as one step is, or 20 steps of PGD: the number is an upper bound",
+    advice="run the suite 'standard' before quoting the number",
+    severity="suspect",
+)
 SINGLE_STEP = _declare(
     "single-step-wins",
     rule="one step breaks more samples (by over 5 % of those tried, at least 2) than many with the same loss",

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
+
+import pandas as pd
 
 from robust.diagnose import checks as named
 from robust.diagnose.checks import Finding
+
+_FEW: Final = 50  # passes
+
+
+def review_passes(verdicts: pd.DataFrame, draws: int) -> list[Finding]:
+    """Does a sample stand because it was hardly attacked?
+
+    Args:
+        verdicts: the report's table of a whole suite in a norm ball.
+        draws: passes of the model that an answer takes.
+    """
+    standing = verdicts[verdicts["status"] == "survived"]
+    spent = (standing["forwards"] + standing["backwards"]) / draws
+    few = int((spent < _FEW).sum())
+    if few < max(2, 0.05 * len(verdicts)):
+        return []
+    most = int(spent[spent < _FEW].max())
+    return [
+        named.SHORT_SEARCH.finding(f"{few} of {len(verdicts)} samples stand after {most} passes or fewer")
+    ]
 
 
 def review(
