@@ -1,10 +1,10 @@
 """The standard suite against the public AutoAttack: verdicts, passes and seconds on the same images.
 
-python benchmarks/verdict.py --auto-attack DIR [--peers] [--suite NAME ...] [--limit 100] [--results NAME] \\
+python benchmarks/verdict.py --auto-attack DIR [--a3 DIR] [--peers] [--suite NAME ...] [--limit 100] [--results NAME] \\
     --case MODEL,WEIGHTS,DATA,THREAT [--case ...]
 
-DIR holds the public implementation (the package `autoattack`); without it, it is left out. Passes of
-the other libraries are counted by hooks on the model. "Broken here only" and "left here only" are against the public
+DIR holds the public implementation (the package `autoattack`; A3's script); without it, it is left out. Passes of
+the other libraries are counted by hooks on the model; A3 counts its own, and says of no image whether it stands. "Broken here only" and "left here only" are against the public
 AutoAttack; overhead is the seconds over the passes times the cost of a pass of the model as it is, batched well.
 """
 
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy
+import public_a3
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +65,13 @@ def measured(model: nn.Module, x: Tensor, y: Tensor, attack: Callable[[], Tensor
     counter.stop()
     with torch.no_grad():
         return Measured(model(x_adv).argmax(1) == y, counter.forwards, counter.backwards, seconds)
+
+
+def own(model: nn.Module, samples: Samples, threat: Threat, suite: str) -> Measured:
+    """A suite of this project."""
+    report = robust.evaluate(model, samples, threat=threat, suite=suite, device="cpu")
+    standing = torch.from_numpy((report.verdicts.status == "survived").to_numpy(copy=True))
+    return Measured(standing, report.forwards, report.backwards, report.seconds)
 
 
 def public_autoattack(
@@ -138,12 +146,15 @@ PEERS = {
 }
 
 
-def row(name: str, found: Measured, reference: Tensor, pass_seconds: float) -> str:
-    survives = found.survives
-    ours_only, theirs_only = int((~survives & reference).sum()), int((survives & ~reference).sum())
+def row(name: str, found: Measured | public_a3.Printed, reference: Tensor, pass_seconds: float) -> str:
+    if isinstance(found, Measured):
+        robust, survives = float(found.survives.float().mean()), found.survives
+        apart = f"{int((~survives & reference).sum())} | {int((survives & ~reference).sum())}"
+    else:
+        robust, apart = found.robust, "- | -"
     overhead = found.seconds / (pass_seconds * (found.forwards + found.backwards))
     return (
-        f"| {name} | {100 * float(survives.float().mean()):.1f} | {ours_only} | {theirs_only} | "
+        f"| {name} | {100 * robust:.1f} | {apart} | "
         f"{found.forwards} | {found.backwards} | {found.seconds:.1f} | {overhead:.2f} |"
     )
 
@@ -188,15 +199,13 @@ def hardware() -> str:
 def compare(case: str, options: argparse.Namespace) -> list[str]:
     name_of_model, model, samples, threat = case_of(case, options.limit)
     x, y = samples.rows(slice(None)), samples.y
-    found: dict[str, Measured] = {}
-    for suite in options.suite or ["standard"]:
-        report = robust.evaluate(model, samples, threat=threat, suite=suite, device="cpu")
-        standing = torch.from_numpy((report.verdicts.status == "survived").to_numpy(copy=True))
-        found[f"robust, {suite}"] = Measured(standing, report.forwards, report.backwards, report.seconds)
-    reference = next(iter(found.values()))
+    ours = {f"robust, {suite}": own(model, samples, threat, suite) for suite in options.suite or ["standard"]}
+    reference, found = next(iter(ours.values())), dict[str, Measured | public_a3.Printed](ours)
     model.requires_grad_(False)  # no library is made to pay for gradients of the weights
     if options.auto_attack:
         reference = found["public AutoAttack"] = public_autoattack(options.auto_attack, model, x, y, threat)
+    if options.a3:
+        found["public A3"] = public_a3.attack(options.a3, model, x, y, threat)
     if options.peers:
         found |= {name: peer(model, x, y, threat) for name, peer in PEERS.items()}
     cost = pass_seconds(model, x, y)
@@ -208,9 +217,9 @@ def compare(case: str, options: argparse.Namespace) -> list[str]:
 
 def _command(options: argparse.Namespace) -> str:
     suites = "".join(f" --suite {suite}" for suite in options.suite or ())
-    public, peers = " --auto-attack DIR" * bool(options.auto_attack), " --peers" * options.peers
+    public = " --auto-attack DIR" * bool(options.auto_attack) + " --a3 DIR" * bool(options.a3)
     return (
-        f"Command: python benchmarks/verdict.py{public}{peers} --limit {options.limit}{suites}, "
+        f"Command: python benchmarks/verdict.py{public}{' --peers' * options.peers} --limit {options.limit}{suites}, "
         "with the cases named in the rows."
     )
 
@@ -225,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", action="append", required=True, metavar="MODEL,WEIGHTS,DATA,THREAT")
     parser.add_argument("--auto-attack", metavar="DIR")
+    parser.add_argument("--a3", metavar="DIR")
     parser.add_argument("--peers", action="store_true", help="torchattacks' and ART's AutoAttack too")
     parser.add_argument("--suite", action="append")
     parser.add_argument("--limit", type=int, default=100)
