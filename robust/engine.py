@@ -25,25 +25,34 @@ from robust.target import Target
 
 PLAIN: Final = "plain"
 _WORTH: Final = 0.95  # a copy must take less than this share of the plain model's time
+_ROWS_WORTH: Final = 64  # samples: looking for copies costs about two steps of as many
+_PASS_WORTH: Final = 0.05  # seconds that a pass over all samples must take
 _AGREE: Final = 1e-3  # of the logits' spread, and of the gradient's norm
 _GATHERED: Final = 1 << 27
 _PROBE_ROWS: Final = 8
 _INSIDE: Final = 1e-6  # of the box
 
 
-def fastest(target: Target, x: Tensor, y: Tensor) -> tuple[Target, str]:
+def fastest(target: Target, x: Tensor, y: Tensor, rows: int) -> tuple[Target, str]:
     """The target to search with, and what was done to it: "plain", "folded", "channels_last" or both.
 
     A copy is taken only where it is faster by measurement and gives the same logits and gradients as
-    the model itself. The copy is in eval mode and frozen.
+    the model itself. The copy is in eval mode and frozen. Few samples, or a tiny model, are searched as they are:
+    looking for copies would cost more than they save.
 
     Args:
         target: entered; deterministic and differentiable.
         x, y: a few samples and labels on its device, (N, ...) and (N,).
+        rows: samples that are to be searched.
     """
     x, y = x[:_PROBE_ROWS], y[:_PROBE_ROWS]
-    reference = _look(target, x, y)
-    best, name, least = target, PLAIN, _seconds(target, x, y) * _WORTH
+    best, name = target, PLAIN
+    if rows < _ROWS_WORTH:
+        return best, name
+    plain = _seconds(target, x, y)
+    if rows * plain / len(x) < _PASS_WORTH:
+        return best, name
+    reference, least = _look(target, x, y), _WORTH * plain
     for label, change in _changes(target.model, x).items():
         try:
             twin = target.twin(change())
@@ -53,12 +62,6 @@ def fastest(target: Target, x: Tensor, y: Tensor) -> tuple[Target, str]:
         if same and (seconds := _seconds(twin, x, y)) < least:
             best, name, least = twin, label, seconds
     return best, name
-
-
-def row_seconds(target: Target, x: Tensor, y: Tensor) -> float:
-    """What a forward and input-gradient pass of a sample costs in a small batch."""
-    x, y = x[:_PROBE_ROWS], y[:_PROBE_ROWS]
-    return _seconds(target, x, y) / len(x)
 
 
 def half(target: Target) -> Target:

@@ -30,7 +30,6 @@ from robust.threat import Threat
 Precision = Literal["auto", "float32", "bfloat16"]
 # Micro-batches of rows an attack works on at once, so that its passes stay full as rows leave.
 WAVE: Final = 4
-_ENGINE_WORTH: Final = 0.25  # seconds a pass over all samples must take before faster copies are looked for
 _LONG: Final = 500  # queries from which a search shows its progress within a wave
 _TELL_EVERY: Final = 0.2  # seconds
 _BOX_ROWS: Final = 8  # fewer say nothing about the box
@@ -161,9 +160,7 @@ class Run:
         if self.settings.precision == "bfloat16":
             self.search, self.engine = engine.half(self.search), "bfloat16"
         elif self.settings.precision == "auto" and self._differentiable and not self.findings:
-            pass_seconds = len(self.whole) * engine.row_seconds(self.search, x, y)
-            if pass_seconds > _ENGINE_WORTH:
-                self.search, self.engine = engine.fastest(self.search, x, y)
+            self.search, self.engine = engine.fastest(self.search, x, y, len(self.whole))
 
     @torch.no_grad()
     def _classify(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from toy import ENOUGH
 
 import robust
 from robust import engine
@@ -82,12 +83,23 @@ def test_a_copy_is_taken_only_where_it_is_faster(
     names = {id(residual): "plain"}
     monkeypatch.setattr(engine, "_seconds", lambda target, *_: times[names.get(id(target.model), "folded")])
     with Target(residual, device="cpu") as target:
-        assert engine.fastest(target, *digits) == (target, "plain")
+        assert engine.fastest(target, *digits, 1000) == (target, "plain")
         times["folded"] = 0.5
-        twin, name = engine.fastest(target, *digits)
+        twin, name = engine.fastest(target, *digits, 1000)
     assert name == "folded"
     assert twin.model is not residual
     assert not any(p.requires_grad for p in twin.model.parameters())
+
+
+def test_no_copy_is_looked_for_where_it_cannot_pay(
+    residual: nn.Module, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_changes", lambda *_: pytest.fail("looked for"))
+    with Target(residual, device="cpu") as target:
+        monkeypatch.setattr(engine, "_seconds", lambda *_: 1.0)
+        assert engine.fastest(target, *digits, 63) == (target, "plain")
+        monkeypatch.setattr(engine, "_seconds", lambda *_: 1e-4)
+        assert engine.fastest(target, *digits, 1000) == (target, "plain")
 
 
 def test_what_cannot_be_traced_is_searched_as_it_is(digits: Digits) -> None:
@@ -127,7 +139,7 @@ def test_the_judge_overrules_a_wrong_copy(net: nn.Module, digits: Digits) -> Non
 
 
 def test_half_precision_never_gives_a_false_break(net: nn.Module, digits: Digits) -> None:
-    options = {"threat": "linf:0.1", "suite": "quick", "device": "cpu", "seed": 0}
+    options = {"threat": "linf:0.1", "suite": ENOUGH, "device": "cpu", "seed": 0}
     coarse = robust.evaluate(net, digits, precision="bfloat16", **options)  # type: ignore[arg-type]
     exact = robust.evaluate(net, digits, precision="float32", **options)  # type: ignore[arg-type]
     assert coarse.engine == "bfloat16"
