@@ -107,6 +107,24 @@ def test_a_sample_that_gains_nothing_stops_after_two_hops(net: nn.Module, digits
     assert (oracle.ledger.backwards[live] == 1 + 2).all()
 
 
+def test_a_sample_within_a_hundredth_is_given_six_more_hops(net: nn.Module, digits: Digits) -> None:
+    x, y = digits
+    with torch.no_grad():
+        logits = net(x)
+    right = logits.argmax(1) == y
+    x, y, logits = x[right], y[right], logits[right]
+    gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
+    share = torch.tensor([0.5] * 20 + [0.009] * (len(x) - 20))  # of the clean margin, made up
+    attack = BasinHopping(
+        steps=1, targets=1, odi_steps=0, radii=(1,), hops=12, hop_steps=1, hop_odi_steps=0, push=0, near=None
+    )
+    with Target(net, device="cpu") as target:
+        threat = Threat("l2", "0.000000001")  # nothing is gained
+        oracle = Oracle(target, x, y, torch.arange(len(x)), threat, prior=Prior(gaps, gaps.amax(1) / share))
+        attack(oracle)
+    assert torch.equal(oracle.ledger.backwards, torch.where(share == 0.5, 1 + 2, 1 + 2 + 6))
+
+
 def test_who_rests_hops_though_all_others_break_in_the_ascent(net: nn.Module, digits: Digits) -> None:
     """One row rests while the second class is tried, and the others fall to it: it goes on as if alone."""
     x, y = digits

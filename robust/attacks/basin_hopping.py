@@ -16,6 +16,7 @@ from robust.oracle import Access, Oracle, State
 
 _MEMORY: Final = 3  # hops whose gains are looked at
 _CLOSE: Final = 0.01  # of the clean margin
+_PATIENCE: Final = 6  # hops without hope that what is close is given
 
 
 @ATTACKS.register("basin-hopping")
@@ -39,8 +40,8 @@ class BasinHopping(Attack):
         hop_odi_steps: steps along random logit weights before them, >= 0.
         push: length of a hop's random push, in units of eps, >= 0.
         near: only samples hop whose best gap is within this share of the clean margin; None for all.
-        hope: after two hops, a sample goes on while its best gap is within so many times what the last three gained,
-            or within a hundredth of its clean margin, > 0; None: to the last hop.
+        hope: after two hops, a sample goes on while its best gap is within so many times what the last three gained, > 0;
+            within a hundredth of its clean margin it goes on for six more. None: to the last hop.
         momentum: weight of the new step against the previous move, in (0, 1].
     """
 
@@ -96,6 +97,7 @@ class BasinHopping(Attack):
         if self.near is not None:
             oracle.rest(s.best < self.near * s.clean)
         s.marks = s.best[:, None].repeat(1, _MEMORY)
+        s.waited = torch.zeros_like(oracle.y)
         for hop in oracle.steps(self.hops):
             self._hop(oracle, s, hop)
             if self.hope is not None and hop:
@@ -112,8 +114,10 @@ class BasinHopping(Attack):
     def _hopeless(self, s: State) -> Tensor:
         """Rows that what they gained of late will not bring over their boundary."""
         assert self.hope is not None
-        reach = torch.maximum(self.hope * (s.best - s.marks[:, 0]), _CLOSE * -s.clean)
-        return -s.best > reach
+        stuck = -s.best > self.hope * (s.best - s.marks[:, 0])
+        s.waited = (s.waited + 1) * stuck
+        close = -s.best <= _CLOSE * -s.clean
+        return stuck & ~(close & (s.waited <= _PATIENCE))
 
     def _hop(self, oracle: Oracle, s: State, hop: int) -> None:
         streams = oracle.random("hop", hop)
