@@ -125,7 +125,7 @@ def test_a_failing_pair_is_told_and_the_rest_goes_on(config: SweepConfig, tmp_pa
     result = run_sweep(both, tmp_path, device="cpu")
     assert result.computed == 2
     assert len(result.failures) == 1
-    assert "digits-mlp x none" in result.failures[0]
+    assert "digits-mlp x none" in result.failures[0].title
     assert [title.partition(",")[0] for title in result.missing] == ["digits-mlp x none(epochs=1"] * 2
     (saved,) = (tmp_path / "failures").iterdir()
     assert "Traceback" in saved.read_text()
@@ -165,7 +165,9 @@ def test_a_crash_in_a_cell_is_kept_with_its_traceback_and_mended_by_the_next_run
     )
     first = run_sweep(plan, tmp_path / "out", device="cpu")
     assert first.computed == 1
-    assert first.failures == ["bad x none, linf:0.1, quick, seed 0: RuntimeError: the cable was pulled"]
+    assert [str(failure) for failure in first.failures] == [
+        "bad x none, linf:0.1, quick, seed 0: RuntimeError: the cable was pulled"
+    ]
     assert first.missing == ["bad x none, linf:0.1, quick, seed 0"]
     (saved,) = (tmp_path / "out" / "failures").iterdir()
     assert "in forward" in saved.read_text()
@@ -227,7 +229,9 @@ def test_a_lost_task_is_done_again_three_times_at_most(
             return super().wait(told)
 
     result = run_sweep(config, tmp_path / "b", executor=lambda: Doomed("cpu"))
-    assert result.failures == ["digits-mlp x none(epochs=2): struck by lightning (3 times)"]
+    assert [str(failure) for failure in result.failures] == [
+        "digits-mlp x none(epochs=2): struck by lightning (3 times)"
+    ]
     assert len(result.missing) == result.computed == 2
 
 
@@ -412,7 +416,7 @@ def test_data_that_cannot_be_read_are_told_before_anything_is_trained_for_them(
     damaged = config.model_copy(update={"data": str(tmp_path / "damaged.npz")})
     result = run_sweep(damaged, tmp_path / "out", device="cpu", listener=run)
     assert (run.trained, len(result.failures), len(result.missing)) == (0, 2, 4)
-    assert all("damaged.npz" in failure for failure in result.failures)
+    assert all("damaged.npz" in failure.reason for failure in result.failures)
 
 
 def test_yaml_says_the_same(config: SweepConfig, tmp_path: Path) -> None:

@@ -133,8 +133,7 @@ def _summary(result: SweepResult, out: Path, seconds: float) -> int:
 def _print_what_is_missing(result: SweepResult, out: Path) -> None:
     """Reasons, each once with the title that it met first; then what has no result."""
     reasons: dict[str, list[str]] = {}
-    for failure in result.failures:
-        title, _, reason = failure.partition(": ")
+    for title, reason in result.failures:
         reasons.setdefault(reason, []).append(title)
     for reason, titles in reasons.items():
         others = f" (and {len(titles) - 1} more)" if len(titles) > 1 else ""

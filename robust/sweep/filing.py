@@ -10,7 +10,7 @@ from robust.errors import RobustError, StoreError
 from robust.leaderboard import Store
 from robust.sweep.cells import Cell, CurveCell
 from robust.sweep.config import SweepConfig
-from robust.sweep.finish import Anyhow, Open, SweepResult, make_curve, make_record
+from robust.sweep.finish import Anyhow, Failure, Open, SweepResult, make_curve, make_record
 from robust.sweep.results import Results
 from robust.sweep.watch import Event, Kind, Listener
 
@@ -34,7 +34,7 @@ class Diary:
 
     def fail(self, title: str, reason: str, trace: str) -> None:
         """A cell or pair has failed."""
-        self._result.failures.append(f"{title}: {reason}")
+        self._result.failures.append(Failure(title, reason))
         self._results.fail(_name(title), title, trace)
         self.tell("failed", title, reason=reason)
 
@@ -96,7 +96,7 @@ class Filing:
         self.done.add(cell.title)
         self._diary.forgive(cell.title)
         if errors:
-            self._result.failures.append(f"{cell.title}: {errors} samples ended in an error")
+            self._result.failures.append(Failure(cell.title, f"{errors} samples ended in an error"))
 
     def _keep_record(self, opened: Open, cell: Cell) -> int:
         """File a cell's record; the number of samples that ended in an error."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 import torch
@@ -24,6 +24,16 @@ from robust.threat import Threat
 Anyhow = Cell | CurveCell
 
 
+class Failure(NamedTuple):
+    """What could not be done, and why, in one line."""
+
+    title: str  # of the cell or pair
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.reason}"
+
+
 @dataclass
 class SweepResult:
     """What a sweep left behind.
@@ -31,7 +41,7 @@ class SweepResult:
     Attributes:
         records: of the cells that are done; curves: as in their files.
         computed, reused: cells and curves done now, and found done.
-        failures: a line for each that failed; missing: titles of all that are not there.
+        failures: a title and a reason for each that failed; missing: titles of all that are not there.
         stopped: why the sweep ended before its time, as on a full disk; None where it did not.
     """
 
@@ -39,7 +49,7 @@ class SweepResult:
     curves: list[dict[str, Any]] = field(default_factory=list)
     computed: int = 0
     reused: int = 0
-    failures: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     stopped: str | None = None
 
