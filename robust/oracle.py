@@ -114,6 +114,7 @@ class Oracle:
         self._unbooked = [0, 0]  # passes of the live rows that the ledger does not show yet
         self._rows = torch.arange(len(x), device=x.device)
         self._ball: tuple[Tensor, Tensor] | None = None  # ends of the live rows' linf ball within the box
+        self._projected: tuple[Tensor, int] | None = None  # what `project` gave last, and its version then
         self._states: list[State] = []
         self._leaving: Tensor | None = None  # live rows that go at the next step
         self._pausing: Tensor | None = None  # live rows that sit out the current loop
@@ -211,6 +212,11 @@ class Oracle:
 
     def project(self, x_adv: Tensor) -> Tensor:
         """Nearest point inside the threat."""
+        point = self._project(x_adv)
+        self._projected = point, point._version
+        return point
+
+    def _project(self, x_adv: Tensor) -> Tensor:
         if self.threat.norm != "linf":
             return self.threat.project(x_adv, self.x)
         if self._ball is None:  # the same for every step until rows leave
@@ -368,7 +374,7 @@ class Oracle:
         """Note margins, failures and new adversarial points of the live rows."""
         if not self._observe:
             return
-        place = None if self._stays_inside else self.threat.measure(x_adv, self.x)
+        place = None if self._is_inside(x_adv) else self.threat.measure(x_adv, self.x)
         gaps = logits - logits.gather(1, self.y[:, None])
         gaps = gaps.scatter_(1, self.y[:, None], -torch.inf)
         gap = gaps.amax(1)
@@ -385,6 +391,13 @@ class Oracle:
             if not self._minimize:
                 done = done.index_copy(0, wrong, found)
         self._leaving = done if self._leaving is None else self._leaving | done
+
+    def _is_inside(self, x_adv: Tensor) -> bool:
+        """Whether that is known without measuring: by the attack's word, or as what `project` gave last."""
+        if self._stays_inside or self._projected is None:
+            return self._stays_inside
+        point, version = self._projected
+        return x_adv is point and point._version == version
 
     def _note_gaps(self, gaps: Tensor) -> None:
         ledger = self._ledger

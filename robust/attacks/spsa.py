@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row, toward_set
+from robust.attacks.geometry import brought_in, per_row
 from robust.errors import InputError
 from robust.losses import LOSSES
 from robust.oracle import Access, Oracle, State
@@ -61,8 +61,8 @@ class SPSA(Attack):
             s.gradient, s.words = torch.zeros_like(oracle.x), self._words(oracle, step)
             for sample in oracle.steps(self.samples):
                 v = _signs(s.words[:, sample], oracle.x)
-                above = _inside(oracle, torch.add(s.x_adv, v, alpha=delta))
-                below = _inside(oracle, torch.add(s.x_adv, v, alpha=-delta))
+                above = brought_in(oracle, torch.add(s.x_adv, v, alpha=delta))
+                below = brought_in(oracle, torch.add(s.x_adv, v, alpha=-delta))
                 rise = loss(oracle.logits(above), oracle.y) - loss(oracle.logits(below), oracle.y)
                 s.gradient = torch.addcmul(s.gradient, v, per_row(rise / (2 * delta * self.samples), v))
             s.x_adv = oracle.project(s.x_adv + self._adam(s.gradient, s, step) * self._reach(oracle))
@@ -87,13 +87,6 @@ class SPSA(Attack):
         """A step's random bits, 31 a word and all at once, since drawing costs as much as a pass: (N, samples, words)."""
         words = -(-math.prod(oracle.x.shape[1:]) // 31)
         return oracle.random(step).integers((self.samples, words), 0, 2**31)
-
-
-def _inside(oracle: Oracle, point: Tensor) -> Tensor:
-    """A point of the threat set near by, so that what is asked about counts as well."""
-    if oracle.threat.norm == "linf":
-        return oracle.project(point)
-    return toward_set(point, oracle.x, oracle.threat)
 
 
 def _signs(words: Tensor, like: Tensor) -> Tensor:
