@@ -114,6 +114,7 @@ class Oracle:
         self._unbooked = [0, 0]  # passes of the live rows that the ledger does not show yet
         self._rows = torch.arange(len(x), device=x.device)
         self._ball: tuple[Tensor, Tensor] | None = None  # ends of the live rows' linf ball within the box
+        self._projected: tuple[Tensor, int] | None = None  # what `project` gave last, and its version then
         self._states: list[State] = []
         self._leaving: Tensor | None = None  # live rows that go at the next step
         self._pausing: Tensor | None = None  # live rows that sit out the current loop
@@ -211,6 +212,11 @@ class Oracle:
 
     def project(self, x_adv: Tensor) -> Tensor:
         """Nearest point inside the threat."""
+        point = self._project(x_adv)
+        self._projected = point, point._version
+        return point
+
+    def _project(self, x_adv: Tensor) -> Tensor:
         if self.threat.norm != "linf":
             return self.threat.project(x_adv, self.x)
         if self._ball is None:  # the same for every step until rows leave
@@ -368,25 +374,33 @@ class Oracle:
         """Note margins, failures and new adversarial points of the live rows."""
         if not self._observe:
             return
+        place = None if self._is_inside(x_adv) else self.threat.measure(x_adv, self.x)
         gaps = logits - logits.gather(1, self.y[:, None])
         gaps = gaps.scatter_(1, self.y[:, None], -torch.inf)
         gap = gaps.amax(1)
-        self._note_gaps(x_adv, gaps)
+        self._note_gaps(gaps if place is None else gaps.masked_fill(~place[0][:, None], -torch.inf))
         if bool(((gap <= 0) & (gap > -torch.inf)).all()):  # right and finite, all of them
             return
-        ledger = self._ledger
-        failed = ~gap.isfinite() & ~logits.isfinite().all(1)
-        ledger.failed[self._rows[failed]] = True
-        wrong = ((gap > 0) & ~failed).nonzero().squeeze(1)
-        done = failed
+        done = ~gap.isfinite()
+        if bool(done.any()):
+            done &= ~logits.isfinite().all(1)
+            self._ledger.failed[self._rows[done]] = True
+        wrong = ((gap > 0) & ~done).nonzero().squeeze(1)
         if len(wrong):
-            done = done.index_fill(0, wrong[self._keep(x_adv[wrong], wrong)], True)
+            found = self._keep(x_adv, wrong, place)
+            if not self._minimize:
+                done = done.index_copy(0, wrong, found)
         self._leaving = done if self._leaving is None else self._leaving | done
 
-    def _note_gaps(self, x_adv: Tensor, gaps: Tensor) -> None:
+    def _is_inside(self, x_adv: Tensor) -> bool:
+        """Whether that is known without measuring: by the attack's word, or as what `project` gave last."""
+        if self._stays_inside or self._projected is None:
+            return self._stays_inside
+        point, version = self._projected
+        return x_adv is point and point._version == version
+
+    def _note_gaps(self, gaps: Tensor) -> None:
         ledger = self._ledger
-        if not self._stays_inside:
-            gaps = gaps.masked_fill(~self.threat.contains(x_adv, self.x)[:, None], -torch.inf)
         if ledger.gaps is None:
             ledger.gaps = gaps.new_full((len(ledger.broken), gaps.shape[1]), -torch.inf)
         if len(self) == len(ledger.broken):
@@ -394,29 +408,41 @@ class Oracle:
         else:
             ledger.gaps[self._rows] = ledger.gaps[self._rows].fmax(gaps)
 
-    def _keep(self, x_adv: Tensor, live: Tensor) -> Tensor:
-        """Keep adversarial points that are nearer than before; tell which rows are done by it."""
-        rows, x, ledger = self._rows[live], self.x[live], self._ledger
-        inside, distance = self.threat.measure(x_adv, x)
+    def _keep(self, x_adv: Tensor, wrong: Tensor, place: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Keep adversarial points that are nearer than before; tell which of them lie inside the threat.
+
+        Args:
+            x_adv: (N, ...).
+            wrong: the misclassified among the live rows, (M,) int64.
+            place: `Threat.measure` of x_adv where that is known.
+        """
+        rows, ledger = self._rows[wrong], self._ledger
+        inside, distance = (
+            self.threat.measure(x_adv[wrong], self.x[wrong])
+            if place is None
+            else (place[0][wrong], place[1][wrong])
+        )
         if self._judge is not None:
-            inside, distance = self._confirm(self._judge, x_adv, x, live, inside, distance)
-        better = distance < ledger.distance[rows]
-        ledger.distance[rows[better]] = distance[better]
-        ledger.x_adv[rows[better]] = x_adv[better].detach()
+            inside, distance = self._confirm(self._judge, x_adv, wrong, inside, distance)
+        nearer = (distance < ledger.distance[rows]).nonzero().squeeze(1)
+        if len(nearer):
+            ledger.distance[rows[nearer]] = distance[nearer]
+            ledger.x_adv[rows[nearer]] = x_adv[wrong[nearer]].detach()
         ledger.broken[rows] |= inside
-        return inside & (not self._minimize)
+        return inside
 
     def _confirm(
-        self, judge: Target, x_adv: Tensor, x: Tensor, live: Tensor, inside: Tensor, distance: Tensor
+        self, judge: Target, x_adv: Tensor, wrong: Tensor, inside: Tensor, distance: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the plain model says of the claims; those it denies are as if they had not been seen."""
         asked = inside if not self._minimize else torch.ones_like(inside)
         if not bool(asked.any()):
             return inside, distance
+        live = wrong[asked]
         with torch.no_grad():
-            wrong = judge.logits(x_adv[asked]).argmax(1) != self.y[live[asked]]
-        self._ledger.forwards[self._rows[live[asked]]] += judge.draws
-        real = torch.ones_like(inside).masked_scatter(asked, wrong)
+            right = judge.logits(x_adv[live]).argmax(1) == self.y[live]
+        self._ledger.forwards[self._rows[live]] += judge.draws
+        real = torch.ones_like(inside).masked_scatter(asked, ~right)
         return inside & real, distance.masked_fill(~real, torch.inf)
 
     # -- closing ranks --------------------------------------------------------------------------

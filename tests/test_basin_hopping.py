@@ -80,14 +80,14 @@ class Ridge(nn.Module):
 
 
 def test_hops_climb_from_tower_to_tower() -> None:
-    x = torch.full((64, 2), 0.5)
-    y = torch.zeros(64, dtype=torch.int64)
+    x = torch.full((256, 2), 0.5)  # so many that it does not hang on the one lucky hop of the whole batch
+    y = torch.zeros(256, dtype=torch.int64)
     threat = Threat("l2", "0.75", (0.0, 2.0))
     alone = {"steps": 10, "odi_steps": 0, "radii": (1,), "near": None, "hope": None}
     still = searched(BasinHopping(**alone, hops=0), Ridge(), x, y, threat)
-    hopped = searched(BasinHopping(**alone, hops=12, push=0.4), Ridge(), x, y, threat)
+    hopped = searched(BasinHopping(**alone, hops=30, push=0.25), Ridge(), x, y, threat)
     fresh = searched(
-        MultiTargeted(steps=12, odi_steps=2, restarts=13, random_start=True), Ridge(), x, y, threat
+        MultiTargeted(steps=12, odi_steps=2, restarts=31, random_start=True), Ridge(), x, y, threat
     )
     assert (hopped.ledger.margin >= still.ledger.margin).all()  # the best point is never given up
     assert hopped.ledger.broken.sum() > still.ledger.broken.sum()

@@ -96,6 +96,23 @@ def test_minimize_keeps_the_nearest_point_and_every_row(oracle: Callable[..., Or
     assert torch.equal(view.ledger.broken, view.ledger.distance <= 0.2 + 1e-6)
 
 
+def test_a_projected_point_counts_as_inside_only_while_it_is_what_was_projected(
+    oracle: Callable[..., Oracle],
+) -> None:
+    view, twin = oracle(stays_inside=False), oracle(stays_inside=False)
+    point = view.project(view.x + 0.5)
+    view.logits(point)
+    assert torch.equal(
+        twin.logits(twin.project(twin.x + 0.5).clone()).argmax(1), view.logits(point).argmax(1)
+    )
+    assert torch.equal(view.gaps, twin.gaps)  # known or measured, the same gaps are noted
+    for _ in twin.steps(1):
+        before = twin.gaps
+        far = twin.project(twin.x + 0.5)
+        twin.logits(far.sub_(twin.x).mul_(5).add_(twin.x))  # the same tensor, and no longer inside
+        assert torch.equal(twin.gaps, before)
+
+
 def test_access_is_enforced(oracle: Callable[..., Oracle]) -> None:
     blind = oracle(access="decision")
     blind.decide(blind.x)

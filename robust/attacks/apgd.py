@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust.attacks.apgd_l1 import ascend_l1
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row, random_boundary_start, steepest
+from robust.attacks.geometry import brought_in, per_row, random_boundary_start, steepest
 from robust.errors import InputError
 from robust.losses import LOSSES, dlr_targeted
 from robust.oracle import Access, Oracle, State
@@ -93,9 +93,8 @@ class APGD(Attack):
             if step in checkpoints:
                 gradient = self._checkpoint(s, gradient, checkpoints[step])
             weight = self.momentum if step > 0 else 1.0
-            z = oracle.project(
-                torch.addcmul(s.x_adv, per_row(s.step, gradient), steepest(gradient, threat.norm))
-            )
+            ahead = torch.addcmul(s.x_adv, per_row(s.step, gradient), steepest(gradient, threat.norm))
+            z = brought_in(oracle, ahead)
             move = z.mul_(weight).add_(s.x_adv, alpha=2 * (1 - weight)).sub_(s.previous, alpha=1 - weight)
             s.previous, s.x_adv = s.x_adv, oracle.project(move)
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import random_start, steepest
+from robust.attacks.geometry import random_start, uphill
 from robust.errors import InputError
 from robust.losses import LOSSES
 from robust.oracle import Access, Oracle
@@ -51,6 +51,6 @@ class FGSM(Attack):
             around = threat if self.start == "uniform" else replace(threat, eps=repr(2 * threat.radius))
             start = random_start(oracle.x, around, oracle.random("start"))
         gradient = oracle.gradient(start, LOSSES[self.loss]).gradient
-        x_adv = oracle.project(start + self.step_size * threat.radius * steepest(gradient, threat.norm))
+        x_adv = oracle.project(start + self.step_size * threat.radius * uphill(gradient, start, threat))
         oracle.visit(x_adv)
         return x_adv

@@ -77,8 +77,7 @@ class FMN(Attack):
             size = norm_of((s.x_adv - oracle.x).flatten(1), norm)
             s.best = torch.where(value > 0, s.best.minimum(size), s.best)
             gamma = self.gamma * (0.02 + 0.98 * fall)
-            ahead = boundary_distance(value[:, None], gradient[:, None], norm).squeeze(1)
-            s.radius = _radius(norm, s.radius, s.best, value > 0, size + ahead, gamma)
+            s.radius = _radius(norm, s.radius, s.best, value > 0, size, value, gradient, gamma)
             rate = first * (bounds[1] - bounds[0]) * (0.01 + 0.99 * fall)
             moved = torch.add(s.x_adv, steepest(gradient, "l2"), alpha=rate)
             s.x_adv = project(moved, oracle.x, norm, s.radius, bounds)
@@ -90,11 +89,21 @@ class FMN(Attack):
         return math.sqrt(values) / 3 if norm == "linf" else 1.0
 
 
-def _radius(norm: str, radius: Tensor, best: Tensor, wrong: Tensor, estimate: Tensor, gamma: float) -> Tensor:
-    """The next radius: all (N,) but gamma; `best` is inf before the first success."""
+def _radius(
+    norm: str,
+    radius: Tensor,
+    best: Tensor,
+    wrong: Tensor,
+    size: Tensor,
+    value: Tensor,
+    gradient: Tensor,
+    gamma: float,
+) -> Tensor:
+    """The next radius of points of a `size`: all (N,) but gradient and gamma; `best` is inf before the first success."""
     less, more = radius * (1 - gamma), radius * (1 + gamma)
     if norm == "l0":  # whole numbers, and one at least
         less, more = torch.minimum(radius - 1, less.floor()), torch.maximum(radius + 1, more.floor())
         return torch.where(wrong, torch.minimum(less, best - 1), more).clamp_min(1)
-    grown = torch.where(best.isinf(), estimate * (1 + gamma), more)
+    ahead = boundary_distance(value[:, None], gradient[:, None], norm).squeeze(1)
+    grown = torch.where(best.isinf(), (size + ahead) * (1 + gamma), more)
     return torch.where(wrong, torch.minimum(less, best), grown)

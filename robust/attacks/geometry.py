@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robust.oracle import State
+from robust.oracle import Oracle, State
 from robust.rng import Streams
 from robust.threat import Threat
 
@@ -40,6 +40,23 @@ def signs_of_largest(flat: Tensor, count: Tensor) -> Tensor:
     return size.sub_(least).sign_().add_(1).clamp_max_(1).mul_(flat.sign())
 
 
+def uphill(gradient: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
+    """`steepest` at a point of the box: in l1 none of the few values is spent on one that is at the box's end already.
+
+    As in the paper above; on digits, black and white all over, a sixth more is broken in l1 than without.
+    """
+    if threat.norm == "l1":
+        gradient = movable(gradient, x_adv, threat.bounds)
+    return steepest(gradient, threat.norm)
+
+
+def movable(gradient: Tensor, x_adv: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """The gradient, but 0 for values that have no room in its direction: (N, ...), (N, ...) -> (N, ...)."""
+    low, high = bounds  # no masks: they take several times as long
+    ahead = x_adv.add(gradient.sign(), alpha=min(high - low, 1.0)).clamp_(low, high)
+    return ahead.sub_(x_adv).sign_().mul_(gradient.abs())
+
+
 def toward_set(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     """A point on the way, to be projected in the end: l2 into the box, then the ball; others for good.
 
@@ -51,6 +68,11 @@ def toward_set(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     delta = x_adv.clamp(*threat.bounds).sub_(x)
     size = delta.flatten(1).norm(dim=1)
     return torch.addcmul(x, delta, per_row((threat.radius / size.clamp_min(1e-30)).clamp_max(1.0), x))
+
+
+def brought_in(oracle: Oracle, point: Tensor) -> Tensor:
+    """As `toward_set`, by the oracle's threat: (N, ...) -> (N, ...), in l2 not the nearest point of the set."""
+    return toward_set(point, oracle.x, oracle.threat) if oracle.threat.norm == "l2" else oracle.project(point)
 
 
 def random_start(x: Tensor, threat: Threat, streams: Streams) -> Tensor:

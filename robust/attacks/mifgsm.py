@@ -22,7 +22,8 @@ class MIFGSM(Attack):
 
     Args:
         steps: gradient steps a run, >= 1.
-        step_size: in units of eps; None for 1 / steps, as in the paper.
+        step_size: in units of eps, > 0. With the paper's 1 / steps all steps together only just reach the end of the
+            ball; long ones break more at any number of steps.
         decay: of the sum of l1-normalised gradients, >= 0.
         loss: "ce", "margin", "dlr", "mifpe" or "probability".
         targets: 0 against any class; else one run for each of so many nearest classes.
@@ -34,16 +35,16 @@ class MIFGSM(Attack):
     paper: ClassVar[str] = "Dong et al. 2018"
 
     steps: int = 10
-    step_size: float | None = None
+    step_size: float = 0.5
     decay: float = 1.0
     loss: str = "ce"
     targets: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or min(self.decay, self.targets) < 0:
+        if self.steps < 1 or self.step_size <= 0 or min(self.decay, self.targets) < 0:
             raise InputError(
-                "mifgsm: expected steps >= 1, decay >= 0 and targets >= 0, got "
-                f"{self.steps}, {self.decay} and {self.targets}"
+                "mifgsm: expected steps >= 1, step_size > 0, decay >= 0 and targets >= 0, got "
+                f"{self.steps}, {self.step_size}, {self.decay} and {self.targets}"
             )
 
     def run(self, oracle: Oracle) -> Tensor:
@@ -54,7 +55,7 @@ class MIFGSM(Attack):
 
     def _ascend(self, oracle: Oracle, s: State) -> None:
         threat, loss = oracle.threat, aimed(self.loss)
-        size = threat.radius * (1 / self.steps if self.step_size is None else self.step_size)
+        size = threat.radius * self.step_size
         s.x_adv, s.sum = oracle.x, torch.zeros_like(oracle.x)
         for _ in oracle.steps(self.steps):
             gradient = oracle.gradient(s.x_adv, loss, s.aim).gradient

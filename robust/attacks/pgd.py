@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import random_start, steepest
+from robust.attacks.geometry import random_start, uphill
 from robust.errors import InputError
 from robust.losses import LOSSES
 from robust.oracle import Access, Oracle
@@ -58,11 +58,8 @@ class PGD(Attack):
             s.x_adv = random_start(oracle.x, threat, streams) if self.random_start else oracle.start
             for step in oracle.steps(self.steps):
                 gradient = oracle.gradient(s.x_adv, loss).gradient
-                s.x_adv = oracle.project(
-                    torch.add(
-                        s.x_adv, steepest(gradient, threat.norm), alpha=self._size(step) * threat.radius
-                    )
-                )
+                size = self._size(step) * threat.radius
+                s.x_adv = oracle.project(torch.add(s.x_adv, uphill(gradient, s.x_adv, threat), alpha=size))
             oracle.visit(s.x_adv)
         return s.x_adv
 

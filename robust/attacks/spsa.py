@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row
+from robust.attacks.geometry import brought_in, per_row
 from robust.errors import InputError
 from robust.losses import LOSSES
 from robust.oracle import Access, Oracle, State
@@ -23,8 +23,8 @@ _BETAS = (0.9, 0.999)  # of Adam
 class SPSA(Attack):
     """Simultaneous perturbation: ascent on a gradient estimated from values (Uesato et al. 2018, arXiv 1802.05666).
 
-    Each step asks at x_adv +- delta v for `samples` random sign vectors v, and gives the mean of their
-    differences to Adam. Sees values only: for masked, shattered and noisy gradients.
+    Each step asks at x_adv +- delta v for `samples` random sign vectors v, kept inside the threat, and gives the
+    mean of their differences to Adam. Sees values only: for masked, shattered and noisy gradients.
 
     Args:
         queries: forward passes, >= 2 samples + 1; the steps are what fits.
@@ -52,11 +52,6 @@ class SPSA(Attack):
                 f"{self.samples}, {self.queries}, {self.delta} and {self.step_size}"
             )
 
-    @property
-    def stays_inside(self) -> bool:
-        """The points asked about may lie delta outside the threat."""
-        return False
-
     def run(self, oracle: Oracle) -> Tensor:
         low, high = oracle.threat.bounds
         delta, loss = self.delta * (high - low), LOSSES[self.loss]
@@ -66,9 +61,10 @@ class SPSA(Attack):
             s.gradient, s.words = torch.zeros_like(oracle.x), self._words(oracle, step)
             for sample in oracle.steps(self.samples):
                 v = _signs(s.words[:, sample], oracle.x)
-                above, below = oracle.clip(s.x_adv + delta * v), oracle.clip(s.x_adv - delta * v)
+                above = brought_in(oracle, torch.add(s.x_adv, v, alpha=delta))
+                below = brought_in(oracle, torch.add(s.x_adv, v, alpha=-delta))
                 rise = loss(oracle.logits(above), oracle.y) - loss(oracle.logits(below), oracle.y)
-                s.gradient = s.gradient + per_row(rise, v) * v / (2 * delta * self.samples)
+                s.gradient = torch.addcmul(s.gradient, v, per_row(rise / (2 * delta * self.samples), v))
             s.x_adv = oracle.project(s.x_adv + self._adam(s.gradient, s, step) * self._reach(oracle))
             oracle.visit(s.x_adv)
         return s.x_adv

@@ -170,7 +170,8 @@ def _move_mass(
     size = (min(side, height), min(side, width))
     unit = draw.uniform((5 + channels,))
     corners, windows = _windows(height, width, size, unit[:, :4].view(-1, 2, 2))
-    into, both = windows[:, :1], windows.amax(1, keepdim=True)  # into the first, out of the second
+    into = windows[:, :1]  # into the first, out of the second
+    both = torch.maximum(into, windows[:, 1:])
     lies = (unit[:, 4] < 0.5) & (size[0] == size[1])  # as often as it stands
     signs = unit[:, 5:, None, None].lt(0.5).to(delta.dtype) * 2 - 1
     kept, rest = delta * into, delta * (1 - both)

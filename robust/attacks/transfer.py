@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row, steepest
+from robust.attacks.geometry import per_row, uphill
 from robust.errors import InputError
 from robust.losses import LOSSES
 from robust.oracle import Access, Oracle
@@ -91,7 +91,7 @@ class Transfer(Attack):
                 gradient = oracle.gradient_of(surrogate, s.x_adv, loss).gradient
                 length = gradient.flatten(1).abs().mean(1).clamp_min(1e-30)
                 s.summed = self.momentum * s.summed + gradient / per_row(length, gradient)
-                s.x_adv = oracle.project(s.x_adv + size * steepest(s.summed, threat.norm))
+                s.x_adv = oracle.project(s.x_adv + size * uphill(s.summed, s.x_adv, threat))
                 oracle.decide(s.x_adv)
         return s.x_adv
 
