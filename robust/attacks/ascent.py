@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust.attacks.geometry import steepest, toward_set
+from robust.attacks.geometry import toward_set, uphill
 from robust.errors import InputError
 from robust.oracle import Oracle, State
 from robust.rng import Streams
@@ -63,7 +63,7 @@ def diversify(oracle: Oracle, s: State, steps: int, streams: Streams, factor: fl
     s.weights = weights.scatter(1, s.aim, 0.8).scatter(1, oracle.y[:, None], -0.8)
     for _ in oracle.steps(steps):
         gradient = oracle.gradient(s.x_adv, _weighted, s.weights).gradient
-        s.x_adv = inside.project(s.x_adv + inside.radius * steepest(gradient, inside.norm), oracle.x)
+        s.x_adv = inside.project(s.x_adv + inside.radius * uphill(gradient, s.x_adv, inside), oracle.x)
 
 
 def climb(oracle: Oracle, s: State, step: Step, momentum: float) -> Tensor:
@@ -75,7 +75,7 @@ def climb(oracle: Oracle, s: State, step: Step, momentum: float) -> Tensor:
     inside = step.inside
     gradient, gap, _ = oracle.gradient(s.x_adv, class_gap, s.aim)
     at = inside.project(s.x_adv, oracle.x) if step.first else s.x_adv
-    ahead = toward_set(at.add(steepest(gradient, inside.norm), alpha=step.size), oracle.x, inside)
+    ahead = toward_set(at.add(uphill(gradient, at, inside), alpha=step.size), oracle.x, inside)
     if not step.first:
         ahead = _carried(ahead, at, s.previous, momentum)
     s.previous, s.x_adv = at, inside.project(ahead, oracle.x)
