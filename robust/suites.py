@@ -76,7 +76,7 @@ _FAMILIES: Final[dict[str, list[Attack]]] = {
 def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
-    linf and l2 (version 3): 10 steps on the margin and on mifpe, ascents towards the likeliest classes (in l2
+    linf (version 4) and l2 (version 3): 10 steps on the margin and on mifpe, ascents towards the likeliest classes (in l2
     from outside the ball inwards), hops from the best point of what came near, and random search as a probe.
     Few survivors cost over 500 passes, none more than 4,000, against some 9,760 of AutoAttack. l1: APGD, which comes in from
     three times the radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the
@@ -99,6 +99,9 @@ _MIFPE: Final = PGD(steps=10, loss="mifpe", schedule="cosine")
 _HOPS: Final = BasinHopping(
     steps=20, targets=2, odi_steps=5, radii=(2, 1), near=None, hop_steps=14, hop_odi_steps=0, push=1
 )
+# From wide pushes, to the corners of the ball at most, and one step along random logits: for surfaces that gradients
+# within the ball see little of, as on nets trained against large linf radii.
+_WIDE_HOPS: Final = replace(_HOPS, targets=1, radii=(1,), hops=8, hop_odi_steps=1, push=2, hope=None)
 _PROBE: Final = (
     Stage(Square(queries=100), near=0.06, share=0.05),
     Stage(Square(queries=2000), follows=True),
@@ -111,6 +114,7 @@ def _linf() -> list[Stage]:
         Stage(MultiTargeted(steps=10, odi_steps=3, near=0.4, least=2)),
         Stage(replace(_HOPS, targets=1), near=0.2),
         Stage(replace(_HOPS, steps=25), near=0.1),
+        Stage(_WIDE_HOPS, near=0.2),
         *_PROBE,
     ]
 
@@ -135,7 +139,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
     if threat.norm == "l2":
         outside, _, *rest = _l2()
         return [Stage(margin), replace(outside, near=0.25), *rest]
-    mifpe, _, hops, _, *rest = _linf()
+    mifpe, _, hops, _, _, *rest = _linf()
     classes = MultiTargeted(steps=10, odi_steps=0, near=0.3)
     return [Stage(margin), replace(mifpe, near=0.5), Stage(classes), hops, *rest]
 
@@ -144,7 +148,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf and l2 (version 3): a longer ascent towards each class with hops where it came near, one or two long chains
+    linf (version 4) and l2 (version 3): a longer ascent towards each class with hops where it came near, one or two long chains
     of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the
     1,000 brought a sample nearer. l1 and l0: the long forms of the same attacks.
     """

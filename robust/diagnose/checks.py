@@ -101,7 +101,7 @@ GRADIENT_MODEL = _declare(
 )
 ZERO_GRADIENT = _declare(
     "zero-gradient",
-    rule="the margin's input gradient is exactly zero for > 5 % of the samples",
+    rule="the margin's input gradient is exactly zero for > 15 % of the samples",
     detects="quantisation, a step function, saturation: gradient attacks stand still",
     advice="attack through a substitute gradient (BPDA) or with score attacks",
 )
@@ -165,7 +165,7 @@ BLACK_BOX_WINS = _declare(
 )
 UNBOUNDED = _declare(
     "unbounded",
-    rule="within the whole box (linf, eps its width) 30 steps on the margin leave > 5 % (at least 2) of up to 32 samples "
+    rule="within the whole box (linf, eps its width) 30 steps on the margin leave > 15 % (at least 2) of up to 32 samples "
     "standing, though the model takes other samples, their negatives or noise for another class",
     detects="masked gradients: the whole box holds other samples too, which the model takes for other classes",
     advice="run score and decision attacks; look at what forward does to gradients",

@@ -27,6 +27,7 @@ PROBED: Final = 64  # correctly classified samples at most
 _FEW: Final = 16
 _NOISE_DRAWS: Final = 1000
 _BOX: Final = PGD(steps=30, loss="margin", schedule="cosine", step_size=0.5, random_start=False)
+_STUCK: Final = 0.15  # in the box; nets trained for verified bounds are constant around some
 
 
 @dataclass
@@ -121,7 +122,7 @@ def unbounded(subject: Subject) -> Finding | None:
     rows = torch.arange(min(32, len(subject)))
     ledger = subject.search(_BOX, rows, threat=Threat("linf", repr(high - low), subject.threat.bounds))
     left = int((~ledger.broken & ~ledger.failed).sum())
-    if left < _notable(len(rows)) or _one_class(subject):
+    if left < max(2, _STUCK * len(rows)) or _one_class(subject):
         return None
     return checks.UNBOUNDED.finding(f"{left} of {len(rows)} samples withstand a search of the whole box")
 
