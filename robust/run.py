@@ -291,7 +291,7 @@ class Run:
             "name": attack.name, "label": attack.label, "parameters": attack.parameters, "access": attack.access,
             "source": attack.source, "batch_dependent": attack.batch_dependent, "notes": list(attack.notes),
             "minimum_norm": attack.minimum_norm,
-            "selection": {"near": stage.near, "within": stage.within, "share": stage.share, "follows": stage.follows}, "attacked": len(rows),
+            "selection": {key: value for key, value in vars(stage).items() if key != "attack"}, "attacked": len(rows),
             "broke": 0, "survived": 0, "rejected": 0, "silent": 0, "unstarted": 0, "errors": 0, "forwards": 0, "backwards": 0, "seconds": 0.0,
         }  # fmt: skip
         start, done = time.perf_counter(), 0
@@ -335,12 +335,14 @@ class Run:
         eligible = (self.status == SURVIVED) | (
             (self.status == BROKEN) & (self.settings.minimize or not cascade)
         )
-        if stage.near is not None or stage.within is not None:
+        if (stage.near, stage.within, stage.beyond) != (None, None, None):
             near = torch.zeros_like(eligible)
             if stage.near is not None:
                 near |= self.margin >= stage.near * self.clean_margin
             if stage.within is not None:
                 near |= self.reach <= stage.within * self.threat.radius
+            if stage.beyond is not None:
+                near |= self.reach > stage.beyond * self.threat.radius
             draw = Streams(self.settings.seed, self.samples.ids, ("probe",)).uniform((1,)).squeeze(1)
             eligible &= near | (draw < stage.share)
         return eligible & self.rose if stage.follows else eligible

@@ -41,8 +41,9 @@ class Stage:
     Args:
         attack: what to run.
         near: only samples that came within this share; None for all.
-        within: only samples of which an adversarial point was seen within this multiple of eps; with
-            `near`, either will do.
+        within: only samples of which an adversarial point was seen within this multiple of eps.
+        beyond: only samples of which none was seen within this multiple of eps, though searches began farther out: what
+            leads nowhere there may be masked. Of near, within and beyond any will do.
         share: of the other samples, those whose random draw is under this share are seen too.
         follows: only samples that the stage before brought nearer than they were.
     """
@@ -50,6 +51,7 @@ class Stage:
     attack: Attack
     near: float | None = None
     within: float | None = None
+    beyond: float | None = None
     share: float = 0.0
     follows: bool = False
 
@@ -76,8 +78,8 @@ _FAMILIES: Final[dict[str, list[Attack]]] = {
 def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
-    linf (version 4) and l2 (version 3): 10 steps on the margin and on mifpe, ascents towards the likeliest classes (in l2
-    from outside the ball inwards), hops from the best point of what came near, and random search as a probe.
+    linf and l2 (version 4): 10 steps on the margin and on mifpe, ascents towards the likeliest classes (in l2 from far
+    outside the ball inwards, and FAB), hops from the best point of what came near, and random search as a probe.
     Few survivors cost over 500 passes, none more than 4,000, against some 9,760 of AutoAttack. l1: APGD, which comes in from
     three times the radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the
     leading class and the nearest ones. spatial and corruptions: all there are. patch: noise, and ascent at ten
@@ -119,14 +121,26 @@ def _linf() -> list[Stage]:
     ]
 
 
+# From the far ends of the box inwards, and from less far.
+_FAR: Final = BasinHopping(
+    steps=50, targets=2, worth=0.35, radii=(12, 8, 5.5, 4, 2.8, 2, 1.5, 1.2, 1), near=0.2
+)
+_NEARER: Final = BasinHopping(steps=30, targets=2, worth=0.5, near=0.2)
+
+
 def _l2() -> list[Stage]:
     return [
-        Stage(BasinHopping(steps=25, targets=2, worth=0.5, near=0.2)),
-        Stage(BasinHopping(steps=40, targets=2, worth=0.3, radii=(4, 3, 2, 1.5, 1), near=0.2), near=0.2),
-        Stage(_MIFPE, near=0.5),
-        Stage(_HOPS, near=0.1),
-        *_PROBE,
+        Stage(_FAR),
+        # Where the gradient at a point says little of the boundary, as in l2 on nets trained for linf.
+        Stage(FAB(steps=60, targets=1), near=0.55, beyond=12),
+        Stage(FAB(steps=60, targets=3), within=1.07),
+        Stage(_NEARER, near=0.2),
+        *_l2_ending(),
     ]
+
+
+def _l2_ending() -> list[Stage]:
+    return [Stage(_MIFPE, near=0.15), Stage(_HOPS, near=0.06), *_PROBE]
 
 
 def _standard_below(threat: Threat) -> list[Stage]:
@@ -137,8 +151,8 @@ def _standard_below(threat: Threat) -> list[Stage]:
     """
     margin = PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)
     if threat.norm == "l2":
-        outside, _, *rest = _l2()
-        return [Stage(margin), replace(outside, near=0.25), *rest]
+        fab = Stage(FAB(steps=60, targets=1), near=0.15)
+        return [Stage(margin), Stage(_NEARER, near=0.25), fab, *_l2_ending()]
     mifpe, _, hops, _, _, *rest = _linf()
     classes = MultiTargeted(steps=10, odi_steps=0, near=0.3)
     return [Stage(margin), replace(mifpe, near=0.5), Stage(classes), hops, *rest]
@@ -148,7 +162,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf (version 4) and l2 (version 3): a longer ascent towards each class with hops where it came near, one or two long chains
+    linf and l2 (version 4): a longer ascent towards each class with hops where it came near, one or two long chains
     of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the
     1,000 brought a sample nearer. l1 and l0: the long forms of the same attacks.
     """
@@ -186,6 +200,7 @@ def _longer_l2() -> list[Stage]:
     chain = BasinHopping(steps=60, targets=9, radii=(4, 3, 2, 1.5, 1), hops=20, near=0.4, hope=None)
     return [
         Stage(chain),
+        Stage(FAB(), near=0.7),
         Stage(replace(chain, targets=4, radii=(6, 4, 2.5, 1.6, 1.2, 1), hop_steps=20), near=0.4),
         Stage(replace(chain, targets=4, odi_steps=5, hop_steps=25), near=0.25),
     ]

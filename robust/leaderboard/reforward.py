@@ -236,5 +236,6 @@ def _selective(selection: dict[str, Any]) -> bool:
     return (
         selection.get("near") is not None
         or selection.get("within") is not None
+        or selection.get("beyond") is not None
         or bool(selection.get("follows"))
     )
