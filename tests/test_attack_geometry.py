@@ -23,8 +23,16 @@ def test_l1_steps_go_to_values_that_have_room() -> None:
     assert uphill(tiny, x, threat).tolist() == [[0.0, 0.0, 0.0, 1.0]]
 
 
+def test_l2_steps_spend_nothing_on_values_at_the_end_of_the_box() -> None:
+    x = torch.tensor([[0.0, 1.0, 0.5, 0.5, 0.0]])
+    step = uphill(torch.tensor([[-9.0, 8.0, -3.0, 0.0, 4.0]]), x, Threat("l2", "1"))
+    torch.testing.assert_close(step, torch.tensor([[0.0, 0.0, -0.6, 0.0, 0.8]]))
+    nowhere = uphill(torch.tensor([[-9.0, 8.0, 0.0, 0.0, -1.0]]), x, Threat("l2", "1"))
+    assert nowhere.tolist() == [[0.0] * 5]
+
+
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-2.0, 3.0)])
-def test_other_norms_step_as_ever(bounds: tuple[float, float]) -> None:
+def test_where_all_values_have_room_steps_are_the_steepest(bounds: tuple[float, float]) -> None:
     x, gradient = torch.rand(5, 7), torch.randn(5, 7)
     for norm in ("linf", "l2"):
         assert torch.equal(uphill(gradient, x, Threat(norm, "1", bounds)), steepest(gradient, norm))

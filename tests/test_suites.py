@@ -7,7 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import robust
-from robust.suites import SUITES, resolve
+from robust.attacks import FGSM
+from robust.run import Run, Settings
+from robust.sources import as_samples
+from robust.suites import SUITES, Stage, resolve
+from robust.target import Target
 from robust.threat import Threat
 
 
@@ -31,6 +35,28 @@ def test_what_is_far_from_its_boundary_costs_little(
     assert survivors.forwards.median() == 1 + passes
     assert survivors.forwards.max() <= 1 + passes + 100  # random search sees one in twenty
     assert survivors.backwards.max() < passes
+
+
+def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    run = Run(
+        Target(net, device="cpu"), as_samples(digits, bounds=(0.0, 1.0)), Threat("l2", "0.1"), Settings()
+    )
+    with run.target:
+        run.look()
+    run.reach[:20], run.reach[20:40] = 0.105, 0.5  # of the others no break was seen
+    right = run.prediction == run.samples.y
+
+    def chosen(**choice: float) -> list[int]:
+        return run._chosen(Stage(FGSM(), **choice), cascade=True).nonzero().squeeze(1).tolist()  # type: ignore[arg-type]
+
+    def standing(*ranges: range) -> list[int]:
+        return [i for part in ranges for i in part if right[i]]
+
+    assert chosen() == standing(range(64))
+    assert chosen(within=1.07) == standing(range(20))
+    assert chosen(beyond=12) == standing(range(40, 64))
+    assert chosen(within=1.07, beyond=12) == standing(range(20), range(40, 64))
+    assert chosen(beyond=4) == standing(range(20, 64))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

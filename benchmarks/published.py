@@ -1,0 +1,85 @@
+"""Architectures of published checkpoints, for the MODEL of a case of verdict.py.
+
+From the verifier alpha,beta-CROWN (github.com/Verified-Intelligence/alpha-beta-CROWN, complete_verifier/models):
+CNN-A for MNIST and CIFAR-10 (sdp), MadryCNN without max pooling, tiny (bab_attack). From Wong et al. 2018
+(github.com/locuslab/convex_adversarial): the small nets of models_scaled and models_scaled_l2, of whose list of states the
+first is to be saved alone. From TRADES (Zhang et al. 2019), as shipped with A3 (github.com/liuye6666/adaptive_auto_attack):
+the small CNN for MNIST. The files are not part of this project.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+_SDP: Final = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
+_WONG: Final = ((0.485, 0.456, 0.406), (0.225, 0.225, 0.225))
+
+
+class _Normalized(nn.Sequential):
+    """Layers behind a normalisation that has no entry in the state."""
+
+    def __init__(self, moments: tuple[tuple[float, ...], tuple[float, ...]], *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self._moments = [torch.tensor(values).view(-1, 1, 1) for values in moments]
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = self._moments
+        out: Tensor = super().forward((x - mean) / std)  # type: ignore[no-untyped-call]
+        return out
+
+
+def _layers(channels: int, side: int) -> list[nn.Module]:
+    """CNN-A, which is Wong et al.'s small net as well."""
+    return [
+        nn.Conv2d(channels, 16, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32 * (side // 4) ** 2, 100), nn.ReLU(), nn.Linear(100, 10),
+    ]  # fmt: skip
+
+
+def mnist_cnn_a() -> nn.Module:
+    return nn.Sequential(*_layers(1, 28))
+
+
+def cifar_cnn_a() -> nn.Module:
+    return _Normalized(_SDP, *_layers(3, 32))
+
+
+def cifar_wong_small() -> nn.Module:
+    return _Normalized(_WONG, *_layers(3, 32))
+
+
+def mnist_madry_tiny() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 5, stride=2, padding=2), nn.ReLU(),
+        nn.Conv2d(4, 8, 5, stride=2, padding=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(392, 128), nn.ReLU(), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+class TradesCNN(nn.Module):
+    """Four convolutions and three linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (1, 32, 32, 64, 64)
+        convolutions: list[tuple[str, nn.Module]] = []
+        for i in range(4):
+            convolutions += [
+                (f"conv{i + 1}", nn.Conv2d(widths[i], widths[i + 1], 3)),
+                (f"relu{i + 1}", nn.ReLU()),
+            ]
+            convolutions += [(f"maxpool{i}", nn.MaxPool2d(2))] if i % 2 else []
+        self.feature_extractor = nn.Sequential(OrderedDict(convolutions))
+        linear = {"fc1": nn.Linear(1024, 200), "relu1": nn.ReLU(), "fc2": nn.Linear(200, 200)}
+        self.classifier = nn.Sequential(
+            OrderedDict({**linear, "relu2": nn.ReLU(), "fc3": nn.Linear(200, 10)})
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.classifier(self.feature_extractor(x).flatten(1))
+        return out
