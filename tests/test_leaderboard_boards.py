@@ -21,6 +21,7 @@ from robust.leaderboard import (
     leaderboard_frame,
     render,
 )
+from robust.leaderboard.layout import short_heads
 from robust.leaderboard.site.charts import attack_bars
 from robust.threat import Threat
 
@@ -226,6 +227,22 @@ def test_nothing_to_show() -> None:
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(InputError, match=r"^format: expected one of terminal"):
         render(DEMO, "html")
+
+
+def test_heads_tell_attacks_apart_by_short_lines() -> None:
+    labels = [
+        "pgd",
+        "pgd(loss=margin)",
+        "hop(steps=9,radii=(12, 8, 5.5, 1))",
+        "hop(steps=9,radii=(2, 1),near=0.2)",
+    ]
+    assert short_heads(labels) == [
+        "pgd",
+        "pgd\nloss=\nmargin",
+        "hop\nradii=\n(12..1)",
+        "hop\nradii=\n(2..1)\nnear=\n0.2",
+    ]
+    assert short_heads(["cw(steps=9)", "fgsm"]) == ["cw", "fgsm"]
 
 
 def test_a_terminal_too_narrow_gets_the_narrowest_table() -> None:

@@ -79,17 +79,26 @@ def notes_text(rows: pd.DataFrame, width: int) -> str:
 def short_heads(labels: list[str]) -> list[str]:
     """Attack labels on short lines, with the parameters that tell attacks of one name apart.
 
-    "pgd", "pgd(loss=margin)", "cw(steps=9)" -> "pgd", "pgd / loss= / margin", "cw".
+    "pgd", "pgd(loss=margin)", "cw(steps=9)" -> "pgd", "pgd / loss= / margin", "cw". Of a list of values the ends are shown.
     """
-    parts = [label.rstrip(")").partition("(") for label in labels]
-    options = [set(inside.split(",")) - {""} for _, _, inside in parts]
+    names = [label.partition("(")[0] for label in labels]
+    options = [_options(label) for label in labels]
     heads = []
-    for (name, _, inside), own in zip(parts, options, strict=True):
-        same = [other for (peer, _, _), other in zip(parts, options, strict=True) if peer == name]
+    for name, own in zip(names, options, strict=True):
+        same = [set(other) for peer, other in zip(names, options, strict=True) if peer == name]
         shared = set.intersection(*same)
-        lines = [_narrow(option) for option in inside.split(",") if option in own - shared]
+        lines = [_narrow(_LIST.sub(r"(\1..\2)", option)) for option in own if option not in shared]
         heads.append("\n".join([_narrow(name), *lines]))
     return heads if len(set(heads)) == len(heads) else [_narrow(label) for label in labels]
+
+
+_LIST: Final = re.compile(r"\(([^,()]+), (?:.*, )?([^,()]+)\)")
+
+
+def _options(label: str) -> list[str]:
+    """The options of a label: those of "a(b=1,c=(2, 3))" are "b=1" and "c=(2, 3)"."""
+    inside = label.partition("(")[2].removesuffix(")")
+    return re.split(r",(?! )", inside) if inside else []
 
 
 def plain(text: object) -> str:
