@@ -80,7 +80,7 @@ def standard(threat: Threat) -> list[Stage]:
 
     linf and l2 (version 4): 10 steps on the margin and on mifpe, ascents towards the likeliest classes (in l2 from far
     outside the ball inwards, and FAB), hops from the best point of what came near, and random search as a probe.
-    Few survivors cost over 500 passes, none more than 4,000, against some 9,760 of AutoAttack. l1: APGD, which comes in from
+    Most survivors cost 100 to 500 passes, none more than 5,000, against some 9,760 of AutoAttack. l1: APGD, which comes in from
     three times the radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the
     leading class and the nearest ones. spatial and corruptions: all there are. patch: noise, and ascent at ten
     places.

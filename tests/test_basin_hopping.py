@@ -26,14 +26,19 @@ def searched(attack: Attack, net: nn.Module, x: Tensor, y: Tensor, threat: Threa
     return oracle
 
 
-def test_passes_follow_the_margin(net: nn.Module, digits: Digits) -> None:
-    """Far samples get the first ascent alone, middling ones the second too, near ones hop as well."""
+def right_ones(net: nn.Module, digits: Digits) -> tuple[Tensor, Tensor, Tensor]:
+    """Correctly classified samples, their labels, and each class's logit minus the label's, (N, C)."""
     x, y = digits
     with torch.no_grad():
         logits = net(x)
     right = logits.argmax(1) == y
     x, y, logits = x[right], y[right], logits[right]
-    gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
+    return x, y, (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
+
+
+def test_passes_follow_the_margin(net: nn.Module, digits: Digits) -> None:
+    """Far samples get the first ascent alone, middling ones the second too, near ones hop as well."""
+    x, y, gaps = right_ones(net, digits)
     third = len(x) // 3  # the margin at x stays where it is; what it is a share of is made up
     share = torch.tensor([0.9] * third + [0.4] * third + [0.1] * (len(x) - 2 * third))
     attack = BasinHopping(
@@ -108,12 +113,7 @@ def test_a_sample_that_gains_nothing_stops_after_two_hops(net: nn.Module, digits
 
 
 def test_a_sample_within_a_hundredth_is_given_six_more_hops(net: nn.Module, digits: Digits) -> None:
-    x, y = digits
-    with torch.no_grad():
-        logits = net(x)
-    right = logits.argmax(1) == y
-    x, y, logits = x[right], y[right], logits[right]
-    gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
+    x, y, gaps = right_ones(net, digits)
     share = torch.tensor([0.5] * 20 + [0.009] * (len(x) - 20))  # of the clean margin, made up
     attack = BasinHopping(
         steps=1, targets=1, odi_steps=0, radii=(1,), hops=12, hop_steps=1, hop_odi_steps=0, push=0, near=None

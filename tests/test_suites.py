@@ -66,7 +66,7 @@ def test_no_sample_costs_more_than_is_stated(
     eps = {"linf": "0.05", "l2": "0.25"}[norm]
     verdicts = robust.evaluate(net, digits, threat=f"{norm}:{eps}", suite="standard", device="cpu").verdicts
     spent = verdicts.forwards + verdicts.backwards
-    assert spent.max() <= 4000
+    assert spent.max() <= 5000
     standing = spent[verdicts.status == "survived"]
     assert standing.median() < 600
     assert standing.median() < standing.max()
