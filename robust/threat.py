@@ -180,6 +180,7 @@ def _shrink_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
 
     The sum falls piecewise linearly in t. Newton's steps from either side, halving what brackets t where one leaves it,
     are on the right piece after a few rounds, where sorting the ends of the pieces takes several times as long.
+    The sum may end 1e-5 of eps short of it, and then so may a value.
     """
     rest, kept = size, torch.minimum(size, room)
     whole = kept.sum(1, keepdim=True)

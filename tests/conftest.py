@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from robust.cli import main
@@ -18,6 +19,10 @@ from robust.cli import main
 if os.environ.get("PYTEST_XDIST_WORKER"):  # a core each: threads that compete slow each other down
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+
+# With CI set a commit's properties are tried on the same examples each time; elsewhere on fresh ones.
+settings.register_profile("robust", deadline=None, max_examples=60, derandomize="CI" in os.environ)
+settings.load_profile("robust")
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 DEVICES = ["cpu", GPU]

