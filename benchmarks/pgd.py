@@ -21,7 +21,7 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from robust import engine
+from robust import engine, memory
 from robust.attacks import PGD
 from robust.oracle import Oracle
 from robust.run import WAVE
@@ -72,7 +72,7 @@ def compare(name: str, model: nn.Module, x: Tensor, y: Tensor, repeats: int, *, 
     model.eval()
     target = Target(model, device="cpu")
     with target:
-        search, name_of = engine.fastest(target, x, y) if slow else (target, engine.PLAIN)
+        search, name_of = engine.fastest(target, x, y, len(x)) if slow else (target, engine.PLAIN)
         best = search.pick_micro_batch(lambda size: x[torch.arange(size) % len(x)], len(x))
     batches = [size for size in PEER_BATCHES if size <= len(x)]
     peer_batch = min(batches, key=lambda size: clock(lambda: theirs(model, x, y, size, STEPS // 8)))
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--cifar-images", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    engine.keep_freed_memory()  # for both: what it gains is not counted as ours
+    memory.keep_freed_memory()  # for both: what it gains is not counted as ours
     digits = load_data("builtin:mnist5k:test").limit(options.images)
     mnist = load_model("builtin:mnist-cnn")
     resnet = load_model("builtin:cifar-resnet18")

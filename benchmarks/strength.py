@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from train import HERE, NETS
 
-from robust import engine
+from robust import memory
 from robust.attacks import ATTACKS, Attack, make_attack
 from robust.ledger import Ledger
 from robust.oracle import Oracle
@@ -318,7 +318,7 @@ def main() -> None:
     torch.set_num_threads(
         1
     )  # seconds are those of the processor: what else runs on the machine is not in them
-    engine.keep_freed_memory()  # for all: what it gains is not counted as ours
+    memory.keep_freed_memory()  # for all: what it gains is not counted as ours
     originals = advlib.register()
     for norm in options.norm or list(CASES):
         start = time.perf_counter()

@@ -90,10 +90,12 @@ def public_autoattack(
 
     norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
     attack = AutoAttack(
-        model, norm=norm, eps=threat.radius, version="standard", device="cpu", verbose=False, seed=seed
+        model, norm=norm, eps=threat.radius, version="standard", device=x.device, verbose=False, seed=seed
     )
     attack.attacks_to_run = list(components) or attack.attacks_to_run
-    return measured(model, x, y, lambda: attack.run_standard_evaluation(x, y, bs=250))
+    return measured(
+        model, x, y, lambda: attack.run_standard_evaluation(x, y, bs=250 if x.device.type == "cpu" else 500)
+    )
 
 
 def torchattacks_autoattack(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Measured:

@@ -115,6 +115,8 @@ class Oracle:
         self._rows = torch.arange(len(x), device=x.device)
         self._ball: tuple[Tensor, Tensor] | None = None  # ends of the live rows' linf ball within the box
         self._projected: tuple[Tensor, int] | None = None  # what `project` gave last, and its version then
+        # What a blurred copy gave as gap where the judge saw no break, at its highest.
+        self._denied = torch.full((len(x),), -torch.inf, device=x.device)
         self._states: list[State] = []
         self._leaving: Tensor | None = None  # live rows that go at the next step
         self._pausing: Tensor | None = None  # live rows that sit out the current loop
@@ -287,7 +289,8 @@ class Oracle:
 
         def logits(x: Tensor) -> Tensor:
             with torch.set_grad_enabled(self._access == "gradient" and torch.is_grad_enabled()):
-                out = torch.cat([self._target.logits(part) for part in x.split(self._micro_batch)])
+                lent = self._target.retraceable
+                out = torch.cat([lent.logits(part) for part in x.split(self._micro_batch)])
             if self._access != "decision":
                 return out
             return torch.nn.functional.one_hot(out.argmax(1), out.shape[1]).to(out.dtype)
@@ -330,7 +333,7 @@ class Oracle:
     def _jacobian(self, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Jacobian]:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            logits = self._target.logits(x)
+            logits = self._target.retraceable.logits(x)
             gaps, classes = (
                 (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf).topk(count)
             )
@@ -377,20 +380,52 @@ class Oracle:
         place = None if self._is_inside(x_adv) else self.threat.measure(x_adv, self.x)
         gaps = logits - logits.gather(1, self.y[:, None])
         gaps = gaps.scatter_(1, self.y[:, None], -torch.inf)
-        gap = gaps.amax(1)
+        lead = gaps.amax(1)
+        if self._target.blur:
+            lead, gaps = self._allow_for_blur(logits, lead, gaps)
+        if not bool(((lead <= 0) & (lead > -torch.inf)).all()):  # not all right and finite
+            gaps = self._look_closer(x_adv, logits, gaps, lead, place)
         self._note_gaps(gaps if place is None else gaps.masked_fill(~place[0][:, None], -torch.inf))
-        if bool(((gap <= 0) & (gap > -torch.inf)).all()):  # right and finite, all of them
-            return
-        done = ~gap.isfinite()
+
+    def _allow_for_blur(self, logits: Tensor, lead: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
+        """What the copy may be wrong about is for the judge to say, once: for the leads that it denied, and lower ones."""
+        doubt = self._target.blur * (logits.amax(1) - logits.amin(1))
+        known = lead <= self._denied[self._rows]
+        return torch.where(known, -doubt, lead + doubt), torch.where(known[:, None], gaps.clamp_max(0), gaps)
+
+    def _look_closer(
+        self, x_adv: Tensor, logits: Tensor, gaps: Tensor, lead: Tensor, place: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Mark rows that are broken or failed.
+
+        Returns:
+            the gaps, at most 0 where the copy's blur explains that the judge denies a claim.
+        """
+        done = ~lead.isfinite()
         if bool(done.any()):
             done &= ~logits.isfinite().all(1)
+            done = self._fails(x_adv, done)
             self._ledger.failed[self._rows[done]] = True
-        wrong = ((gap > 0) & ~done).nonzero().squeeze(1)
+        wrong = ((lead > 0) & ~done).nonzero().squeeze(1)
         if len(wrong):
-            found = self._keep(x_adv, wrong, place)
+            gap = gaps.amax(1)
+            found, denied = self._keep(x_adv, wrong, gap[wrong] > 0, place)
             if not self._minimize:
                 done = done.index_copy(0, wrong, found)
+            excused = wrong[denied & (2 * gap[wrong] <= lead[wrong])]  # within the blur, which is lead - gap
+            gaps[excused] = gaps[excused].clamp_max(0)
+            if not self._minimize:  # which may ask about a nearer point that is no surer
+                self._denied[self._rows[excused]] = gap[excused]
         self._leaving = done if self._leaving is None else self._leaving | done
+        return gaps
+
+    def _fails(self, x_adv: Tensor, failed: Tensor) -> Tensor:
+        """Which rows fail ((N,) bool): of those that a copy of the model fails on, those that the judge does."""
+        if self._judge is None or not bool(failed.any()):
+            return failed
+        with torch.no_grad():
+            fine = self._judge.logits(x_adv[failed]).isfinite().all(1)
+        return failed.masked_scatter(failed, ~fine)
 
     def _is_inside(self, x_adv: Tensor) -> bool:
         """Whether that is known without measuring: by the attack's word, or as what `project` gave last."""
@@ -408,13 +443,19 @@ class Oracle:
         else:
             ledger.gaps[self._rows] = ledger.gaps[self._rows].fmax(gaps)
 
-    def _keep(self, x_adv: Tensor, wrong: Tensor, place: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Keep adversarial points that are nearer than before; tell which of them lie inside the threat.
+    def _keep(
+        self, x_adv: Tensor, wrong: Tensor, sure: Tensor, place: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keep adversarial points that are nearer than before; tell which lie inside the threat, and which are none.
 
         Args:
             x_adv: (N, ...).
-            wrong: the misclassified among the live rows, (M,) int64.
+            wrong: the misclassified among the live rows, or what may be, (M,) int64.
+            sure: which are by the target's word, (M,) bool.
             place: `Threat.measure` of x_adv where that is known.
+
+        Returns:
+            (M,) bool each; the judge's word is the last.
         """
         rows, ledger = self._rows[wrong], self._ledger
         inside, distance = (
@@ -422,14 +463,17 @@ class Oracle:
             if place is None
             else (place[0][wrong], place[1][wrong])
         )
+        denied = torch.zeros_like(inside)
         if self._judge is not None:
+            claimed, distance = inside, distance.masked_fill(~(inside | sure), torch.inf)
             inside, distance = self._confirm(self._judge, x_adv, wrong, inside, distance)
+            denied = claimed & ~inside
         nearer = (distance < ledger.distance[rows]).nonzero().squeeze(1)
         if len(nearer):
             ledger.distance[rows[nearer]] = distance[nearer]
             ledger.x_adv[rows[nearer]] = x_adv[wrong[nearer]].detach()
         ledger.broken[rows] |= inside
-        return inside
+        return inside, denied
 
     def _confirm(
         self, judge: Target, x_adv: Tensor, wrong: Tensor, inside: Tensor, distance: Tensor

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robust import diagnose, engine
+from robust import diagnose, engine, memory
 from robust.attacks import Attack, Square
 from robust.audit import audit
 from robust.diagnose import Check, Finding
@@ -114,7 +114,7 @@ class Run:
         self._examples = Kept("adversarial examples")
         self._micro_batch = settings.micro_batch or 0
         self._differentiable = True
-        self._held = engine.give_back(0)  # bytes that the process holds, without what waits to be used again
+        self._held = memory.give_back(0)  # bytes that the process holds, without what waits to be used again
 
     # -- before the attacks ---------------------------------------------------------------------
 
@@ -156,9 +156,9 @@ class Run:
     def _choose_engine(self, x: Tensor, y: Tensor) -> None:
         """The copy of the model to search with, where one is asked for or wins."""
         if self.target.device.type == "cpu":
-            engine.keep_freed_memory()
+            memory.keep_freed_memory()
         if self.settings.precision == "bfloat16":
-            self.search, self.engine = engine.half(self.search), "bfloat16"
+            self.search, self.engine = engine.half(self.search, x, y), "bfloat16"
         elif self.settings.precision == "auto" and self._differentiable and not self.findings:
             self.search, self.engine = engine.fastest(self.search, x, y, len(self.whole))
 
@@ -313,7 +313,7 @@ class Run:
             if self.interrupted:
                 break
             done += len(wave)
-            self._held = engine.give_back(self._held)
+            self._held = memory.give_back(self._held)
             try:
                 self._tell(attack.label, done, len(rows))
             except KeyboardInterrupt:  # as within the attack

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class Target:
         device: "auto" (CUDA where there is one), or any torch device.
         probabilities: the model returns probabilities; the target gives their logarithm. Set by
             `evaluate` when it finds that out by itself.
+        tf32: let a GPU round to TensorFloat-32 as its settings allow. Else it computes in float32: that is several
+            times slower, and what a verdict is worth.
 
     Raises:
         InputError: unusable device or normalisation.
@@ -47,6 +49,9 @@ class Target:
     """
 
     draws: int = 1  # forward passes of the model that an answer takes
+    blur: float = (
+        0.0  # how far logits may be off those of the model itself, of their spread: for copies of it
+    )
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class Target:
         probabilities: bool = False,
         size: tuple[int, int] | None = None,
         preprocessing: Preprocessing | None = None,
+        tf32: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ModelError(
@@ -71,6 +77,8 @@ class Target:
         self.probabilities = probabilities
         self.size, self.preprocessing = size, preprocessing
         self._mean, self._std = _moments(normalize, self.device)
+        self._tf32 = tf32
+        self._retraceable: Target | None = None
         self._restore: list[Callable[[], object]] = []
         self._depth = 0
 
@@ -92,6 +100,10 @@ class Target:
                 parameter.requires_grad_(False)
         if self.device.type == "cpu":
             self._restore.append(partial(strided.restore, strided.quicken(self.model)))
+        elif self.device.type == "cuda" and not self._tf32:
+            convolutions, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+            self._restore.append(_without_tf32(convolutions, getattr(convolutions, "conv", None)))
+            self._restore.append(_without_tf32(matmul, matmul))
         return self
 
     def __exit__(
@@ -121,6 +133,11 @@ class Target:
     def searcher(self) -> Self:
         """The target that attacks are to ask: itself, unless judging takes more than searching."""
         return self
+
+    @property
+    def retraceable(self) -> Target:
+        """What to ask where one pass is to go backward several times: itself, unless it is a copy that cannot."""
+        return self if self._retraceable is None else self._retraceable
 
     def as_module(self) -> nn.Module:
         """The model as a module of inputs in bounds: itself, or behind the scaling and normalisation.
@@ -269,6 +286,20 @@ def resolve_device(device: str | torch.device) -> torch.device:
         if str(resolved) == "cuda":
             resolved = torch.device("cuda", torch.cuda.current_device())
     return resolved
+
+
+def _without_tf32(backend: Any, newer: Any) -> Callable[[], object]:
+    """Have a backend compute in float32; returns what sets it back.
+
+    Args:
+        newer: where newer versions of torch keep the setting; where it was made there, the older one cannot be read.
+    """
+    try:
+        before = backend.allow_tf32
+    except RuntimeError:
+        before = newer.fp32_precision == "tf32"
+    backend.allow_tf32 = False
+    return partial(setattr, backend, "allow_tf32", before)
 
 
 def _moments(normalize: Normalization | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from toy import ENOUGH
 
 import robust
-from robust import engine
+from robust import copies, engine, memory
 from robust.audit import audit
 from robust.losses import margin
 from robust.oracle import Oracle
@@ -48,8 +48,9 @@ def residual(digits: Digits) -> nn.Module:
 def test_changed_copies_compute_the_same(residual: nn.Module, digits: Digits, change: str) -> None:
     x, y = digits
     with Target(residual, device="cpu") as target:
-        twin = target.twin(engine._changes(residual, x)[change]())
-        assert engine._same(engine._look(target, x, y), engine._look(twin, x, y))
+        twin = target.twin(engine._changes(residual, x)[0][change]())
+        assert engine._checked(twin, engine._look(target, x, y), x, y) is twin
+        assert twin.blur == 0
         torch.testing.assert_close(twin.logits(x), target.logits(x), rtol=1e-4, atol=1e-4)
     assert ("folded" in change) == (not any(isinstance(m, nn.BatchNorm2d) for m in twin.model.modules()))
     assert any(isinstance(m, nn.BatchNorm2d) for m in residual.modules()), "the caller's model was changed"
@@ -72,8 +73,8 @@ class Straight(nn.Module):
 def test_a_copy_with_other_gradients_is_refused(residual: nn.Module, digits: Digits) -> None:
     x, y = digits
     with Target(Straight(residual), device="cpu") as target:
-        folded = target.twin(engine._changes(target.model, x)["folded"]())
-        assert not engine._same(engine._look(target, x, y), engine._look(folded, x, y))
+        folded = target.twin(engine._changes(target.model, x)[0]["folded"]())
+        assert engine._checked(folded, engine._look(target, x, y), x, y) is None
 
 
 def test_a_copy_is_taken_only_where_it_is_faster(
@@ -109,7 +110,7 @@ def test_what_cannot_be_traced_is_searched_as_it_is(digits: Digits) -> None:
 
     model = Branching().eval()
     with pytest.raises(Exception, match="control flow"):
-        engine._changes(model, digits[0])["folded"]()
+        engine._changes(model, digits[0])[0]["folded"]()
     report = robust.evaluate(model, digits, threat="linf:0.1", suite="quick", device="cpu")
     assert "folded" not in report.engine
 
@@ -158,27 +159,185 @@ def test_memory_is_kept_once_and_quietly(monkeypatch: pytest.MonkeyPatch) -> Non
             asked.append((parameter, value))
             return 1
 
-    monkeypatch.setattr(engine.ctypes, "CDLL", lambda _: Libc())
-    monkeypatch.setattr(engine.sys, "platform", "linux")
-    engine._set_malloc_thresholds.cache_clear()
-    engine.keep_freed_memory()
-    engine.keep_freed_memory()
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: Libc())
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    memory._set_malloc_thresholds.cache_clear()
+    memory.keep_freed_memory()
+    memory.keep_freed_memory()
     assert sorted(parameter for parameter, _ in asked) == [-3, -1]
-    monkeypatch.setattr(engine.ctypes, "CDLL", lambda _: object())  # a C library without mallopt
-    engine._set_malloc_thresholds.cache_clear()
-    engine.keep_freed_memory()
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())  # a C library without mallopt
+    memory._set_malloc_thresholds.cache_clear()
+    memory.keep_freed_memory()
     assert len(asked) == 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
 def test_memory_that_has_gathered_is_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    held = engine._resident()
+    held = memory._resident()
     assert held > 1 << 20
-    assert engine.give_back(held + 1) <= held + 1
+    assert memory.give_back(held + 1) <= held + 1
     trimmed = []
     library = type("Library", (), {"malloc_trim": lambda _, pad: trimmed.append(pad)})()
-    monkeypatch.setattr(engine.ctypes, "CDLL", lambda _: library)
-    engine.give_back(engine._resident())
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: library)
+    memory.give_back(memory._resident())
     assert trimmed == []
-    engine.give_back(0)
+    memory.give_back(0)
     assert trimmed == [0]
+
+
+@pytest.fixture
+def smooth(residual: nn.Module) -> nn.Module:
+    """Without kinks, at which a gradient may be one or the other."""
+
+    class Smooth(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(self.bn1(self.conv1(x)))
+            out: Tensor = self.head((y + self.bn2(self.conv2(y))).flatten(1))
+            return out
+
+    model = Smooth().eval()
+    model.load_state_dict(residual.state_dict())
+    return model
+
+
+@pytest.fixture
+def anything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_PASS_WORTH", {"cpu": 0.0, "cuda": 0.0})
+    monkeypatch.setattr(engine, "_WORTH", 100.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("anything_pays")
+def test_a_gpu_searches_in_half_precision_and_graphs(smooth: nn.Module, digits: Digits) -> None:
+    x, y = (t.to("cuda") for t in digits)
+    with Target(smooth, device="cuda", normalize=(0.1, 0.3)) as target:
+        twin, name = engine.fastest(target, x, y, 1000)
+        assert "float16" in name
+        assert name.endswith("graphs")
+        assert 0 < twin.blur < 0.02
+        for rows in (1, 7, 24, 25, 200, 300):
+            part = (torch.arange(rows, device="cuda") % len(x)).flip(0)
+            seen, exact = (engine._look(t, x[part], y[part]) for t in (twin, target))
+            logits, gradients = engine._apart(exact, seen)
+            assert logits < 0.005
+            assert gradients < 0.02
+
+
+@pytest.mark.gpu
+def test_a_replay_answers_in_memory_of_its_own_and_goes_back_once(smooth: nn.Module, digits: Digits) -> None:
+    x, y = (t.to("cuda") for t in digits)
+    with Target(smooth, device="cuda") as target:
+        twin = copies.around(target, copies.Graphed(target.as_module(), x))
+        seen = engine._look(twin, x[:5], y[:5])
+        kept = [t.clone() for t in seen]
+        engine._look(twin, x[5:10], y[5:10])
+        exact = engine._look(target, x[:5], y[:5])
+        for replayed, copied, plain in zip(seen, kept, exact, strict=True):
+            assert torch.equal(replayed, copied)
+            torch.testing.assert_close(replayed, plain, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            torch.testing.assert_close(twin.logits(x[:7]), target.logits(x[:7]), rtol=1e-4, atol=1e-5)
+        few = x[:5].clone().requires_grad_()
+        first = twin.logits(few).sum()
+        torch.autograd.grad(first, few, retain_graph=True)
+        with pytest.raises(RuntimeError, match="twice"):
+            torch.autograd.grad(first, few)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("anything_pays")
+def test_what_goes_back_several_times_is_not_replayed(smooth: nn.Module, digits: Digits) -> None:
+    x, y = (t.to("cuda") for t in digits)
+    jacobians = []
+    with Target(smooth, device="cuda") as target:
+        for on in (engine.fastest(target, x, y, 1000)[0], target):
+            oracle = Oracle(on, x, y, torch.arange(len(x), device="cuda"), Threat("l2", "1"), judge=target)
+            jacobians.append(oracle.jacobian(x, 9).gradients.sum(1).flatten(1))  # whatever their order
+    assert float(torch.cosine_similarity(*jacobians).min()) > 0.99
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("anything_pays")
+def test_what_cannot_be_recorded_is_run(residual: nn.Module, digits: Digits) -> None:
+    class Asking(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * (1 if x.sum().item() > -1 else 2)
+
+    model = Asking().eval()
+    model.load_state_dict(residual.state_dict())
+    with Target(model, device="cuda") as target:
+        x, y = (t.to("cuda") for t in digits)
+        twin, name = engine.fastest(target, x, y, 1000)
+        assert "graphs" not in name
+        assert twin.logits(x).isfinite().all()
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_in_float32_and_its_settings_come_back(net: nn.Module) -> None:
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        with Target(net, device="cuda"):
+            assert not any(backend.allow_tf32 for backend in backends)
+            with Target(net, device="cuda", tf32=True):
+                assert not any(backend.allow_tf32 for backend in backends)
+        assert all(backend.allow_tf32 for backend in backends)
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.allow_tf32 = value
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("anything_pays")
+@pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.7"])
+def test_a_gpu_comes_to_the_verdicts_of_the_cpu(net: nn.Module, digits: Digits, threat: str) -> None:
+    x, y = (torch.cat([t] * 3) for t in digits)
+    cpu = robust.evaluate(net, (x, y), threat=threat, device="cpu")
+    cuda = robust.evaluate(net, (x, y), threat=threat, device="cuda")
+    differ = int((cpu.verdicts.status != cuda.verdicts.status).sum())
+    print(f"{threat}: {differ} of {len(x)} verdicts differ; {cuda.engine}")
+    assert "graphs" in cuda.engine
+    assert differ <= len(x) // 25
+    assert cuda.findings == []
+
+
+def test_what_a_blurred_copy_may_be_wrong_about_is_for_the_judge_to_say(
+    net: nn.Module, digits: Digits
+) -> None:
+    """A copy a little too confident sees no break where the model does; with its blur known, the judge is asked."""
+    x, y = digits
+    x, y = x[net(x).argmax(1) == y], y[net(x).argmax(1) == y]
+    threat = Threat("linf", "0.1")
+
+    class Shy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = net(x)
+            return logits + 0.01 * (logits.amax(1) - logits.amin(1))[:, None] * nn.functional.one_hot(y, 10)
+
+    with Target(net, device="cpu") as target:
+        near = _at_the_boundary(target, x, y, threat)
+        found = {}
+        for blur in (0.0, 0.02):
+            copy = target.twin(Shy())
+            copy.blur = blur
+            oracle = Oracle(copy, x, y, torch.arange(len(x)), threat, judge=target)
+            oracle.logits(near)
+            found[blur] = oracle.ledger.broken
+        wrong = target.logits(near).argmax(1) != y
+    assert int(found[0.0].sum()) < int(wrong.sum())
+    assert torch.equal(found[0.02], wrong)
+
+
+def _at_the_boundary(target: Target, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    """Points a hair over the decision boundary, where the ball reaches it: between a break and x."""
+    oracle = Oracle(target, x, y, torch.arange(len(x)), threat)
+    for _ in oracle.steps(1):
+        gradient = oracle.gradient(x, margin).gradient
+        far = threat.project(x + gradient.sign(), x)
+    low, high = torch.zeros(len(x), 1, 1, 1), torch.ones(len(x), 1, 1, 1)
+    for _ in range(12):
+        middle = (low + high) / 2
+        wrong = (target.logits(x + middle * (far - x)).argmax(1) != y).view(-1, 1, 1, 1)
+        low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
+    return x + high * (far - x)

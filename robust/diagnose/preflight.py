@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from robust import engine
+from robust import copies
 from robust.diagnose import checks, slope
 from robust.diagnose.checks import Finding
 from robust.eot import EOT
@@ -211,7 +211,7 @@ def _slopes(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: P
 
 def _blocked(target: Target, x: Tensor, y: Tensor, seen: Preflight) -> bool:
     """Do gradients change from the faces of the box to just inside, as behind a clamp?"""
-    inward = engine.off_faces(x, target.bounds)
+    inward = copies.off_faces(x, target.bounds)
     if type(target).logits is not Target.logits or bool((inward == x).all()):
         return False
     gradients = []
