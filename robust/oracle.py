@@ -383,7 +383,7 @@ class Oracle:
         lead = gaps.amax(1)
         if self._target.blur:
             lead, gaps = self._allow_for_blur(logits, lead, gaps)
-        if not bool(((lead <= 0) & (lead > -torch.inf)).all()):  # not all right and finite
+        if not bool(((lead <= 0) & logits.sum(1).isfinite()).all()):  # not all right and finite
             gaps = self._look_closer(x_adv, logits, gaps, lead, place)
         self._note_gaps(gaps if place is None else gaps.masked_fill(~place[0][:, None], -torch.inf))
 
@@ -401,9 +401,8 @@ class Oracle:
         Returns:
             the gaps, at most 0 where the copy's blur explains that the judge denies a claim.
         """
-        done = ~lead.isfinite()
+        done = ~logits.isfinite().all(1)
         if bool(done.any()):
-            done &= ~logits.isfinite().all(1)
             done = self._fails(x_adv, done)
             self._ledger.failed[self._rows[done]] = True
         wrong = ((lead > 0) & ~done).nonzero().squeeze(1)
@@ -468,6 +467,8 @@ class Oracle:
             claimed, distance = inside, distance.masked_fill(~(inside | sure), torch.inf)
             inside, distance = self._confirm(self._judge, x_adv, wrong, inside, distance)
             denied = claimed & ~inside
+        if not self._stays_inside:  # a point outside the box is none, however near
+            distance = distance.masked_fill(~self.threat.in_box(x_adv[wrong]), torch.inf)
         nearer = (distance < ledger.distance[rows]).nonzero().squeeze(1)
         if len(nearer):
             ledger.distance[rows[nearer]] = distance[nearer]

@@ -297,6 +297,7 @@ class Run:
         start, done = time.perf_counter(), 0
         while done < len(rows):
             wave = rows[done : done + self._wave(attack, len(rows) - done)]
+            broke = entry["broke"]
             try:
                 tick = self._watch(attack, done, len(wave), len(rows))
                 self._attack_wave(attack, wave, entry, tick, cascade=cascade)
@@ -311,6 +312,7 @@ class Run:
                     self._micro_batch //= 2
                     continue
             if self.interrupted:
+                entry["errors"] += len(rows) - done - (entry["broke"] - broke)
                 break
             done += len(wave)
             self._held = memory.give_back(self._held)
@@ -318,6 +320,7 @@ class Run:
                 self._tell(attack.label, done, len(rows))
             except KeyboardInterrupt:  # as within the attack
                 self.interrupted = True
+                entry["errors"] += len(rows) - done
                 break
         self.rose = self.margin > before
         entry["survived"] = max(0, len(rows) - entry["broke"] - entry["errors"])
@@ -367,6 +370,7 @@ class Run:
         hurt = self.status == SURVIVED
         self.status[hurt] = ERROR
         self._note_failure("interrupted", f"{int(hurt.sum())} samples were not attacked to the end")
+        self._find(diagnose.INTERRUPTED, f"{int(hurt.sum())} samples were not attacked to the end")
 
     def _attack_wave(
         self,
@@ -442,7 +446,7 @@ class Run:
     def _crash(self, attack: Attack, rows: Tensor, entry: dict[str, Any]) -> None:
         hurt = rows[self.status[rows] == SURVIVED]
         self.status[hurt] = ERROR
-        entry["errors"] += len(hurt)
+        entry["errors"] += len(rows)
         self._note_failure(attack.label, f"crashed on {len(rows)} samples:\n{traceback.format_exc()}")
         self._find(diagnose.CRASH, f"{attack.label} crashed")
 

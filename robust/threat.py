@@ -20,6 +20,7 @@ _ROUNDS: Final = 40  # seen: 26 at most where float32 can tell, most often 4
 _PATIENCE: Final = 12  # rounds, after which every other halves the bracket
 _MOST: Final = torch.finfo(torch.float32).max
 TOLERANCE: Final = 1e-6  # float32 rounding of x + (x_adv - x); some 4e-8 was seen
+_ROUNDING: Final = 2**-22  # of the larger end of the box
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,24 @@ class Threat:
     def contains(self, x_adv: Tensor, x: Tensor, *, tolerance: float = TOLERANCE) -> Tensor:
         """Whether x_adv is finite, in the box and in the ball, up to `tolerance`: -> (N,) bool.
 
-        The tolerance is absolute per value; for l2 and l1, which add values up, relative to eps too.
+        The tolerance is in units of the box's larger end or, for l2 and l1, which add values up, of eps; never more
+        than a thousandth of eps and what rounding takes.
         """
         return self.measure(x_adv, x, tolerance=tolerance)[0]
 
     def measure(self, x_adv: Tensor, x: Tensor, *, tolerance: float = TOLERANCE) -> tuple[Tensor, Tensor]:
         """`contains` and `distance` together: both (N,)."""
-        radius = self.radius
-        slack = tolerance * max(1.0, radius)
-        low, high = self.bounds
-        flat = x_adv.flatten(1)
-        inside = (flat.amin(1) >= low - tolerance) & (flat.amax(1) <= high + tolerance)  # False for NaN
+        ends = max(1.0, *map(abs, self.bounds))
+        slack = min(tolerance * max(ends, self.radius), 1e-3 * self.radius + _ROUNDING * ends)
         distance = self.distance(x_adv, x)
-        return inside & (distance <= radius + slack), distance
+        return self.in_box(x_adv, tolerance=tolerance) & (distance <= self.radius + slack), distance
+
+    def in_box(self, x_adv: Tensor, *, tolerance: float = TOLERANCE) -> Tensor:
+        """Whether all values are within the bounds, up to `tolerance` of the larger: -> (N,) bool, False for NaN."""
+        low, high = self.bounds
+        slack = tolerance * max(1.0, abs(low), abs(high))
+        flat = x_adv.flatten(1)
+        return (flat.amin(1) >= low - slack) & (flat.amax(1) <= high + slack)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The nearest point (Euclidean) to x_adv in ball and box together: (N, ...) -> (N, ...).

@@ -22,6 +22,7 @@ from robust.errors import (
     UnknownNameError,
     UnsupportedError,
 )
+from robust.evaluation import Interrupted
 from robust.oracle import Access, Oracle
 from robust.report import Report
 from robust.sources import Samples
@@ -181,6 +182,60 @@ def test_nan_is_an_error_of_its_sample(net: nn.Module, digits: Digits) -> None:
     assert report.verdicts.status.tolist().count("error") == 1
     assert report.verdicts.status[3] == "error"
     assert {f["check"] for f in report.findings} >= {"non-finite"}
+
+
+@pytest.mark.parametrize("suite", ["quick", "pgd"])
+def test_an_infinite_logit_is_an_error_though_another_class_leads(
+    net: nn.Module, digits: Digits, suite: str
+) -> None:
+    """What is misclassified there is no proof of a break, and what is not is none of robustness."""
+
+    class Holed(nn.Module):
+        """The unlikeliest class is -inf off the pixel grid."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = net(x)
+            off = ((x * 16).round() / 16 - x).abs().flatten(1).amax(1) > 1e-4
+            holed = logits.scatter(1, logits.detach().argmin(1, keepdim=True), -torch.inf)
+            return torch.where(off[:, None], holed, logits)
+
+    report = evaluate(Holed(), digits, suite=suite, threat="linf:0.2")
+    assert report.statuses["survived"] == 0
+    assert report.statuses["error"] > 50
+    assert report.trust == "unreliable"
+    assert sum(entry["rejected"] for entry in report.attacks) == 0
+
+
+def test_a_crash_is_no_survival_in_an_attacks_own_count(net: nn.Module, digits: Digits) -> None:
+    report = evaluate(net, digits, suite=[FGSM(), Crashing()], cascade=False)
+    crashed = report.attacks[1]
+    assert (crashed["broke"], crashed["survived"]) == (0, 0)
+    assert crashed["errors"] == crashed["attacked"] == report.clean_correct
+
+
+class Impatient(Attack):
+    """Ctrl-C after its first point."""
+
+    name: ClassVar[str] = "impatient"
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+    access: ClassVar[Access] = "gradient"
+    paper: ClassVar[str] = "-"
+
+    def run(self, oracle: Oracle) -> Tensor:
+        PGD(steps=3).run(oracle)
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_is_no_survival_and_no_verdict_to_trust(net: nn.Module, digits: Digits) -> None:
+    with pytest.raises(Interrupted) as caught:
+        evaluate(net, digits, suite=[FGSM(), Impatient()], cascade=False)
+    report = caught.value.report
+    cut = report.attacks[1]
+    assert 0 < cut["broke"] < cut["attacked"]
+    assert (cut["survived"], cut["broke"] + cut["errors"]) == (0, cut["attacked"])
+    assert report.statuses["survived"] == 0
+    assert report.trust == "unreliable"
+    assert "interrupted" in {finding["check"] for finding in report.findings}
 
 
 def test_assert_robust_gives_the_evidence(net: nn.Module, digits: Digits) -> None:

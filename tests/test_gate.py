@@ -348,6 +348,16 @@ def test_a_baseline_needs_clean_verdicts(tmp_path: Path) -> None:
         compare(good, Baseline.of(good), confidence=2)
 
 
+def test_what_is_not_to_be_trusted_neither_holds_nor_is_held_against(tmp_path: Path) -> None:
+    masked = measure(Rounding(), samples(100, 1.0))
+    assert masked.trust == "unreliable"
+    found = compare(masked, Baseline.of(measure(Threshold(), samples(100, 1.0))))
+    assert found.outcome == "undecided"
+    assert "unreliable (zero-gradient" in found.reason
+    with pytest.raises(InputError, match="unreliable"):
+        Baseline.of(masked)
+
+
 def test_baseline_files_read_well(tmp_path: Path) -> None:
     Baseline.of(measure(Threshold(), samples(100, 0.5))).save(tmp_path / "b.json")
     text = (tmp_path / "b.json").read_text()

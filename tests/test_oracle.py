@@ -175,3 +175,18 @@ def test_an_attack_is_a_value() -> None:
     assert PGD(steps=3) == PGD(steps=3)
     assert isinstance(PGD(), Attack)
     assert PGD(loss="margin").label == "pgd(loss=margin)"
+
+
+def test_a_nearer_point_outside_the_box_displaces_none(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    class EitherWay(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            moved = x.flatten(1).mean(1).sub(0.02).abs()
+            return torch.stack([0.03 - moved, moved - 0.03], 1)
+
+    x, y = torch.full((3, 1, 2, 2), 0.02), torch.zeros(3, dtype=torch.int64)
+    with Target(EitherWay(), device="cpu") as target:
+        oracle = Oracle(target, x, y, torch.arange(3), Threat("linf", "0.1"), stays_inside=False)
+        oracle.logits(x - 0.05)
+        oracle.logits(x + 0.08)
+    assert oracle.ledger.broken.all()
+    assert torch.equal(oracle.ledger.x_adv, x + 0.08)

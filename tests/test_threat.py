@@ -183,3 +183,23 @@ def test_contains_refuses_nan_box_and_ball() -> None:
     x_adv = x + torch.tensor([[0.1, 0.1], [torch.nan, 0], [0.2, 0], [0.1 + 5e-7, 0]])
     assert Threat("linf", "0.1").contains(x_adv, x).tolist() == [True, False, False, True]
     assert Threat("linf", "1").contains(x + 0.6, x).tolist() == [False] * 4
+
+
+@given(st.integers(0, 10**6), st.sampled_from([(0.0, 255.0), (-1.0, 1.0), (0.0, 1.0), (-2.5, 3.0)]))
+def test_a_corner_of_the_ball_is_inside_whatever_the_box(seed: int, bounds: tuple[float, float]) -> None:
+    """A change of eps itself survives float32's rounding at the box's end, one of a hundredth more does not."""
+    low, high = bounds
+    generator = torch.Generator().manual_seed(seed)
+    x = low + (high - low) * (0.2 + 0.6 * torch.rand(20, 1, 6, 6, generator=generator))
+    eps = 4 / 255 * (high - low)
+    threat = Threat("linf", str(eps), bounds)
+    assert threat.contains(x + eps, x).all()
+    assert not threat.contains(x + 1.01 * eps, x).any()
+    assert not threat.contains(torch.full_like(x, high) + 1e-4 * (high - low), torch.full_like(x, high)).any()
+
+
+def test_a_tiny_ball_is_not_widened_many_times_over() -> None:
+    x = torch.full((1, 1, 4, 4), 0.5, dtype=torch.float64)
+    threat = Threat("linf", "1e-7")
+    assert threat.contains(x + 1e-7, x).all()
+    assert not threat.contains(x + 1e-6, x).any()

@@ -183,10 +183,17 @@ def test_a_clamp_in_front_hides_nothing(front: str, net: nn.Module, digits: tupl
     report = robust.evaluate(
         Wrap(net, BLOCKED[front]).eval(), digits, threat="linf:0.08", suite=ENOUGH, device="cpu"
     )
-    assert "inward" in report.engine
+    assert ("inward" in report.engine) == _blocks_at_zero(BLOCKED[front])
     assert plain.engine == "plain"
     assert report.statuses == plain.statuses
     assert report.findings == []
+
+
+def _blocks_at_zero(front: Callable[[Tensor], Tensor]) -> bool:
+    """Older versions of torch let the gradient through a clamp's ends."""
+    x = torch.zeros(1, requires_grad=True)
+    front(x).sum().backward()  # type: ignore[no-untyped-call]
+    return float(x.grad) == 0
 
 
 def test_a_clamp_behind_a_normalisation_hides_nothing(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

@@ -141,6 +141,12 @@ CRASH = _declare(
     detects="a bug in the attack or a model that cannot take every input of the box",
     advice="its samples count as errors: see failures",
 )
+INTERRUPTED = _declare(
+    "interrupted",
+    rule="the evaluation was stopped before the suite had passed over all samples",
+    detects="nothing about the model: what no attack had reached counts as an error",
+    advice="run it again to the end",
+)
 NO_START = _declare(
     "no-start",
     rule="a decision attack found no misclassified point to begin with for some samples (`unstarted` of its entry)",

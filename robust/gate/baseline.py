@@ -41,12 +41,16 @@ class Baseline(BaseModel):
         """The part of a report that later ones are held against.
 
         Raises:
-            InputError: samples ended in an error, or a gate stopped the suite early.
+            InputError: samples ended in an error, the verdict is unreliable, or a gate stopped the suite early.
         """
         if report.statuses["error"]:
             raise InputError(
                 f"baseline: {report.statuses['error']} samples ended in an error; "
                 "find out why before anything is compared with this"
+            )
+        if report.trust == "unreliable":
+            raise InputError(
+                f"baseline: the verdict is unreliable ({_named(report)}); nothing can be held against it"
             )
         table = report.verdicts
         return cls(
@@ -210,11 +214,17 @@ def _judge(report: Report, drop: float, p: float, max_drop: float, confidence: f
     points, accepted = f"{100 * drop:.3g} points", f"{100 * max_drop:.3g} accepted"
     if errors := report.statuses["error"]:
         return "undecided", f"{errors} samples ended in an error ({report.failures[0].splitlines()[0]})"
+    if drop <= max_drop + 1e-12 and report.trust == "unreliable":
+        return "undecided", f"robust accuracy held, but the verdict is unreliable ({_named(report)})"
     if drop <= max_drop + 1e-12:
         return "pass", f"robust accuracy fell by {points}, {accepted}" if drop > 0 else "robust accuracy held"
     if p < 1 - confidence:
         return "fail", f"robust accuracy fell by {points}, {accepted}"
     return "undecided", f"robust accuracy fell by {points}, {accepted}, which could be chance"
+
+
+def _named(report: Report) -> str:
+    return ", ".join(finding["check"] for finding in report.findings)
 
 
 def _refuse_unlike(report: Report, baseline: Baseline, name: str) -> None:
