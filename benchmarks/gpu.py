@@ -25,7 +25,7 @@ import verdict
 from torch import Tensor, nn
 
 import robust
-from robust import engine
+from robust import copies, engine
 from robust.attacks import PGD
 from robust.oracle import Oracle
 from robust.run import WAVE
@@ -120,6 +120,13 @@ def passes(name: str, target: Target, x: Tensor, y: Tensor) -> list[str]:
         wait(target.device)
         sought = time.perf_counter() - start
         ways[chosen] = [cost(search, x, y, rows) for rows in (32, 512)]
+        if target.device.type == "cuda":
+            half = copies.Cast(copies.channels_last(target.model), torch.float16)
+            start = time.perf_counter()
+            compiled = target.twin(torch.compile(half, dynamic=False))  # type: ignore[arg-type]
+            many = cost(compiled, x, y, 512)
+            compiling = time.perf_counter() - start
+            ways[f"channels_last, float16, torch.compile ({compiling:.0f} s)"] = [torch.nan, many]
     rows = [f"| {name} | {way} | {few:.1f} | {many:.1f} |" for way, (few, many) in ways.items()]
     return [*rows, f"| {name} | (seconds to choose) | | {sought:.1f} s |"]
 

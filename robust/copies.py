@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -92,7 +93,8 @@ class Graphed(nn.Module):
 
     def _record(self, size: int) -> Callable[[Tensor], Tensor]:
         sample = self._like.repeat(size, *([1] * (self._like.dim() - 1))).requires_grad_()
-        with torch.cuda.device(sample.device), torch.enable_grad():
+        with torch.cuda.device(sample.device), torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of streams that differ: recording takes one of its own
             recorded: Any = torch.cuda.make_graphed_callables(self.model.__call__, (sample,), pool=self._pool)
         self._recorded[size] = recorded
         return self._recorded[size]
