@@ -188,20 +188,23 @@ def _shrink_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     if bool(done.all()):
         return kept
     aim = torch.where(done, whole, eps * (1 - 2e-7))  # what rounding adds to the sum stays under eps
-    t = low = torch.zeros_like(aim)
+    t = low = nothing = torch.zeros_like(aim)
     high = size.amax(1, keepdim=True)
     for turn in range(_ROUNDS):
         over = whole - aim
         low, high = torch.where(over > 0, t, low), torch.where(over > 0, high, t)
-        falling = kept.eq_(rest).mul_(rest.sign()).sum(1, keepdim=True)
+        between = kept.eq_(rest)
+        if turn == 0:  # later, with t above 0, a value is 0 before it is clamped by chance alone
+            between.mul_(rest.sign())
+        falling = between.sum(1, keepdim=True)
         further, near = t + over / falling.clamp_min(1), over.abs() <= 1e-5 * aim
         astray = (falling == 0) | (further <= low) | (further >= high)
         if turn > _PATIENCE and turn % 2:
             astray = torch.ones_like(astray)
         t = torch.where(done, t, torch.where(near | ~astray, further, (low + high) / 2))
         done = done | near
-        rest = (size - t).clamp_min_(0)
-        kept = torch.minimum(rest, room)
+        rest = size - t
+        kept = torch.clamp(rest, nothing, room)
         whole = kept.sum(1, keepdim=True)
         if bool(done.all()):
             break

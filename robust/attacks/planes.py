@@ -7,6 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from robust.attacks.geometry import falling_order, rising
 from robust.threat import norm_of
 
 _ROUNDS: Final = 60  # seen: 15 at most
@@ -26,7 +27,7 @@ def project_on_plane(x: Tensor, w: Tensor, offset: Tensor, norm: str, bounds: tu
     up = (weight > 0) == (offset > 0)[:, None]
     weight, room = weight.abs(), torch.where(up, bounds[1] - base, base - bounds[0]).clamp_min_(0)
     if norm == "l1":
-        order = weight.argsort(1, descending=True)
+        order = falling_order(weight)
         gain = (weight * room).gather(1, order)
         missing = (goal - (gain.cumsum(1) - gain)).clamp_min_(0)
         part = (missing / gain.clamp_min(1e-30)).clamp_max_(1.0)
@@ -72,7 +73,7 @@ def plane_distance(x: Tensor, w: Tensor, offset: Tensor, norm: str, bounds: tupl
         base, weight = x.flatten(1), w.flatten(1)
         up = (weight > 0) == (offset > 0)[:, None]
         gain = weight.abs() * torch.where(up, bounds[1] - base, base - bounds[0])
-        reached = gain.sort(1, descending=True).values.cumsum(1)
+        reached = rising(gain).flip(1).cumsum(1)
         length = (reached < offset.abs()[:, None]).sum(1) + (offset.abs() / reached[:, -1]).clamp_max(0.999)
         return torch.where(offset == 0, 0.0, length)
     d = project_on_plane(x, w, offset, norm, bounds)
