@@ -102,7 +102,7 @@ class Oracle:
         self._minimize, self._observe = minimize, observe
         self._unbooked = [0, 0]  # passes of the live rows that the ledger does not show yet
         self._ball: tuple[Tensor, Tensor] | None = None  # ends of the live rows' linf ball within the box
-        self._projected: tuple[Tensor, int] | None = None  # what `project` gave last, and its version then
+        self._projected: tuple[Tensor, int] | None = None  # the last point vouched for, and its version then
 
     def __len__(self) -> int:
         """Live rows."""
@@ -216,7 +216,10 @@ class Oracle:
 
     def project(self, x_adv: Tensor) -> Tensor:
         """Nearest point inside the threat."""
-        point = self._project(x_adv)
+        return self.vouch(self._project(x_adv))
+
+    def vouch(self, point: Tensor) -> Tensor:
+        """The point, which lies inside the threat by the attack's word: unless it is changed, it is not measured."""
         self._projected = point, point._version
         return point
 
@@ -400,7 +403,7 @@ class Oracle:
         self._live.leave(done)
 
     def _is_inside(self, x_adv: Tensor) -> bool:
-        """Whether that is known without measuring: by the attack's word, or as what `project` gave last."""
+        """Whether that is known without measuring: by the attack's word, or of this point."""
         if self._stays_inside or self._projected is None:
             return self._stays_inside
         point, version = self._projected

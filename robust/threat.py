@@ -18,7 +18,7 @@ NORMS: Final = ("linf", "l2", "l1", "l0")
 KINDS: Final = (*NORMS, *FAMILIES)
 _ROUNDS: Final = 40  # seen: 26 at most where float32 can tell, most often 4
 _PATIENCE: Final = 12  # rounds, after which every other halves the bracket
-_MOST: Final = torch.finfo(torch.float32).max
+MOST: Final = torch.finfo(torch.float32).max
 TOLERANCE: Final = 1e-6  # float32 rounding of x + (x_adv - x); some 4e-8 was seen
 
 
@@ -135,7 +135,7 @@ def project(
         inside = (base + delta).clamp_(low, high).sub_(base)
         return (x + _keep_l0(delta, inside, radius).view_as(x)).clamp_(low, high)
     sign = delta.sign()  # and no masks: one costs more than ten of these
-    room = base.add(sign, alpha=min(high - low, _MOST)).clamp_(low, high).sub_(base).abs_()
+    room = base.add(sign, alpha=min(high - low, MOST)).clamp_(low, high).sub_(base).abs_()
     size = _shrink_l1(delta.abs_(), room, radius)
     return (x + sign.mul_(size).view_as(x)).clamp_(low, high)
 

@@ -77,7 +77,9 @@ def toward_set(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
 
 def brought_in(oracle: Oracle, point: Tensor) -> Tensor:
     """As `toward_set`, by the oracle's threat: (N, ...) -> (N, ...), in l2 not the nearest point of the set."""
-    return toward_set(point, oracle.x, oracle.threat) if oracle.threat.norm == "l2" else oracle.project(point)
+    if oracle.threat.norm != "l2":
+        return oracle.project(point)
+    return oracle.vouch(toward_set(point, oracle.x, oracle.threat))
 
 
 def random_start(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
