@@ -5,8 +5,9 @@ python benchmarks/train.py --out NETS && python benchmarks/strength.py --nets NE
 Table-driven: ours are whatever is registered for the norm; theirs are named in PEERS below. Each attack gets
 the number of steps or queries that costs about --passes forwards and backwards a sample (score and decision
 attacks: --queries forwards), found by measuring the cost of few and of more steps, and no sample may cost more.
-The samples are those that the model classifies correctly. Libraries get all of them as one batch. Results of a
-norm replace those of the same norm in the results file.
+The samples are those that the model classifies correctly. Libraries get all of them as one batch, and what counting
+their passes takes is taken off their seconds. Every attack runs with each of the seeds. Results of a norm replace
+those of the same norm in the results file.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from train import HERE, NETS
 
 from robust import memory
 from robust.attacks import ATTACKS, Attack, make_attack
+from robust.attacks.adapters import Meter
 from robust.ledger import Ledger
 from robust.oracle import Oracle
 from robust.sources import load_data, load_model
@@ -55,6 +57,13 @@ CASES = {
     "l0": (("mnist-l2", "15"), ("mnist-plain", "8"), ("cifar-silu-l2", "12")),
 }
 Entry = tuple[str, dict[str, Any]]
+SHARES = (
+    1 / 16,
+    1 / 8,
+    1 / 4,
+    1 / 2,
+    3 / 4,
+)  # of our steps, tried for the fewest that are as strong as a peer
 CW = {"binary_search_steps": 4, "initial_const": 1.0}
 PER_STEP = object()  # a step size of 2.5 / steps, in units of eps
 OURS: dict[str, list[dict[str, Any]]] = {  # variants beside the defaults; [] leaves an attack out
@@ -115,25 +124,48 @@ OTHERS: dict[str, list[Entry]] = {  # strong attacks that have no namesake here
 }  # fmt: skip
 
 
+HEAD = """\
+# Attacks at equal passes
+
+See `strength.py`. Robust accuracy among samples that the model classifies correctly, over all seeds; distances in the
+threat's norm. *broke*, *either* and *nearer* (by 1 % at least) count samples of the three models and all seeds
+together. Seconds are those of the processor, without what counting the peers' passes takes; ratios are medians over
+the models. Ours let a broken sample go, hence fewer passes. *overhead* is the seconds over what the model alone takes
+for as many forwards and backwards (a backward takes longer: up to twice a forward). *at their strength*: the seconds
+that ours takes with the fewest steps (of a sixteenth, an eighth, a quarter, half, three quarters or all) at which it
+breaks as many as the peer (minimum norm: and is as often the nearer one), over the peer's seconds."""
+
+
 @dataclass
 class Outcome:
-    """An attack on one model: who broke, how near, what it cost."""
+    """An attack on one model, with one seed or several in a row: who broke, how near, what it cost (a run, on average)."""
 
     broken: Tensor
     distance: Tensor
     passes: float
     seconds: float
-
-    @classmethod
-    def of(cls, ledger: Ledger, seconds: float) -> Outcome:
-        passes = (ledger.forwards + ledger.backwards).double().mean().item()
-        return cls(ledger.broken, ledger.distance.double(), passes, seconds)
+    alone: float  # seconds that the model alone takes for these forwards and backwards
 
     def cell(self, minimum_norm: bool) -> str:
         standing = 100 * (1 - self.broken.double().mean().item())
         median = self.distance.median().item()
         near = "-" if not minimum_norm else "none" if math.isinf(median) else f"{median:.3g}"
-        return f"{standing:.1f} | {near} | {self.passes:.0f} | {self.seconds:.2f}"
+        return f"{standing:.1f} | {near} | {self.passes:.0f} | {self.seconds:.2f} | {self.seconds / self.alone:.2f}"
+
+    @classmethod
+    def joined(cls, runs: list[Outcome]) -> Outcome:
+        """Several seeds' runs as one; the seconds are the median's, since a busy machine only adds to them."""
+        return cls(
+            torch.cat([run.broken for run in runs]),
+            torch.cat([run.distance for run in runs]),
+            statistics.mean(run.passes for run in runs),
+            statistics.median(run.seconds for run in runs),
+            statistics.mean(run.alone for run in runs),
+        )
+
+    def first(self, count: int) -> Outcome:
+        """The outcome of the first `count` samples."""
+        return replace(self, broken=self.broken[:count], distance=self.distance[:count])
 
 
 @dataclass
@@ -145,6 +177,7 @@ class Case:
     x: Tensor
     y: Tensor
     threat: Threat
+    row_seconds: tuple[float, float]  # of the model alone: a forward, a backward
 
     @classmethod
     def load(cls, name: str, norm: str, eps: str, options: argparse.Namespace) -> Case:
@@ -157,25 +190,78 @@ class Case:
         target = Target(model.eval(), device="cpu")
         with target, torch.no_grad():
             right = (target.logits(x).argmax(1) == y).nonzero().squeeze(1)[:count]
-        return cls(
-            f"{name}, {norm}:{eps}, {len(right)} images", target, x[right], y[right], Threat(norm, eps)
-        )
+        title = f"{name}, {norm}:{eps}, {len(right)} images"
+        return cls(title, target, x[right], y[right], Threat(norm, eps), row_seconds(target, x[right]))
 
     def run(
-        self, attack: Attack, budget: int | None, rows: slice = slice(None), shrink: bool = False
+        self,
+        attack: Attack,
+        budget: int | None,
+        rows: slice = slice(None),
+        *,
+        shrink: bool = False,
+        seed: int = 0,
     ) -> Outcome:
         """One attack; `shrink` makes the radius so small that nothing breaks."""
         x, y = self.x[rows], self.y[rows]
         threat = Threat(self.threat.norm, str(self.threat.radius * 1e-4)) if shrink else self.threat
         with self.target:
             oracle = Oracle(
-                self.target, x, y, torch.arange(len(x)), threat,
+                self.target, x, y, torch.arange(len(x)), threat, seed=seed,
                 purpose=attack.label, access=attack.access, micro_batch=len(x), budget=budget,
                 minimize=attack.minimum_norm, stays_inside=attack.stays_inside,
             )  # fmt: skip
-            start = time.process_time()
+            start = time.process_time() - metering.seconds
             attack(oracle)
-            return Outcome.of(oracle.ledger, time.process_time() - start)
+            return self._outcome(oracle.ledger, time.process_time() - metering.seconds - start)
+
+    def _outcome(self, ledger: Ledger, seconds: float) -> Outcome:
+        spent = ledger.forwards.sum().item(), ledger.backwards.sum().item()
+        alone = spent[0] * self.row_seconds[0] + spent[1] * self.row_seconds[1]
+        return Outcome(
+            ledger.broken, ledger.distance.double(), sum(spent) / len(ledger.broken), seconds, alone
+        )
+
+
+def row_seconds(target: Target, x: Tensor) -> tuple[float, float]:
+    """What a forward and a backward of the model alone take, a sample: the least of several."""
+    times = []
+    with target:
+        for _ in range(8):
+            point, start = x.clone().requires_grad_(), time.process_time()
+            out = target.logits(point).sum()
+            middle = time.process_time()
+            torch.autograd.grad(out, point)
+            times.append((middle - start, time.process_time() - middle))
+    return min(t[0] for t in times) / len(x), min(t[1] for t in times) / len(x)
+
+
+class Metering:
+    """What the hooks take that count the libraries' passes: no time of theirs."""
+
+    seconds = 0.0
+    _deep = False  # one of its methods asks another
+
+    def begin(self) -> None:
+        for name in ("_count", "_backward", "_afford"):
+            setattr(Meter, name, self._timed(getattr(Meter, name)))
+        self._deep = False
+
+    def _timed(self, method: Callable[..., None]) -> Callable[..., None]:
+        def timed(*args: Any) -> None:
+            if self._deep:
+                return method(*args)
+            start, self._deep = time.process_time(), True
+            try:
+                return method(*args)
+            finally:
+                self.seconds += time.process_time() - start
+                self._deep = False
+
+        return timed
+
+
+metering = Metering()
 
 
 def fitted(name: str, options: dict[str, Any], budget: int, case: Case) -> Attack:
@@ -234,7 +320,10 @@ def measure(norm: str, options: argparse.Namespace) -> list[str]:
             attack = fitted(name, settings, budget, cases[0])
             key = group, attack.label
             made[key] = attack
-            found[key] = [case.run(attack, budget) for case in cases]
+            found[key] = [
+                Outcome.joined([case.run(attack, budget, seed=seed) for seed in range(options.seeds)])
+                for case in cases
+            ]
         except Exception as error:
             if ":" not in name:
                 raise
@@ -243,7 +332,7 @@ def measure(norm: str, options: argparse.Namespace) -> list[str]:
         cells = [outcome.cell(attack.minimum_norm) for outcome in found[key]]
         print(f"{norm} {attack.label}: {cells}", file=sys.stderr, flush=True)
     crashed = [f"Does not run here: {', '.join(failed)}.", ""] if failed else []
-    return [f"## {norm}", "", *crashed, *table(cases, found, made), "", *pairs(found, made)]
+    return [f"## {norm}", "", *crashed, *table(cases, found, made), "", *pairs(cases, found, made)]
 
 
 def table(
@@ -254,8 +343,8 @@ def table(
         lines += [
             f"{case.title}:",
             "",
-            "| attack | robust % | median distance | passes | seconds |",
-            "|---|---|---|---|---|",
+            "| attack | robust % | median distance | passes | seconds | overhead |",
+            "|---|---|---|---|---|---|",
         ]
         ranked = sorted(
             found, key=lambda k: (-int(found[k][i].broken.sum()), found[k][i].distance.median().item())
@@ -265,10 +354,13 @@ def table(
     return lines
 
 
-def pairs(found: dict[tuple[str, str], list[Outcome]], made: dict[tuple[str, str], Attack]) -> list[str]:
+def pairs(
+    cases: list[Case], found: dict[tuple[str, str], list[Outcome]], made: dict[tuple[str, str], Attack]
+) -> list[str]:
     """Ours against its namesakes, over the three models together."""
-    lines = ["| ours | theirs | broke: ours | theirs | either | only ours | only theirs | nearer: ours | theirs | seconds, ours / theirs | a pass |",
-             "|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| ours | theirs | broke: ours | theirs | either | only ours | only theirs | nearer: ours | theirs | seconds, ours / theirs | overhead | at their strength |",
+             "|---|---|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    shorter: dict[tuple[str, str], list[list[Outcome]]] = {}
     for group, name in found:
         if (
             ":" not in name
@@ -276,20 +368,45 @@ def pairs(found: dict[tuple[str, str], list[Outcome]], made: dict[tuple[str, str
         ):
             continue
         a, b = found[ours], found[group, name]
-        mine, theirs = torch.cat([o.broken for o in a]), torch.cat([o.broken for o in b])
-        near = ["-", "-"]
-        if made[ours].minimum_norm:
-            d, e = torch.cat([o.distance for o in a]), torch.cat([o.distance for o in b])
-            near = [str(int((d < 0.99 * e).sum())), str(int((e < 0.99 * d).sum()))]
-        ratio, each = (
-            statistics.median(cost(o) / cost(p) for o, p in zip(a, b, strict=True))
-            for cost in (lambda o: o.seconds, lambda o: o.seconds / o.passes)
-        )
+        mine, theirs = (torch.cat([o.broken for o in side]) for side in (a, b))
+        near = nearer(a, b) if made[ours].minimum_norm else ("-", "-")
+        if ours not in shorter:
+            shorter[ours] = [[case.run(attack, None) for case in cases] for attack in fewer(made[ours])]
+        enough = next((c for c in shorter[ours] if strong(c, b, made[ours].minimum_norm)), a)
+        total = ratio(a, b, lambda o: o.seconds)
         lines.append(
             f"| {shown(made[ours])} | {shown(made[group, name])} | {int(mine.sum())} | {int(theirs.sum())} | {int((mine | theirs).sum())} | "
-            f"{int((mine & ~theirs).sum())} | {int((theirs & ~mine).sum())} | {near[0]} | {near[1]} | {ratio:.2f} | {each:.2f} |"
+            f"{int((mine & ~theirs).sum())} | {int((theirs & ~mine).sum())} | {near[0]} | {near[1]} | {total:.2f} | "
+            f"{ratio(a, b, lambda o: o.seconds / o.alone):.2f} | {ratio(enough, b, lambda o: o.seconds):.2f} |"
         )
     return lines
+
+
+def nearer(a: list[Outcome], b: list[Outcome]) -> tuple[int, int]:
+    """Samples of which one side's point is nearer than the other's, by a hundredth at least."""
+    d, e = (torch.cat([o.distance for o in side]) for side in (a, b))
+    return int((d < 0.99 * e).sum()), int((e < 0.99 * d).sum())
+
+
+def ratio(a: list[Outcome], b: list[Outcome], cost: Callable[[Outcome], float]) -> float:
+    return statistics.median(cost(o) / cost(p) for o, p in zip(a, b, strict=True))
+
+
+def fewer(attack: Attack) -> Iterator[Attack]:
+    """The attack with ever larger shares of its steps, where it has a number of them."""
+    knob = next((k for k in KNOBS if k in {f.name for f in fields(attack)}), None)
+    if knob is not None:
+        count = getattr(attack, knob)
+        for steps in sorted({max(2, round(count * share)) for share in SHARES}):
+            yield replace(attack, **{knob: steps})
+
+
+def strong(ours: list[Outcome], theirs: list[Outcome], minimum_norm: bool) -> bool:
+    """Whether ours, with one seed, breaks as many as theirs with the same, and is no less often the nearer one."""
+    theirs = [p.first(len(o.broken)) for o, p in zip(ours, theirs, strict=True)]
+    broke, peers = (sum(int(o.broken.sum()) for o in side) for side in (ours, theirs))
+    near = nearer(ours, theirs)
+    return broke >= peers and (not minimum_norm or near[0] >= near[1])
 
 
 def shown(attack: Attack) -> str:
@@ -310,6 +427,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=150, help="a model; half as many for CIFAR-10")
     parser.add_argument("--passes", type=int, default=100)
     parser.add_argument("--queries", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--beside", default="", metavar="TEXT", help="what else ran on the machine, for the record"
     )
@@ -319,6 +437,7 @@ def main() -> None:
         1
     )  # seconds are those of the processor: what else runs on the machine is not in them
     memory.keep_freed_memory()  # for all: what it gains is not counted as ours
+    metering.begin()
     originals = advlib.register()
     for norm in options.norm or list(CASES):
         start = time.perf_counter()
@@ -333,7 +452,7 @@ def main() -> None:
                 *["adv-lib"] * originals,
             )
         )
-        lines += ["", f"At most {options.passes} passes (score and decision attacks {options.queries}) a sample. {hardware()}, "
+        lines += ["", f"At most {options.passes} passes (score and decision attacks {options.queries}) a sample, {options.seeds} seeds. {hardware()}, "
                   f"one thread, {versions}, {time.perf_counter() - start:.0f} s.", *[options.beside] * bool(options.beside)]  # fmt: skip
         keep(norm, "\n".join(lines), options.results)
 
@@ -344,15 +463,7 @@ def keep(norm: str, section: str, name: str) -> None:
     results = HERE / "results" / f"{name}.md"
     old = results.read_text().split("\n## ")[1:] if results.exists() else []
     sections = {part.partition("\n")[0]: f"## {part}".strip() for part in old} | {norm: section}
-    head = (
-        "# Attacks at equal passes\n\nSee `strength.py`. Robust accuracy among samples that the model classifies "
-        "correctly; distances in the threat's norm.\n*broke*, *either* and *nearer* (by 1 % at least) count samples of "
-        "the three models together; seconds are those of the processor, their ratios medians over the models. "
-        "Another single-threaded process\nmay have run beside. Ours let a broken sample go, hence fewer passes; "
-        "*a pass* compares the seconds of one, forward or backward: a backward takes longer, so that an attack with more\n"
-        "backwards to a forward than its namesake (DeepFool: 9 to 1 where foolbox has 1 to 1; VFGA) takes longer a pass."
-    )
-    results.write_text("\n\n".join([head, *(sections[n] for n in CASES if n in sections)]) + "\n")
+    results.write_text("\n\n".join([HEAD, *(sections[n] for n in CASES if n in sections)]) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ nearest adversarial point is kept, randomness is drawn per sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,24 +16,13 @@ from torch import Tensor
 from robust.errors import ModelError
 from robust.ledger import Ledger, Prior
 from robust.rng import Streams
+from robust.rows import Absent, LiveRows
+from robust.rows import State as State  # attacks have it from here
 from robust.target import Target
 from robust.threat import Threat
 
 Access = Literal["gradient", "score", "decision"]
 _RANK = {"decision": 0, "score": 1, "gradient": 2}
-
-
-class State:
-    """Per-row tensors that an attack keeps across steps; the oracle drops rows that are done.
-
-    Attributes are free; every tensor among them has a row per live sample in its first dimension.
-    """
-
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Tensor: ...
-
-        def __setattr__(self, name: str, value: Tensor) -> None: ...
 
 
 class Evaluation(NamedTuple):
@@ -101,7 +89,8 @@ class Oracle:
         tick: Callable[[int], None] | None = None,
         observe: bool = True,
     ) -> None:
-        self.x, self.y, self.ids, self.threat = x, y, ids, threat
+        self.threat = threat
+        self._live = LiveRows(x, y, ids, before_change=self._settle)
         self._ledger = Ledger.empty(x, prior.gaps if prior else None)
         self._clean_margin = prior.clean_margin if prior else None
         self._near = prior.near if prior else None
@@ -112,19 +101,34 @@ class Oracle:
         self._budget, self._spent, self._tick = budget, 0, tick
         self._minimize, self._observe = minimize, observe
         self._unbooked = [0, 0]  # passes of the live rows that the ledger does not show yet
-        self._rows = torch.arange(len(x), device=x.device)
         self._ball: tuple[Tensor, Tensor] | None = None  # ends of the live rows' linf ball within the box
-        self._projected: tuple[Tensor, int] | None = None  # what `project` gave last, and its version then
+        self._projected: tuple[Tensor, int] | None = None  # the last point vouched for, and its version then
         # What a blurred copy gave as gap where the judge saw no break, at its highest.
         self._denied = torch.full((len(x),), -torch.inf, device=x.device)
-        self._states: list[State] = []
-        self._leaving: Tensor | None = None  # live rows that go at the next step
-        self._pausing: Tensor | None = None  # live rows that sit out the current loop
-        self._resting = 0  # rows that sit out a loop, and come back
 
     def __len__(self) -> int:
         """Live rows."""
-        return len(self._rows)
+        return len(self._live)
+
+    @property
+    def x(self) -> Tensor:
+        """Clean samples of the live rows, (N, ...)."""
+        return self._live.x
+
+    @property
+    def y(self) -> Tensor:
+        """Their labels, (N,)."""
+        return self._live.y
+
+    @property
+    def ids(self) -> Tensor:
+        """Their sample ids, (N,)."""
+        return self._live.ids
+
+    @property
+    def _rows(self) -> Tensor:
+        """Where they stand in the ledger, (N,)."""
+        return self._live.rows
 
     @property
     def ledger(self) -> Ledger:
@@ -214,7 +218,10 @@ class Oracle:
 
     def project(self, x_adv: Tensor) -> Tensor:
         """Nearest point inside the threat."""
-        point = self._project(x_adv)
+        return self.vouch(self._project(x_adv))
+
+    def vouch(self, point: Tensor) -> Tensor:
+        """The point, which lies inside the threat by the attack's word: unless it is changed, it is not measured."""
         self._projected = point, point._version
         return point
 
@@ -237,8 +244,7 @@ class Oracle:
 
     def state(self) -> State:
         """A bag for per-row tensors that live across steps."""
-        self._states.append(State())
-        return self._states[-1]
+        return self._live.state()
 
     def steps(self, count: int) -> Iterator[int]:
         """The steps of a loop. Between them rows that are done leave `x`, `y` and every state.
@@ -250,28 +256,27 @@ class Oracle:
             Finished: there was no row to begin with, neither here nor resting in a loop around. So the attack
                 ends, and what follows its loop meets no state that a step should have filled.
         """
-        away: list[_Absent] = []
+        away: list[Absent] = []
         try:
             for step in range(count):
-                self._close_ranks(away)
+                self._live.close_ranks(away)
                 if len(self) == 0:
-                    if step == 0 and self._resting == 0:
+                    if step == 0 and self._live.resting == 0:
                         raise Finished
                     break
                 yield step
         finally:
-            self._close_ranks(away)
-            if away:
-                self._wake(away)
+            self._live.close_ranks(away)
+            self._live.wake(away)
 
     def rest(self, rows: Tensor) -> None:
         """Let these live rows ((N,) bool) sit out the rest of the innermost `steps` loop."""
-        self._pausing = rows
+        self._live.rest(rows)
 
     def give_up(self, rows: Tensor) -> None:
         """Let these live rows ((N,) bool) go unattacked: nowhere was found to begin. The report says so."""
         self._ledger.stuck[self._rows[rows]] = True
-        self._leaving = rows.clone() if self._leaving is None else self._leaving | rows
+        self._live.leave(rows.clone())
 
     # -- for attacks of other libraries ---------------------------------------------------------
 
@@ -366,6 +371,11 @@ class Oracle:
         if self._tick is not None:
             self._tick(self._spent)
 
+    def _settle(self) -> None:
+        """What has to be done before the live rows change."""
+        self._book()
+        self._ball = None
+
     def _book(self) -> None:
         """Write the live rows' passes into the ledger: before rows change, and before it is read."""
         if any(self._unbooked):
@@ -415,7 +425,7 @@ class Oracle:
             gaps[excused] = gaps[excused].clamp_max(0)
             if not self._minimize:  # which may ask about a nearer point that is no surer
                 self._denied[self._rows[excused]] = gap[excused]
-        self._leaving = done if self._leaving is None else self._leaving | done
+        self._live.leave(done)
         return gaps
 
     def _fails(self, x_adv: Tensor, failed: Tensor) -> Tensor:
@@ -427,7 +437,7 @@ class Oracle:
         return failed.masked_scatter(failed, ~fine)
 
     def _is_inside(self, x_adv: Tensor) -> bool:
-        """Whether that is known without measuring: by the attack's word, or as what `project` gave last."""
+        """Whether that is known without measuring: by the attack's word, or of this point."""
         if self._stays_inside or self._projected is None:
             return self._stays_inside
         point, version = self._projected
@@ -490,44 +500,6 @@ class Oracle:
         real = torch.ones_like(inside).masked_scatter(asked, ~right)
         return inside & real, distance.masked_fill(~real, torch.inf)
 
-    # -- closing ranks --------------------------------------------------------------------------
-
-    def _close_ranks(self, away: list[_Absent]) -> None:
-        leaving, pausing = self._leaving, self._pausing
-        self._leaving = self._pausing = None
-        if pausing is not None:
-            pausing = pausing if leaving is None else pausing & ~leaving
-            if bool(pausing.any()):
-                away.append(self._snapshot(pausing))
-                self._resting += len(away[-1].rows)
-                leaving = pausing if leaving is None else leaving | pausing
-        if leaving is not None and bool(leaving.any()):
-            self._restore([self._snapshot(~leaving)])
-
-    def _wake(self, away: list[_Absent]) -> None:
-        self._resting -= sum(len(group.rows) for group in away)
-        self._restore([self._snapshot(torch.ones_like(self._rows, dtype=torch.bool)), *away])
-
-    def _snapshot(self, mask: Tensor) -> _Absent:
-        states = [{k: v[mask] for k, v in vars(s).items() if isinstance(v, Tensor)} for s in self._states]
-        return _Absent(self._rows[mask], self.x[mask], self.y[mask], self.ids[mask], states)
-
-    def _restore(self, groups: list[_Absent]) -> None:
-        """Make the live rows those of the groups together, in their original order."""
-        self._book()
-        self._ball = None
-        rows = torch.cat([g.rows for g in groups])
-        order = rows.argsort() if len(groups) > 1 else slice(None)
-
-        def join(parts: list[Tensor]) -> Tensor:
-            return parts[0] if len(parts) == 1 else torch.cat(parts)[order]
-
-        self._rows = join([g.rows for g in groups])
-        self.x, self.y, self.ids = (join([getattr(g, k) for g in groups]) for k in ("x", "y", "ids"))
-        for i, state in enumerate(self._states):
-            for key in groups[0].states[i]:
-                setattr(state, key, join([g.states[i][key] for g in groups]))
-
 
 def _require_graph(value: Tensor) -> None:
     if not value.requires_grad:
@@ -535,14 +507,3 @@ def _require_graph(value: Tensor) -> None:
             "model: no gradient reaches the input (forward detaches or runs under no_grad); use score or "
             "decision attacks, or give the non-differentiable part a substitute gradient (BPDA)"
         )
-
-
-@dataclass
-class _Absent:
-    """Rows set aside, with all that belongs to them."""
-
-    rows: Tensor
-    x: Tensor
-    y: Tensor
-    ids: Tensor
-    states: list[dict[str, Tensor]]

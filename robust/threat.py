@@ -18,7 +18,7 @@ NORMS: Final = ("linf", "l2", "l1", "l0")
 KINDS: Final = (*NORMS, *FAMILIES)
 _ROUNDS: Final = 40  # seen: 26 at most where float32 can tell, most often 4
 _PATIENCE: Final = 12  # rounds, after which every other halves the bracket
-_MOST: Final = torch.finfo(torch.float32).max
+MOST: Final = torch.finfo(torch.float32).max
 TOLERANCE: Final = 1e-6  # float32 rounding of x + (x_adv - x); some 4e-8 was seen
 _ROUNDING: Final = 2**-22  # of the larger end of the box
 
@@ -141,7 +141,7 @@ def project(
         inside = (base + delta).clamp_(low, high).sub_(base)
         return (x + _keep_l0(delta, inside, radius).view_as(x)).clamp_(low, high)
     sign = delta.sign()  # and no masks: one costs more than ten of these
-    room = base.add(sign, alpha=min(high - low, _MOST)).clamp_(low, high).sub_(base).abs_()
+    room = base.add(sign, alpha=min(high - low, MOST)).clamp_(low, high).sub_(base).abs_()
     size = _shrink_l1(delta.abs_(), room, radius)
     return (x + sign.mul_(size).view_as(x)).clamp_(low, high)
 
@@ -194,20 +194,23 @@ def _shrink_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     if bool(done.all()):
         return kept
     aim = torch.where(done, whole, eps * (1 - 2e-7))  # what rounding adds to the sum stays under eps
-    t = low = torch.zeros_like(aim)
+    t = low = nothing = torch.zeros_like(aim)
     high = size.amax(1, keepdim=True)
     for turn in range(_ROUNDS):
         over = whole - aim
         low, high = torch.where(over > 0, t, low), torch.where(over > 0, high, t)
-        falling = kept.eq_(rest).mul_(rest.sign()).sum(1, keepdim=True)
+        between = kept.eq_(rest)
+        if turn == 0:  # later, with t above 0, a value is 0 before it is clamped by chance alone
+            between.mul_(rest.sign())
+        falling = between.sum(1, keepdim=True)
         further, near = t + over / falling.clamp_min(1), over.abs() <= 1e-5 * aim
         astray = (falling == 0) | (further <= low) | (further >= high)
         if turn > _PATIENCE and turn % 2:
             astray = torch.ones_like(astray)
         t = torch.where(done, t, torch.where(near | ~astray, further, (low + high) / 2))
         done = done | near
-        rest = (size - t).clamp_min_(0)
-        kept = torch.minimum(rest, room)
+        rest = size - t
+        kept = torch.clamp(rest, nothing, room)
         whole = kept.sum(1, keepdim=True)
         if bool(done.all()):
             break

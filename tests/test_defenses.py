@@ -25,7 +25,7 @@ from robust.defenses import (
     Wrapper,
     make_defense,
 )
-from robust.defenses.inner import perturb
+from robust.defenses.inner import Ascent, perturb
 from robust.errors import InputError, UnknownNameError, UnsupportedError
 from robust.oracle import Oracle
 from robust.sources import Samples, load_data, load_weights, save_weights
@@ -226,6 +226,16 @@ def test_the_inner_attack_stays_inside_and_raises_the_loss(threat: Threat) -> No
     assert not x_adv.requires_grad
     clean, adversarial = (functional.cross_entropy(model(x), batch.y) for x in (batch.x, x_adv))
     assert adversarial > clean
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_inner_steps_spend_nothing_on_pixels_at_the_end_of_the_box(norm: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    batch = first_batch()
+    batch = replace(batch, x=(batch.x > 0.5).float())  # black and white: half of every gradient leads out
+    threat = Threat(norm, "0.5")
+    x_adv = Ascent(1, 1.0, start="clean")(model, batch, threat)
+    torch.testing.assert_close(threat.distance(x_adv, batch.x), torch.full((len(batch.x),), 0.5))
 
 
 def test_the_inner_attack_trains_nothing() -> None:

@@ -245,6 +245,20 @@ def test_heads_tell_attacks_apart_by_short_lines() -> None:
     assert short_heads(["cw(steps=9)", "fgsm"]) == ["cw", "fgsm"]
 
 
+def test_heads_break_where_words_end_and_else_lose_the_end() -> None:
+    labels = [
+        "multitargeted",
+        "basin-hopping(steps=14)",
+        "lib:AutoGradient(loss=probability,eps=0.123456789)",
+    ]
+    assert short_heads(labels) == ["multita.", "basin-\nhopping", "lib:Auto\nGradient"]
+    assert short_heads(labels, 14)[0] == "multitargeted"
+    assert (
+        short_heads(["a", "a(loss=probability,at=0.123456789)"])[1]
+        == "a\nloss=\nprobabi.\nat=\n0.123456\n789"
+    )
+
+
 def test_a_terminal_too_narrow_gets_the_narrowest_table() -> None:
     assert render(DEMO, width=20) == render(DEMO, width=60)
 

@@ -23,6 +23,7 @@ from robust.sweep import Event, SweepConfig, SweepResult, demonstration, load_co
 from robust.sweep.cells import plan
 from robust.sweep.check import check_plan
 from robust.sweep.config import DefenseEntry, ModelEntry
+from robust.sweep.estimate import Sampled
 from robust.sweep.executors import InProcess, Told
 from robust.sweep.processes import Processes
 from robust.sweep.results import Results
@@ -493,6 +494,13 @@ def test_weights_that_are_given_are_attacked_as_they_are(tmp_path: Path) -> None
     )
     (record,) = run_sweep(one, tmp_path / "out", device="cpu").records
     assert record.model.weights_sha256 == model_sha256(net)
+
+
+def test_an_estimate_adds_what_the_few_samples_took_beyond_their_passes() -> None:
+    few = Sampled(forwards=10, backwards=10, samples=8, took=2.0)
+    assert few.seconds(100, ahead=0.001, both=0.002) == pytest.approx(100 * 0.03 + 2.0 - 8 * 0.03)
+    quick = replace(few, took=0.1)  # in less than its passes take: nothing is taken off
+    assert quick.seconds(100, ahead=0.001, both=0.002) == pytest.approx(100 * 0.03)
 
 
 def test_the_demonstration_is_a_plan_of_twelve() -> None:

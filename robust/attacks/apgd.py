@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust.attacks.apgd_l1 import ascend_l1
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import brought_in, per_row, random_boundary_start, steepest
+from robust.attacks.geometry import brought_in, choose, per_row, random_boundary_start, steepest
 from robust.errors import InputError
 from robust.losses import LOSSES, dlr_targeted
 from robust.oracle import Access, Oracle, State
@@ -96,15 +96,15 @@ class APGD(Attack):
             ahead = torch.addcmul(s.x_adv, per_row(s.step, gradient), steepest(gradient, threat.norm))
             z = brought_in(oracle, ahead)
             move = z.mul_(weight).add_(s.x_adv, alpha=2 * (1 - weight)).sub_(s.previous, alpha=1 - weight)
-            s.previous, s.x_adv = s.x_adv, oracle.project(move)
+            s.previous, s.x_adv = s.x_adv, brought_in(oracle, move)
 
     def _note(self, s: State, gradient: Tensor, value: Tensor, *, first: bool) -> None:
         if not first:
             s.rises = s.rises + (value > s.last)
         better = value > s.best
         s.best = torch.where(better, value, s.best)
-        s.best_x = torch.where(per_row(better, s.x_adv), s.x_adv, s.best_x)
-        s.best_gradient = torch.where(per_row(better, gradient), gradient, s.best_gradient)
+        s.best_x = choose(better, s.x_adv, s.best_x)
+        s.best_gradient = choose(better, gradient, s.best_gradient)
         s.last = value
         if first:
             s.best_at_checkpoint = s.best
@@ -116,8 +116,8 @@ class APGD(Attack):
         s.halved = oscillates | stuck
         s.best_at_checkpoint, s.rises = s.best, torch.zeros_like(s.rises)
         s.step = torch.where(s.halved, s.step / 2, s.step)
-        s.x_adv = torch.where(per_row(s.halved, s.x_adv), s.best_x, s.x_adv)
-        return torch.where(per_row(s.halved, gradient), s.best_gradient, gradient)
+        s.x_adv = choose(s.halved, s.best_x, s.x_adv)
+        return choose(s.halved, s.best_gradient, gradient)
 
 
 def _checkpoints(steps: int) -> Iterator[tuple[int, int]]:

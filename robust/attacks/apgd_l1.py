@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from robust.attacks.geometry import per_row, signs_of_largest
+from robust.attacks.geometry import choose, per_row, signs_of_largest
 from robust.oracle import Oracle, State
 from robust.threat import norm_of, project
 
@@ -74,8 +74,8 @@ def _ascend(
         gradient, value, _ = oracle.gradient(s.x_adv, loss, *columns())
         better = value > s.best
         s.best = torch.where(better, value, s.best)
-        s.best_x = torch.where(per_row(better, gradient), s.x_adv, s.best_x)
-        s.best_gradient = torch.where(per_row(better, gradient), gradient, s.best_gradient)
+        s.best_x = choose(better, s.x_adv, s.best_x)
+        s.best_gradient = choose(better, gradient, s.best_gradient)
         if step and step % period == 0:
             gradient = _adapt(s, oracle.x, gradient, radius)
         move = per_row(s.step, gradient) * _sparse_signs(gradient, s.density)
@@ -89,8 +89,8 @@ def _adapt(s: State, x: Tensor, gradient: Tensor, radius: float) -> Tensor:
     thinner = changed < _THINNER * s.changed
     s.changed, s.density = changed, changed / x.shape[1:].numel() / _SHRINK
     s.step = torch.where(thinner, radius, (s.step / _SHRINK).clamp(radius / _LEAST, radius))
-    s.x_adv = torch.where(per_row(thinner, gradient), s.best_x, s.x_adv)
-    return torch.where(per_row(thinner, gradient), s.best_gradient, gradient)
+    s.x_adv = choose(thinner, s.best_x, s.x_adv)
+    return choose(thinner, s.best_gradient, gradient)
 
 
 def _sparse_signs(gradient: Tensor, density: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robust.attacks.ascent import check_radii, class_gap, classes_in_turn, climb, diversify, schedule
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row, random_start
+from robust.attacks.geometry import choose, random_start
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 
@@ -143,5 +143,5 @@ class BasinHopping(Attack):
     def _keep(s: State, at: Tensor, gap: Tensor) -> None:
         better = gap > s.best
         s.best = torch.where(better, gap, s.best)
-        s.point = torch.where(per_row(better, at), at, s.point)
+        s.point = choose(better, at, s.point)
         s.toward = torch.where(better[:, None], s.aim, s.toward)

@@ -82,12 +82,13 @@ class CW(Attack):
             s.reference = torch.full_like(s.const, torch.inf)
             for step in oracle.steps(self.steps):
                 tanh = s.w.tanh()
-                x_adv = oracle.clip(middle + half * tanh)
+                x_adv = tanh.mul(half).add_(middle).clamp_(low, high)
                 out = oracle.gradient(x_adv, self._capped_margin, s.aim)
                 s.success = s.success | (out.value >= self.confidence)
                 delta = x_adv - oracle.x
-                slope = (2 * delta - per_row(s.const, delta) * out.gradient) * half * (1 - tanh.square())
-                s.w = s.w - self.learning_rate * adam.direction(slope, step)
+                slope = (2 * delta).addcmul_(per_row(s.const, delta), out.gradient, value=-1)
+                slope.mul_(tanh.square_().neg_().add_(1)).mul_(half)
+                s.w = adam.descended(s.w, slope, step, self.learning_rate)
                 if self.abort_early and (step + 1) % max(_WINDOW, self.steps // 10) == 0:
                     objective = delta.flatten(1).square().sum(1) - s.const * out.value
                     oracle.rest(objective > s.reference - 1e-4 * s.reference.abs())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robust.attacks.aims import nearest_boundary
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row
+from robust.attacks.geometry import choose, per_row
 from robust.errors import InputError
 from robust.oracle import Access, Jacobian, Oracle
 from robust.threat import norm_of
@@ -54,7 +54,7 @@ class DeepFool(Attack):
             crossed = near.gaps[:, 0] > 0
             step = to_nearest_boundary(near, oracle.threat.norm)
             moved = oracle.clip(oracle.x + s.delta + step) - oracle.x
-            s.delta = torch.where(per_row(crossed, step), s.delta, moved)
+            s.delta = choose(crossed, s.delta, moved)
             s.x_adv = oracle.clip(oracle.x + (1 + self.overshoot) * s.delta)
             oracle.rest(crossed)
         oracle.visit(s.x_adv)

@@ -71,22 +71,26 @@ class EAD(Attack):
 
     def _descend(self, oracle: Oracle, s: State) -> None:
         width = oracle.threat.bounds[1] - oracle.threat.bounds[0]
-        s.delta = s.slack = torch.zeros_like(oracle.x)  # the iterate, and the point ahead of it
+        s.delta, s.ahead = (
+            torch.zeros_like(oracle.x),
+            oracle.x,
+        )  # the iterate's change, and the point ahead of it
         s.success = torch.zeros_like(oracle.y, dtype=torch.bool)
         for step in oracle.steps(self.steps):
-            gradient, value, _ = oracle.gradient(oracle.x + s.slack, _hinge, s.aim)
+            gradient, value, _ = oracle.gradient(s.ahead, _hinge, s.aim)
             s.success = s.success | (value >= 0)
             rate = self.step_size * width * (1 - step / self.steps) ** 0.5
-            moved = (s.slack * (1 - 2 * rate)).addcmul_(per_row(rate * s.const, gradient), gradient)
-            delta = _inside(oracle, softshrink(moved, self.beta * width))
-            ahead = torch.lerp(s.delta, delta, 1 + step / (step + 3))
-            s.slack, s.delta = _inside(oracle, ahead), delta
+            moved = (s.ahead - oracle.x).mul_(1 - 2 * rate)
+            moved.addcmul_(per_row(rate * s.const, gradient), gradient)
+            delta = _within(oracle, softshrink(moved, self.beta * width)).sub_(oracle.x)
+            s.ahead = _within(oracle, torch.lerp(s.delta, delta, 1 + step / (step + 3)))
+            s.delta = delta
         oracle.visit(oracle.x + s.delta)
 
 
-def _inside(oracle: Oracle, delta: Tensor) -> Tensor:
-    """The change that is left of it in the box."""
-    return oracle.clip(oracle.x + delta).sub_(oracle.x)
+def _within(oracle: Oracle, delta: Tensor) -> Tensor:
+    """The nearest point of the box to x + delta, in delta's memory."""
+    return delta.add_(oracle.x).clamp_(*oracle.threat.bounds)
 
 
 def _hinge(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from robust.attacks.aims import CANDIDATES, nearest_boundary
 from robust.attacks.apgd import likeliest_wrong
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row, random_boundary_start
+from robust.attacks.geometry import choose, per_row, random_boundary_start
 from robust.attacks.planes import project_on_plane
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
@@ -83,7 +82,7 @@ class FAB(Attack):
             s.x_adv = oracle.clip(forward + (oracle.x + self.overshoot * there) * alpha)
             wrong = oracle.decide(s.x_adv)
             back = oracle.x + self.backward * (s.x_adv - oracle.x)
-            s.x_adv = torch.where(per_row(wrong, w), back, s.x_adv)
+            s.x_adv = choose(wrong, back, s.x_adv)
 
     def _boundary(self, oracle: Oracle, s: State) -> tuple[Tensor, Tensor]:
         if self.targets == 0:

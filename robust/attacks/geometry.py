@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch import Tensor
 from robust.oracle import Oracle, State
 from robust.rng import Streams
 from robust.threat import Threat
+
+_ANY: Final = 1e30  # that much of any room is more than a gradient
 
 
 def steepest(gradient: Tensor, norm: str, *, sparsity: float = 0.01) -> Tensor:
@@ -54,8 +58,8 @@ def uphill(gradient: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
 def movable(gradient: Tensor, x_adv: Tensor, bounds: tuple[float, float]) -> Tensor:
     """The gradient, but 0 for values that have no room in its direction: (N, ...), (N, ...) -> (N, ...)."""
     low, high = bounds  # no masks: they take several times as long
-    ahead = x_adv.add(gradient.sign(), alpha=min(high - low, 1.0)).clamp_(low, high)
-    return ahead.sub_(x_adv).sign_().mul_(gradient.abs())
+    most, least = (high - x_adv).mul_(_ANY), (low - x_adv).mul_(_ANY)  # 0 where there is no room
+    return torch.clamp(gradient, least, most, out=most)
 
 
 def toward_set(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
@@ -73,7 +77,9 @@ def toward_set(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
 
 def brought_in(oracle: Oracle, point: Tensor) -> Tensor:
     """As `toward_set`, by the oracle's threat: (N, ...) -> (N, ...), in l2 not the nearest point of the set."""
-    return toward_set(point, oracle.x, oracle.threat) if oracle.threat.norm == "l2" else oracle.project(point)
+    if oracle.threat.norm != "l2":
+        return oracle.project(point)
+    return oracle.vouch(toward_set(point, oracle.x, oracle.threat))
 
 
 def random_start(x: Tensor, threat: Threat, streams: Streams) -> Tensor:
@@ -114,13 +120,33 @@ def rising(flat: Tensor) -> Tensor:
     return flat.sort(1).values
 
 
+def falling_order(flat: Tensor) -> Tensor:
+    """Where each row's values stand, the largest first, (N, D) int64: on the CPU by NumPy, in a fifth of the time."""
+    if flat.device.type == "cpu":
+        return torch.from_numpy(np.argsort(-flat.numpy(), axis=1))
+    return flat.argsort(1, descending=True)
+
+
 def per_row(value: Tensor, like: Tensor) -> Tensor:
     """Shape (N,) so that it multiplies (N, ...)."""
     return value.view(-1, *([1] * (like.dim() - 1)))
 
 
+def choose(rows: Tensor, there: Tensor, elsewhere: Tensor) -> Tensor:
+    """`there` in the named rows ((N,) bool), `elsewhere` in the others: (N, ...), perhaps one of the two itself.
+
+    As torch.where does, which on the CPU takes several times as long for a flag a row.
+    """
+    if rows.device.type != "cpu":
+        return torch.where(per_row(rows, there), there, elsewhere)
+    named = rows.nonzero().squeeze(1)
+    if len(named) in (0, len(rows)):
+        return there if len(named) else elsewhere
+    return elsewhere.index_copy(0, named, there.index_select(0, named))
+
+
 class Adam:
-    """Adam's direction (Kingma & Ba 2015), its moments kept in an attack's state so that rows can leave.
+    """Adam's steps (Kingma & Ba 2015), its moments kept in an attack's state so that rows can leave.
 
     Args:
         state: gets `first` and `second`, zeros like `like`.
@@ -130,9 +156,10 @@ class Adam:
         self._state = state
         state.first, state.second = torch.zeros_like(like), torch.zeros_like(like)
 
-    def direction(self, slope: Tensor, step: int) -> Tensor:
-        """The bias-corrected mean over its spread, at step 0, 1, ...: (N, ...) -> (N, ...)."""
+    def descended(self, point: Tensor, slope: Tensor, step: int, rate: float) -> Tensor:
+        """The point moved by -rate times the bias-corrected mean over its spread, at step 0, 1, ...: (N, ...) -> (N, ...)."""
         s = self._state
-        s.first, s.second = s.first.lerp(slope, 0.1), s.second.lerp(slope.square(), 0.001)
-        mean, spread = s.first / (1 - 0.9 ** (step + 1)), s.second / (1 - 0.999 ** (step + 1))
-        return mean / (spread.sqrt() + 1e-8)
+        s.first.lerp_(slope, 0.1)
+        s.second.lerp_(slope.square(), 0.001)
+        spread = s.second.div(1 - 0.999 ** (step + 1)).sqrt_().add_(1e-8)
+        return torch.addcdiv(point, s.first, spread, value=-rate / (1 - 0.9 ** (step + 1)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row
+from robust.attacks.geometry import choose, per_row
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 
@@ -134,7 +134,7 @@ class HopSkipJump(Attack):
             middle = (s.near + s.far) / 2
             point = _towards(s.end, oracle.x, middle, l2=l2)
             wrong = _reached(oracle, s, point)
-            s.x_adv = torch.where(per_row(wrong, point), point, s.x_adv)
+            s.x_adv = choose(wrong, point, s.x_adv)
             s.near, s.far = torch.where(wrong, s.near, middle), torch.where(wrong, middle, s.far)
 
     def _normal(self, oracle: Oracle, s: State, step: int, probes: int) -> Tensor:
@@ -160,7 +160,7 @@ class HopSkipJump(Attack):
         for _ in oracle.steps(_HALVINGS):
             point = oracle.clip(s.x_adv + per_row(s.size, s.direction) * s.direction)
             wrong = _reached(oracle, s, point)
-            s.x_adv = torch.where(per_row(wrong, point), point, s.x_adv)
+            s.x_adv = choose(wrong, point, s.x_adv)
             s.size = s.size / 2
             oracle.rest(wrong)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robust.attacks.aims import aimed, runs
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row, steepest
+from robust.attacks.geometry import brought_in, per_row, steepest
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 
@@ -55,12 +55,12 @@ class MIFGSM(Attack):
 
     def _ascend(self, oracle: Oracle, s: State) -> None:
         threat, loss = oracle.threat, aimed(self.loss)
-        size = threat.radius * self.step_size
+        length = threat.radius * self.step_size
         s.x_adv, s.sum = oracle.x, torch.zeros_like(oracle.x)
         for _ in oracle.steps(self.steps):
             gradient = oracle.gradient(s.x_adv, loss, s.aim).gradient
-            s.sum = self.decay * s.sum + gradient / per_row(
-                gradient.flatten(1).abs().sum(1).clamp_min(1e-30), gradient
-            )
-            s.x_adv = oracle.project(s.x_adv + size * steepest(s.sum, threat.norm))
+            size = gradient.flatten(1).abs().sum(1).clamp_min(1e-30)
+            s.sum = torch.addcdiv(self.decay * s.sum, gradient, per_row(size, gradient))
+            ahead = torch.add(s.x_adv, steepest(s.sum, threat.norm), alpha=length)
+            s.x_adv = brought_in(oracle, ahead)
         oracle.visit(s.x_adv)

@@ -7,7 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from robust.threat import norm_of
+from robust.attacks.geometry import falling_order, rising
+from robust.threat import MOST, norm_of
 
 _ROUNDS: Final = 60  # seen: 15 at most
 
@@ -23,10 +24,12 @@ def project_on_plane(x: Tensor, w: Tensor, offset: Tensor, norm: str, bounds: tu
         norm: "linf", "l2" or "l1".
     """
     base, weight, goal = x.flatten(1), w.flatten(1), offset.abs()[:, None]
-    up = (weight > 0) == (offset > 0)[:, None]
-    weight, room = weight.abs(), torch.where(up, bounds[1] - base, base - bounds[0]).clamp_min_(0)
+    low, high = bounds  # no masks: they take several times as long
+    way = weight.sign().mul_(torch.where(offset > 0, 1.0, -1.0)[:, None])
+    room = base.add(way, alpha=min(high - low, MOST)).clamp_(low, high).sub_(base).mul_(way).clamp_min_(0)
+    weight = weight.abs()
     if norm == "l1":
-        order = weight.argsort(1, descending=True)
+        order = falling_order(weight)
         gain = (weight * room).gather(1, order)
         missing = (goal - (gain.cumsum(1) - gain)).clamp_min_(0)
         part = (missing / gain.clamp_min(1e-30)).clamp_max_(1.0)
@@ -35,8 +38,8 @@ def project_on_plane(x: Tensor, w: Tensor, offset: Tensor, norm: str, bounds: tu
         meets = room / weight.clamp_min(1e-30)
         size = torch.minimum(_pace(meets, weight.square(), weight * room, goal) * weight, room)
     else:
-        size = torch.minimum(_pace(room, weight, weight * room, goal), room).masked_fill_(weight == 0, 0.0)
-    return torch.where(up, size, -size).view_as(x)
+        size = torch.minimum(_pace(room, weight, weight * room, goal), room)
+    return size.mul_(way).view_as(x)
 
 
 def _pace(meets: Tensor, rate: Tensor, full: Tensor, goal: Tensor) -> Tensor:
@@ -52,10 +55,11 @@ def _pace(meets: Tensor, rate: Tensor, full: Tensor, goal: Tensor) -> Tensor:
         (N, 1); past all meeting points where the goal is out of reach.
     """
     every, t = rate.sum(1, keepdim=True), torch.zeros_like(goal)
+    settled, part = torch.empty_like(rate), torch.empty_like(rate)
     for _ in range(_ROUNDS):
-        settled = (meets <= t).to(rate.dtype)
-        left = (every - (rate * settled).sum(1, keepdim=True)).clamp_min_(1e-30)
-        further = (goal - (full * settled).sum(1, keepdim=True)) / left
+        torch.le(meets, t, out=settled)
+        left = (every - torch.mul(rate, settled, out=part).sum(1, keepdim=True)).clamp_min_(1e-30)
+        further = (goal - torch.mul(full, settled, out=part).sum(1, keepdim=True)) / left
         if bool((further <= t).all()):
             break
         t = torch.maximum(t, further)
@@ -72,7 +76,7 @@ def plane_distance(x: Tensor, w: Tensor, offset: Tensor, norm: str, bounds: tupl
         base, weight = x.flatten(1), w.flatten(1)
         up = (weight > 0) == (offset > 0)[:, None]
         gain = weight.abs() * torch.where(up, bounds[1] - base, base - bounds[0])
-        reached = gain.sort(1, descending=True).values.cumsum(1)
+        reached = rising(gain).flip(1).cumsum(1)
         length = (reached < offset.abs()[:, None]).sum(1) + (offset.abs() / reached[:, -1]).clamp_max(0.999)
         return torch.where(offset == 0, 0.0, length)
     d = project_on_plane(x, w, offset, norm, bounds)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row
+from robust.attacks.geometry import choose, per_row
 from robust.errors import InputError
 from robust.oracle import Access, Oracle
 
@@ -59,7 +59,7 @@ class RayS(Attack):
                     flipped.flatten(1)[:, start:stop].neg_()
                     wrong = oracle.decide(oracle.clip(oracle.x + per_row(s.radius, flipped) * flipped))
                     s.found = s.found | wrong
-                    s.sign = torch.where(per_row(wrong, flipped), flipped, s.sign)
+                    s.sign = choose(wrong, flipped, s.sign)
                     s.near, s.far = torch.zeros_like(s.radius), s.radius
                     oracle.rest(~wrong | (oracle.spent >= self.queries))
                     continue

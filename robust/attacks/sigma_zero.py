@@ -76,11 +76,14 @@ class SigmaZero(Attack):
             slope = 2 * self.sigma * s.delta / square.square() / s.delta.shape[1:].numel() - width * gradient
             slope = slope / per_row(slope.flatten(1).abs().amax(1).clamp_min(1e-12), slope)
             rate = self.step_size * (0.55 + 0.45 * math.cos(math.pi * step / self.steps))
-            moved = oracle.x + width * (s.delta - rate * adam.direction(slope, step))
-            s.delta = (oracle.clip(moved) - oracle.x) / width
+            moved = adam.descended(s.delta, slope, step, rate)
+            delta = oracle.clip(torch.add(oracle.x, moved, alpha=width)).sub_(oracle.x).div_(width)
             s.threshold = s.threshold + self.threshold_rate * rate * torch.where(value >= 0, 1.0, -1.0)
             s.threshold = s.threshold.clamp(0, 1)
-            s.delta = torch.where(s.delta.abs() < per_row(s.threshold, s.delta), 0.0, s.delta)
+            size = delta.abs()
+            s.delta = delta.mul_(
+                torch.ge(size, per_row(s.threshold, size), out=size)
+            )  # a mask takes far longer
         oracle.visit(oracle.x + width * s.delta)
 
 

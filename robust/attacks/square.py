@@ -13,7 +13,7 @@ from torch import Tensor
 from robust.attacks.aims import aimed_margin
 from robust.attacks.apgd import likeliest_wrong
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row
+from robust.attacks.geometry import choose, per_row
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 from robust.rng import Streams
@@ -74,7 +74,7 @@ class Square(Attack):
             value = aimed_margin(oracle.logits(proposal), oracle.y, s.aim)
             better = value > s.best
             s.best = torch.where(better, value, s.best)
-            s.x_adv = torch.where(per_row(better, s.x_adv), proposal, s.x_adv)
+            s.x_adv = choose(better, proposal, s.x_adv)
 
     def _area(self, query: int) -> float:
         """Share of the image a square covers, by the paper's schedule stretched to the budget."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from robust.attacks.aims import aimed_margin, runs
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.deepfool import to_nearest_boundary
-from robust.attacks.geometry import per_row
+from robust.attacks.geometry import choose, per_row
 from robust.errors import InputError
 from robust.oracle import Access, Jacobian, Oracle, State
 
@@ -75,7 +75,7 @@ class SuperDeepFool(Attack):
             along = (delta * normal).flatten(1).sum(1)
             shadow = normal * per_row(along / normal.flatten(1).square().sum(1).clamp_min(1e-12), normal)
             # Where the normal points back to x there is nothing to project on: DeepFool goes on from there.
-            s.x_adv = torch.where(per_row(along > 0, delta), oracle.clip(oracle.x + shadow), s.x_adv)
+            s.x_adv = choose(along > 0, oracle.clip(oracle.x + shadow), s.x_adv)
         self._note(s, oracle, oracle.decide(s.x_adv))
 
     def _cross(self, oracle: Oracle, s: State) -> None:
@@ -84,7 +84,7 @@ class SuperDeepFool(Attack):
             near = self._boundaries(oracle, s)
             step = (1 + self.overshoot) * to_nearest_boundary(near, "l2")
             crossed = near.gaps[:, 0] > 0
-            s.x_adv = torch.where(per_row(crossed, step), s.x_adv, oracle.clip(s.x_adv + step))
+            s.x_adv = choose(crossed, s.x_adv, oracle.clip(s.x_adv + step))
             crossed = aimed_margin(oracle.logits(s.x_adv), oracle.y, s.aim) > 0
             self._note(s, oracle, crossed)
             oracle.rest(crossed)
@@ -99,7 +99,7 @@ class SuperDeepFool(Attack):
         size = (s.x_adv - oracle.x).flatten(1).norm(dim=1)
         nearer = wrong & (size < s.least)
         s.least = torch.where(nearer, size, s.least)
-        s.best = torch.where(per_row(nearer, s.x_adv), s.x_adv, s.best)
+        s.best = choose(nearer, s.x_adv, s.best)
 
     def _bisect(self, oracle: Oracle, s: State) -> None:
         s.low, s.high = torch.zeros_like(s.least), torch.ones_like(s.least)

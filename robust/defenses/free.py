@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robust.attacks.geometry import steepest
+from robust.attacks.geometry import uphill
 from robust.defenses.base import DEFENSES, Defense
 from robust.defenses.inner import require_norm
 from robust.defenses.options import Batch
@@ -79,6 +79,7 @@ class _Replayed:
         if x_adv.grad is None:  # the step failed before its gradients were there
             return
         size = self._step_size * self._threat.radius * batch.damping
-        moved = x_adv.detach() + size * steepest(x_adv.grad.nan_to_num(), self._threat.norm)
+        point = x_adv.detach()
+        moved = point + size * uphill(x_adv.grad.nan_to_num(), point, self._threat)
         moved = self._threat.project(moved, batch.x) - batch.x
         self._running = torch.cat([moved, running[len(moved) :]])

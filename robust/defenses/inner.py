@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks import Attack
-from robust.attacks.geometry import random_start, steepest
+from robust.attacks.geometry import random_start, uphill
 from robust.defenses.options import Batch
 from robust.errors import UnsupportedError
 from robust.losses import ce
@@ -107,7 +107,7 @@ class Ascent:
             for _ in range(self.steps):
                 gradient = oracle.gradient(x_adv, loss, *columns).gradient
                 step = self.step_size * threat.radius
-                moved = torch.add(x_adv, steepest(gradient, threat.norm), alpha=step)
+                moved = torch.add(x_adv, uphill(gradient, x_adv, threat), alpha=step)
                 x_adv = oracle.project(moved) if self.project else oracle.clip(moved)
         return x_adv.detach()
 

@@ -6,8 +6,8 @@ import math
 import re
 import textwrap
 import unicodedata
-from collections.abc import Hashable
-from itertools import zip_longest
+from collections.abc import Hashable, Iterator
+from itertools import product, zip_longest
 from typing import Any, Final
 
 import pandas as pd
@@ -22,6 +22,7 @@ _MEANING: Final = {
 }
 _LAST_FIXED: Final = "id"  # columns of the frame after this one are attacks
 _LONGEST: Final = 60  # characters of a name on the terminal
+_SHORT, _WHOLE = 8, 14  # characters of a word in an attack's head, where room is short and where it is not
 _Row = dict[Hashable, Any]
 
 
@@ -76,10 +77,11 @@ def notes_text(rows: pd.DataFrame, width: int) -> str:
     return "\n".join(notes)
 
 
-def short_heads(labels: list[str]) -> list[str]:
+def short_heads(labels: list[str], longest: int = _SHORT) -> list[str]:
     """Attack labels on short lines, with the parameters that tell attacks of one name apart.
 
     "pgd", "pgd(loss=margin)", "cw(steps=9)" -> "pgd", "pgd / loss= / margin", "cw". Of a list of values the ends are shown.
+    Words of more than `longest` characters are cut.
     """
     names = [label.partition("(")[0] for label in labels]
     options = [_options(label) for label in labels]
@@ -87,9 +89,9 @@ def short_heads(labels: list[str]) -> list[str]:
     for name, own in zip(names, options, strict=True):
         same = [set(other) for peer, other in zip(names, options, strict=True) if peer == name]
         shared = set.intersection(*same)
-        lines = [_narrow(_LIST.sub(r"(\1..\2)", option)) for option in own if option not in shared]
-        heads.append("\n".join([_narrow(name), *lines]))
-    return heads if len(set(heads)) == len(heads) else [_narrow(label) for label in labels]
+        lines = [_narrow(_LIST.sub(r"(\1..\2)", option), longest) for option in own if option not in shared]
+        heads.append("\n".join([_narrow(name, longest), *lines]))
+    return heads if len(set(heads)) == len(heads) else [_narrow(label, longest) for label in labels]
 
 
 _LIST: Final = re.compile(r"\(([^,()]+), (?:.*, )?([^,()]+)\)")
@@ -135,18 +137,18 @@ def _fit(rows: pd.DataFrame, attacks: list[str], width: int) -> str:
         (_wide, 24, _ROOMY), (_wide, 24, _TIGHT), (_wide, 14, _TIGHT),
         (_stacked, 20, _ROOMY), (_stacked, 14, _ROOMY), (_stacked, 14, _TIGHT), (_stacked, 10, _TIGHT),
     ]  # fmt: skip
-    for layout, room, style in layouts:
-        text = layout(rows, attacks, room, style)
+    for (layout, room, style), longest in product(layouts, (_WHOLE, _SHORT)):
+        text = layout(rows, attacks, room, style, longest)
         if _columns(text) <= width:
             return text
     for fitting in range(len(attacks) - 1, 0, -1):
-        text = _stacked(rows, attacks[:fitting], 14, _TIGHT)
+        text = _stacked(rows, attacks[:fitting], 14, _TIGHT, _SHORT)
         if _columns(text) <= width or fitting == 1:
             return f"{text}\n\n{_fit(rows, attacks[fitting:], width)}"
     return text
 
 
-def _wide(rows: pd.DataFrame, attacks: list[str], room: int, style: TableFormat) -> str:
+def _wide(rows: pd.DataFrame, attacks: list[str], room: int, style: TableFormat, longest: int) -> str:
     """A line per record where names are no longer than `room`."""
     table = [
         [
@@ -159,10 +161,16 @@ def _wide(rows: pd.DataFrame, attacks: list[str], room: int, style: TableFormat)
         ]
         for row in rows.to_dict("records")
     ]
-    return _table(table, ["#", "model", "defense", "clean\n%", "robust %\n[95 %]"], attacks, "rllrl", style)
+    return _table(
+        table,
+        ["#", "model", "defense", "clean\n%", "robust %\n[95 %]"],
+        short_heads(attacks, longest),
+        "rllrl",
+        style,
+    )
 
 
-def _stacked(rows: pd.DataFrame, attacks: list[str], room: int, style: TableFormat) -> str:
+def _stacked(rows: pd.DataFrame, attacks: list[str], room: int, style: TableFormat, longest: int) -> str:
     """Two lines and more per record: the defense under the model, the interval under the number."""
     table = [
         [
@@ -174,7 +182,13 @@ def _stacked(rows: pd.DataFrame, attacks: list[str], room: int, style: TableForm
         ]
         for row in rows.to_dict("records")
     ]
-    return _table(table, ["#", "model\n+ defense", "clean\n%", "robust %\n[95 %]"], attacks, "rlrl", style)
+    return _table(
+        table,
+        ["#", "model\n+ defense", "clean\n%", "robust %\n[95 %]"],
+        short_heads(attacks, longest),
+        "rlrl",
+        style,
+    )
 
 
 def _rest(row: _Row, attacks: list[str]) -> list[str]:
@@ -182,15 +196,13 @@ def _rest(row: _Row, attacks: list[str]) -> list[str]:
     return [*numbers, _passes(row), FLAGS[row["trust"]]]
 
 
-def _table(
-    table: list[list[str]], first: list[str], attacks: list[str], sides: str, style: TableFormat
-) -> str:
-    """The first columns have the heads `first` and are aligned to `sides` (l or r), the others right.
+def _table(table: list[list[str]], first: list[str], last: list[str], sides: str, style: TableFormat) -> str:
+    """The first columns have the heads `first` and are aligned to `sides` (l or r), the attacks' `last`, to the right.
 
     The heads go in as rows, because tabulate makes columns two wider than their heads; cells of several
     lines as several rows, because it sets those in its own formats only.
     """
-    heads = [*first, *short_heads(attacks), "fwd+\nbwd", ""]
+    heads = [*first, *last, "fwd+\nbwd", ""]
     if not any(cells[-1] for cells in table):
         table, heads = [cells[:-1] for cells in table], heads[:-1]
     align = [{"l": "left", "r": "right"}[side] for side in sides] + ["right"] * (len(heads) - len(sides))
@@ -225,15 +237,31 @@ def _cut(name: object, room: int) -> str:
     return "\n".join(textwrap.wrap(text, room)) or "-"
 
 
-def _narrow(option: str) -> str:
-    """A name or option broken after "=" and "_" into lines of about eight characters."""
+def _narrow(option: str, longest: int) -> str:
+    """A name or option on lines of about eight characters, broken where words end: see `_words`."""
     lines: list[str] = []
-    for part in re.findall(r"[^=_]{1,8}[=_]?|[=_]", plain(option)):
-        if lines and len(lines[-1]) + len(part) <= 8 and not lines[-1].endswith("="):
-            lines[-1] += part
+    for word in _words(plain(option), longest):
+        if lines and len(lines[-1]) + len(word) <= _SHORT and not lines[-1].endswith("="):
+            lines[-1] += word
         else:
-            lines.append(part)
+            lines.append(word)
     return "\n".join(lines)
+
+
+def _words(text: str, longest: int) -> Iterator[str]:
+    """Its words, each with the "=", "_", "-" or ":" after it; what is longer than `longest` loses its end to a full stop.
+
+    What is no word, such as a number, is cut into pieces instead: the end of it matters.
+    """
+    for part in re.findall(r"[^=_:-]+[=_:-]?|[=_:-]", text):
+        for word in re.split(r"(?<=[a-z])(?=[A-Z])", part):
+            body, mark = (word[:-1], word[-1]) if word[-1] in "=_:-" else (word, "")
+            if len(word) <= longest:
+                yield word
+            elif body.isalpha():
+                yield f"{body[: longest - 1 - len(mark)]}.{mark}"
+            else:
+                yield from re.findall(f".{{1,{longest}}}", word)
 
 
 def _columns(text: str) -> int:

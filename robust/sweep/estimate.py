@@ -50,6 +50,25 @@ class Line:
         return "~" if self.guessed else ""
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A suite on a few samples: the passes of one, and the seconds of all of them together."""
+
+    forwards: float
+    backwards: float
+    samples: int
+    took: float
+
+    def seconds(self, n: int, ahead: float, both: float) -> float:
+        """Of n samples, whose passes take `ahead` and `both` seconds in full batches.
+
+        What the few took beyond that comes on top: calls for the one or two rows that are left, and what is not the
+        model's. It grows with the steps, not with the samples, so that it is paid about once.
+        """
+        each = self.forwards * ahead + self.backwards * both
+        return n * each + max(0.0, self.took - self.samples * each)
+
+
 def estimate(config: SweepConfig, device: str = "auto") -> list[Line]:
     """What the trainings and evaluations of a sweep will cost, done or not.
 
@@ -73,7 +92,7 @@ class _Gauge:
         self._device = device
         self._data: dict[tuple[str, Preprocessing | None], Samples] = {}
         self._seconds: dict[str, tuple[float, float]] = {}
-        self._counts: dict[str, tuple[float, float]] = {}
+        self._counts: dict[str, Sampled] = {}
 
     def training(self, pair: Pair, config: SweepConfig) -> Line:
         """Epochs x samples x (1 + the inner attack's steps), each a forward and a backward pass."""
@@ -99,11 +118,11 @@ class _Gauge:
             threats = cell.curve.threats
             threat, suite = threats[len(threats) // 2], cell.curve.suite
         cascade = cell.cascade if isinstance(cell, Cell) else True
-        forwards, backwards = self._passes(cell.pair, target, samples, threat, suite, cascade, guessed)
-        ahead, both = self._pass_seconds(cell.pair, target, samples)
+        each = self._pass_seconds(cell.pair, target, samples)
+        count = self._passes(cell.pair, target, samples, threat, suite, cascade, guessed)
         return Line(
-            title=cell.title, training=False, samples=n, passes=n * (forwards + backwards),
-            seconds=n * (forwards * ahead + backwards * both), guessed=guessed, device=str(target.device),
+            title=cell.title, training=False, samples=n, passes=n * (count.forwards + count.backwards),
+            seconds=count.seconds(n, *each), guessed=guessed, device=str(target.device),
         )  # fmt: skip
 
     def _samples(self, spec: str, fit: Preprocessing | None) -> Samples:
@@ -135,8 +154,8 @@ class _Gauge:
         suite: Any,
         cascade: bool,
         guessed: bool,
-    ) -> tuple[float, float]:
-        """Forwards and backwards that a sample costs.
+    ) -> Sampled:
+        """What a suite costs on a few samples.
 
         Of a model that is yet to be trained: the most at the radius and at a tenth of it, as what falls at once
         costs little, and a trained model's samples do not.
@@ -153,15 +172,17 @@ class _Gauge:
                     threats.append(replace(threat, eps=str(threat.radius / 10)))
             try:
                 counts = [_count(target, few, Plan(t, *resolve(suite, t), cascade)) for t in threats]
-                self._counts[key] = max(counts, key=sum)
+                self._counts[key] = max(counts, key=lambda count: count.forwards + count.backwards)
             except RobustError:  # the sweep itself will tell
-                self._counts[key] = 0.0, 0.0
+                self._counts[key] = Sampled(0.0, 0.0, 0, 0.0)
         return self._counts[key]
 
 
-def _count(target: Target, few: Samples, made: Plan) -> tuple[float, float]:
+def _count(target: Target, few: Samples, made: Plan) -> Sampled:
+    start = time.perf_counter()
     table = attack_part(target, few, made, Settings(micro_batch=_FEW, precision="float32")).verdicts
-    return float(table["forwards"].mean()), float(table["backwards"].mean())
+    took = time.perf_counter() - start
+    return Sampled(float(table["forwards"].mean()), float(table["backwards"].mean()), len(few), took)
 
 
 def _forward(target: Target, x: torch.Tensor) -> None:
