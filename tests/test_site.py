@@ -53,7 +53,7 @@ def file_report(store: Store, name: str, robust: int, *, shift: int = 0, **chang
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("store")
     store = Store(folder)
-    finding = {"check": "logit-scale", "severity": "unreliable", "message": f"{NASTY} seen"}
+    finding = {"check": "zero-gradient", "severity": "unreliable", "message": f"{NASTY} seen"}
     file_report(store, "strong", 60)
     file_report(store, "strong", 45, threat=Threat("linf", "16/255"))
     file_report(store, "middle", 40, shift=30)
@@ -142,7 +142,7 @@ def test_an_entry_shows_what_its_record_says(site: Path, store: Store) -> None:
     )
     flagged = " ".join(Page(site / f"entries/{masked.short_id}.html").text.split())
     assert "! unreliable" in flagged
-    assert "logit-scale (unreliable)" in flagged
+    assert "zero-gradient (unreliable)" in flagged
 
 
 def test_a_curve_is_drawn_from_nearest_points_where_they_were_searched(tmp_path: Path) -> None:

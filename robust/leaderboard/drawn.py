@@ -1,0 +1,116 @@
+"""Models that draw at random: no answer need come again, so counts are compared in place of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from robust.diagnose import PREFLIGHT_SAMPLES, preflight
+from robust.diagnose.checks import RANDOMIZED
+from robust.errors import RobustError
+from robust.leaderboard.outcome import Outcome
+from robust.leaderboard.record import Record
+from robust.target import Target
+
+Answers = npt.NDArray[Any]  # (n,): what came of the same n samples, in order
+_LEVEL: Final = 1e-3  # of each test
+
+
+@dataclass
+class Draws:
+    """Whether a model draws at random: by the record's words, and measured.
+
+    Args:
+        target: the model given.
+        x, y: a few samples that it is asked about, (N, ...) in bounds and (N,).
+    """
+
+    record: Record
+    target: Target
+    x: Tensor
+    y: Tensor
+
+    @property
+    def said(self) -> bool:
+        """Whether the record says so."""
+        return any(finding.check == RANDOMIZED.name for finding in self.record.findings)
+
+    @cached_property
+    def measured(self) -> bool:
+        """Whether the model given answers differently when it is asked again."""
+        device = self.target.device
+        x, y = (part[:PREFLIGHT_SAMPLES].to(device) for part in (self.x, self.y))
+        try:
+            with self.target:
+                return preflight(self.target, x, y).randomized
+        except RobustError:
+            return False
+
+    def excuse(self, check: str, message: str, weigh: Callable[[], Outcome]) -> Outcome:
+        """What a mismatch comes to: a failure, unless this model draws and the record says so.
+
+        Args:
+            message: what does not match.
+            weigh: compares counts, where rows mean nothing.
+        """
+        if not self.said:
+            return Outcome(check, False, message)
+        if not self.measured:
+            reason = "the record says that the model draws at random, and this model does not"
+            return Outcome(check, False, f"{message}; {reason}")
+        return weigh()
+
+
+def weigh(
+    check: str,
+    recorded: Answers,
+    once: Answers,
+    again: Answers,
+    holds: Callable[[Answers], Answers],
+    what: str,
+) -> Outcome:
+    """Is what was recorded such as two fresh runs of the model give? Each is an independent draw if it is.
+
+    Fisher's exact tests, at one in a thousand each: does the record agree with a fresh run less often than two of
+    them with each other, and is the recorded rate another? Samples differ in how sure their ends are, which makes
+    both tests err to the record's side.
+
+    Args:
+        recorded, once, again: answers for the same n samples, of the record and of two fresh runs.
+        holds: which of the answers count, (n,) -> (n,).
+        what: "are robust", said of them.
+    """
+    n = len(recorded)
+    with_record, among = int((recorded == once).sum()), int((once == again).sum())
+    then, now, later = (int(holds(answers).sum()) for answers in (recorded, once, again))
+    fresh = now + later
+    less = _fisher(with_record, among, n, n, alternative="less")
+    other = _fisher(then, fresh, n, 2 * n)
+    seen = (
+        f"of {n} samples {then} {what} in the record, {now} and {later} in two fresh runs; the record agrees with the "
+        f"first on {with_record}, the second on {among}"
+    )
+    if min(less, other) < _LEVEL:
+        return Outcome(check, False, f"more than random draws explain (p = {min(less, other):.1g}): {seen}")
+    return Outcome.unverified(check, f"the model draws at random, and its draws explain this: {seen}")
+
+
+def _fisher(
+    a: int, b: int, of_a: int, of_b: int, alternative: Literal["two-sided", "less"] = "two-sided"
+) -> float:
+    """p-value that a in of_a is as likely as b in of_b."""
+    from scipy.stats import fisher_exact
+
+    table = np.array([[a, of_a - a], [b, of_b - b]])
+    return float(fisher_exact(table, alternative=alternative).pvalue)
+
+
+def survived(statuses: Answers) -> Answers:
+    """Which samples stand."""
+    return np.asarray(statuses == "survived")
