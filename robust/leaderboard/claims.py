@@ -1,18 +1,22 @@
-"""What a record says of itself, held against this version: its trust, and its suite by name."""
+"""What a record says of itself, held against this version: its trust, its suite by name, and its findings."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from robust import __version__
-from robust.diagnose import CHECKS
+from robust.diagnose import CHECKS, verdict
 from robust.errors import RobustError
+from robust.leaderboard.drawn import preflight_on
 from robust.leaderboard.layout import plain
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
 from robust.leaderboard.schema import AttackInfo, as_json
 from robust.leaderboard.trust import ERRORS, follows, misstated, objections
+from robust.sources import Samples
 from robust.suites import SUITES, Stage, resolve
+from robust.target import Target
 from robust.threat import Threat
 
 
@@ -57,6 +61,27 @@ def check_suite(record: Record) -> Outcome:
             f"{name} has other attacks in this version, {__version__}; the record is of {plain(made_by)}",
         )
     return Outcome("suite", False, f"the attacks are not those that {name} stands for")
+
+
+def check_findings(record: Record, samples: Samples | None, target: Target | None) -> Iterator[Outcome]:
+    """Whether the checks that look at the model alone find it worse, on the same samples, than the record says."""
+    if target is None or samples is None or samples.sha256 != record.data.sha256:
+        return
+    try:
+        found = preflight_on(samples, target, threat_of(record)).findings
+    except RobustError as error:
+        yield Outcome("findings", False, f"the model given is not one for these samples: {error}")
+        return
+    named = {finding.check for finding in record.findings}
+    worse = [each for each in found if each.check not in named and verdict([each]) != record.trust]
+    if record.trust == "unreliable" or not worse:
+        yield Outcome("findings", True, "checks of the model find nothing worse than the record says")
+        return
+    problem = f"{'; '.join(f'{each.check}: {each.message}' for each in worse)}; the record says nothing of it"
+    if (made_by := record.environment.get("robust")) == __version__:
+        yield Outcome("findings", False, problem)
+    else:
+        yield Outcome.unverified("findings", f"{problem}, and is of version {plain(made_by)}")
 
 
 def threat_of(record: Record) -> Threat:

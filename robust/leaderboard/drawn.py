@@ -1,4 +1,4 @@
-"""Models that draw at random: no answer need come again, so counts are compared in place of rows."""
+"""The model given, looked at anew; where it draws at random, counts are compared in place of rows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from robust.diagnose import PREFLIGHT_SAMPLES, preflight
+from robust.diagnose import PREFLIGHT_SAMPLES, Preflight, preflight
 from robust.diagnose.checks import RANDOMIZED
 from robust.errors import RobustError
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
+from robust.sources import Samples
 from robust.target import Target
+from robust.threat import Threat
 
 Answers = npt.NDArray[Any]  # (n,): what came of the same n samples, in order
 _LEVEL: Final = 1e-3  # of each test
@@ -36,6 +39,11 @@ class Draws:
     x: Tensor
     y: Tensor
 
+    @staticmethod
+    def of(record: Record, samples: Samples, target: Target) -> Draws:
+        """Asked about the first samples."""
+        return Draws(record, target, *_few(samples, target))
+
     @property
     def said(self) -> bool:
         """Whether the record says so."""
@@ -44,11 +52,8 @@ class Draws:
     @cached_property
     def measured(self) -> bool:
         """Whether the model given answers differently when it is asked again."""
-        device = self.target.device
-        x, y = (part[:PREFLIGHT_SAMPLES].to(device) for part in (self.x, self.y))
         try:
-            with self.target:
-                return preflight(self.target, x, y).randomized
+            return _look(self.target, self.x, self.y).randomized
         except RobustError:
             return False
 
@@ -65,6 +70,26 @@ class Draws:
             reason = "the record says that the model draws at random, and this model does not"
             return Outcome(check, False, f"{message}; {reason}")
         return weigh()
+
+
+def preflight_on(samples: Samples, target: Target, threat: Threat) -> Preflight:
+    """What an evaluation of the samples learns of the model before it attacks.
+
+    Raises:
+        ModelError: the model is not one for these samples.
+    """
+    return _look(target, *_few(samples, target), threat)
+
+
+def _few(samples: Samples, target: Target) -> tuple[Tensor, Tensor]:
+    rows = torch.arange(min(PREFLIGHT_SAMPLES, len(samples)))
+    return samples.rows(rows).clamp(*target.bounds), samples.y[rows]
+
+
+def _look(target: Target, x: Tensor, y: Tensor, threat: Threat | None = None) -> Preflight:
+    x, y = (part[:PREFLIGHT_SAMPLES].to(target.device) for part in (x, y))
+    with target:
+        return preflight(target, x, y, threat)
 
 
 def weigh(

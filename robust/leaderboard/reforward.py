@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from robust.diagnose import PREFLIGHT_SAMPLES
 from robust.errors import RobustError, StoreError
 from robust.leaderboard.claims import threat_of
-from robust.leaderboard.drawn import Draws, survived, weigh
-from robust.leaderboard.layout import plain
+from robust.leaderboard.drawn import Draws, weigh
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
-from robust.leaderboard.schema import as_json
 from robust.leaderboard.store import Store
 from robust.sources import Preprocessing, Samples, load_data, model_sha256
-from robust.suites import resolve
 from robust.target import Target, in_parts
-from robust.threat import Threat
 
 Predictions = npt.NDArray[np.int64]
 Statuses = npt.NDArray[np.object_]
@@ -220,16 +213,11 @@ def _clean(record: Record, said: Predictions, samples: Samples, target: Target) 
     off = int((found != said).sum())
     if not off:
         return Outcome("clean", True, f"all {len(samples)} clean predictions are the verdict table's")
-    return _draws(record, samples, target).excuse(
+    return Draws.of(record, samples, target).excuse(
         "clean",
         f"{off} of {len(samples)} clean predictions are not the verdict table's",
         lambda: weigh("clean", said, found, ask(), lambda answers: answers == y, "are classified correctly"),
     )
-
-
-def _draws(record: Record, samples: Samples, target: Target) -> Draws:
-    few = torch.arange(min(PREFLIGHT_SAMPLES, len(samples)))
-    return Draws(record, target, samples.rows(few).clamp(*record.threat.bounds), samples.y[few])
 
 
 @torch.no_grad()
@@ -237,69 +225,3 @@ def _predictions(target: Target, x: Tensor) -> Predictions:
     with target:
         found = [target.logits(part.to(target.device)).argmax(1).cpu() for part in in_parts(x, _ROWS)]
     return np.concatenate([np.empty(0, np.int64), *found])
-
-
-def check_rerun(
-    record: Record,
-    verdicts: pd.DataFrame,
-    samples: Samples | None,
-    target: Target | None,
-    count: int,
-    draw: int,
-) -> Outcome:
-    """Attacks some samples again, drawn with the seed `draw`; each must meet the same end."""
-    from robust.evaluation import evaluate
-
-    if target is None or samples is None or samples.sha256 != record.data.sha256:
-        return Outcome.unverified("rerun", "needs the model and the samples")
-    threat = threat_of(record)
-    stages = _suite(record, threat)
-    if stages is None:
-        reason = f"this version's suite {plain(record.suite.name)} is not the record's"
-        return Outcome.unverified("rerun", reason)
-    rows = np.sort(np.random.default_rng(draw).permutation(len(samples))[:count])
-    chosen = samples.take(torch.from_numpy(rows))
-
-    def attack() -> Statuses:
-        report = evaluate(
-            target, chosen, threat=threat, suite=stages, seed=record.seed, cascade=record.suite.cascade
-        )
-        return report.verdicts["status"].to_numpy(dtype=object)
-
-    then, now = verdicts["status"].to_numpy(dtype=object)[rows], attack()
-    off = np.flatnonzero(then != now)
-    if not len(off):
-        return Outcome(
-            "rerun", True, f"{len(rows)} samples (draw {draw}) attacked again, each with the same end"
-        )
-    first = off[0]
-    return _draws(record, samples, target).excuse(
-        "rerun",
-        f"{len(off)} of {len(rows)} samples end otherwise (draw {draw}), first sample {chosen.ids[first]}: "
-        f"{then[first]} in the record, {now[first]} now",
-        lambda: weigh("rerun", then, now, attack(), survived, "are robust"),
-    )
-
-
-def _suite(record: Record, threat: Threat) -> Any:
-    """What to hand to `evaluate`: the suite by its name if it is still the same, else its attacks; or None."""
-    recorded = [[entry.name, entry.parameters] for entry in record.attacks]
-    choices: list[Any] = [record.suite.name]
-    if not any(_selective(entry.selection) for entry in record.attacks):
-        choices.append([{"name": entry.name, **entry.parameters} for entry in record.attacks])
-    for choice in choices:
-        with suppress(RobustError):
-            _, stages = resolve(choice, threat)
-            if as_json([[stage.attack.name, stage.attack.parameters] for stage in stages]) == recorded:
-                return choice
-    return None
-
-
-def _selective(selection: dict[str, Any]) -> bool:
-    """Whether a stage was shown only some samples."""
-    return (
-        selection.get("near") is not None
-        or selection.get("within") is not None
-        or selection.get("beyond") is not None
-        or bool(selection.get("follows"))
-    )

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ValidationError
 
 from robust.errors import StoreError
 from robust.leaderboard.artefacts import read_verdicts
-from robust.leaderboard.claims import check_suite, check_trust
+from robust.leaderboard.claims import check_findings, check_suite, check_trust
 from robust.leaderboard.derive import derive
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
-from robust.leaderboard.reforward import check_data, check_examples, check_model, check_rerun, find_data
+from robust.leaderboard.reforward import check_data, check_examples, check_model, find_data
+from robust.leaderboard.rerun import check_rerun
 from robust.leaderboard.store import Store
 from robust.report import STATUSES
 from robust.target import Target
@@ -70,8 +71,9 @@ def verify(
     yield check_data(record, verdicts, samples, reason, asked=data is not None or target is not None)
     yield from check_examples(store, record, verdicts, samples, target)
     yield from check_model(record, verdicts, samples, target)
+    yield from check_findings(record, samples, target)
     if rerun:
-        yield check_rerun(record, verdicts, samples, target, rerun, draw)
+        yield from check_rerun(record, verdicts, samples, target, rerun, draw)
 
 
 def row_problems(record: Record, verdicts: pd.DataFrame) -> Iterator[str]:
