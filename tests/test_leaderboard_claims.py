@@ -300,7 +300,7 @@ def test_what_stays_unverified_is_status_3(net: nn.Module, tmp_path: Path, insid
     done = inside(*command, *spec(tmp_path, Noisy(net)), "--rerun", "60", cwd=tmp_path)
     assert (done.returncode, "FAIL" in done.stdout) == (3, False), done.stdout
     assert "\n?     rerun         not verified: the model draws at random" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("nothing contradicts the record, but it is not verified")
+    assert done.stdout.splitlines()[-1].startswith("nothing contradicts the record, but not all is verified")
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert inside(*command, cwd=tmp_path).returncode == 0
     plain = filed(tmp_path / "plain", net)

@@ -315,12 +315,12 @@ def verify(
         print(outcome, flush=True)
         found.append(outcome)
     failed = sum(outcome.ok is False for outcome in found)
-    unverified = sum(outcome.ok is None and outcome.asked for outcome in found)
+    unverified = any(outcome.ok is None and outcome.asked for outcome in found)
     if failed:
         print(f"{failed} of the checks failed")
         return 1
     if unverified:
-        print(f"nothing contradicts the record, but it is not verified: see {unverified} lines with ?")
+        print("nothing contradicts the record, but not all is verified: see the lines with ?")
         return _INCOMPLETE
     print("nothing contradicts the record")
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -49,7 +48,7 @@ class Draws:
         """Whether the record says so."""
         return any(finding.check == RANDOMIZED.name for finding in self.record.findings)
 
-    @cached_property
+    @property
     def measured(self) -> bool:
         """Whether the model given answers differently when it is asked again."""
         try:
@@ -57,19 +56,19 @@ class Draws:
         except RobustError:
             return False
 
-    def excuse(self, check: str, message: str, weigh: Callable[[], Outcome]) -> Outcome:
+    def excuse(self, check: str, message: str, counts: Callable[[], Outcome]) -> Outcome:
         """What a mismatch comes to: a failure, unless this model draws and the record says so.
 
         Args:
             message: what does not match.
-            weigh: compares counts, where rows mean nothing.
+            counts: compares them, where rows mean nothing.
         """
         if not self.said:
             return Outcome(check, False, message)
         if not self.measured:
             reason = "the record says that the model draws at random, and this model does not"
             return Outcome(check, False, f"{message}; {reason}")
-        return weigh()
+        return counts()
 
 
 def preflight_on(samples: Samples, target: Target, threat: Threat) -> Preflight:
