@@ -13,6 +13,11 @@ from robust.report import Report
 from robust.threat import Threat
 
 FGSM, PGD, MARGIN, CW = "fgsm", "pgd", "pgd(loss=margin)", "cw(steps=60,binary_search_steps=4)"
+FINDINGS: dict[str, list[dict[str, str]]] = {
+    "trusted": [],
+    "suspect": [{"check": "short-search", "severity": "suspect", "message": "m"}],
+    "unreliable": [{"check": "zero-gradient", "severity": "unreliable", "message": "m"}],
+}
 Alone = dict[str, int | None]  # attack label -> robust count under it, None: not run
 
 
@@ -26,6 +31,7 @@ def make_report(
     **changes: Any,
 ) -> Report:
     """A report whose counts are given; everything else is plain."""
+    changes = {"findings": FINDINGS[changes.get("trust", "trusted")], **changes}
     clean = n - wrong
     statuses = (
         ["misclassified"] * wrong

@@ -192,6 +192,9 @@ def test_names_are_escaped_per_format() -> None:
     (row,) = csv.DictReader(io.StringIO(render([record], "csv")))
     assert row["defense"] == "'=1+1"
     assert row["model"].startswith("a|b`c")
+    finding = {"check": "=2+2", "severity": "suspect", "message": "m"}
+    (row,) = csv.DictReader(io.StringIO(render([make_record(trust="suspect", findings=[finding])], "csv")))
+    assert row["checks"] == "'=2+2"
 
 
 def test_markdown_rows_have_the_columns_of_their_head() -> None:

@@ -174,6 +174,22 @@ def test_show_reads_the_tables(tmp_path: Path, cli: Callable[..., tuple[int, str
     assert file.name in err
 
 
+def test_show_refuses_what_no_board_can_be_of(
+    tmp_path: Path, cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    made, table = record()
+    Store(tmp_path).add(made, table)
+    code, _, err = cli("show", tmp_path, "--threat", "l3")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--threat: expected one of linf, l2, l1, l0, spatial, corruptions, patch, got 'l3'" in err
+    assert cli("show", tmp_path, "--threat", "linf:8/none")[0] == 2
+    assert "no records" in cli("show", tmp_path, "--threat", "l2")[1]
+    assert cli("show", tmp_path, "--threat", "Linf:8/255")[0] == 0
+    code, _, err = cli("show", tmp_path, "--format", "html")
+    assert (code, "Value error" in err) == (2, False)
+    assert "'html' is not one of 'terminal'" in err
+
+
 def test_choose_filters_and_sorts_within_boards() -> None:
     made = [
         record(robust=50, name="a", wrong=20)[0], record(robust=40, name="b", wrong=5)[0],

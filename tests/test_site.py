@@ -53,7 +53,7 @@ def file_report(store: Store, name: str, robust: int, *, shift: int = 0, **chang
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("store")
     store = Store(folder)
-    finding = {"check": "logit-scale", "severity": "unreliable", "message": f"{NASTY} seen"}
+    finding = {"check": "zero-gradient", "severity": "unreliable", "message": f"{NASTY} seen"}
     file_report(store, "strong", 60)
     file_report(store, "strong", 45, threat=Threat("linf", "16/255"))
     file_report(store, "middle", 40, shift=30)
@@ -142,7 +142,7 @@ def test_an_entry_shows_what_its_record_says(site: Path, store: Store) -> None:
     )
     flagged = " ".join(Page(site / f"entries/{masked.short_id}.html").text.split())
     assert "! unreliable" in flagged
-    assert "logit-scale (unreliable)" in flagged
+    assert "zero-gradient (unreliable)" in flagged
 
 
 def test_a_curve_is_drawn_from_nearest_points_where_they_were_searched(tmp_path: Path) -> None:
@@ -261,6 +261,34 @@ def test_folders_of_somebody_else_are_left_alone(
         publish(Store(tmp_path / "nothing"), tmp_path / "new")
 
 
+def test_a_site_is_never_published_into_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Store(tmp_path / "b1"), Store(tmp_path / "b2")
+    file_report(first, "first", 50)
+    file_report(second, "second", 40)
+    files = sorted(path for path in (tmp_path / "b1").rglob("*") if path.is_file())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match=r"^--out: .* is the store itself; give a folder of its own"):
+        publish(first, Path("b2/../b1"))
+    with pytest.raises(StoreError, match=r"^--out: .*b1 holds records that no publication put there"):
+        publish(second, tmp_path / "b1")
+    assert sorted(path for path in (tmp_path / "b1").rglob("*") if path.is_file()) == files
+    publish(first, tmp_path / "site")
+    file_report(Store(tmp_path / "site"), "added to the site", 30)
+    with pytest.raises(StoreError, match="no publication put there"):
+        publish(second, tmp_path / "site")
+    with pytest.raises(StoreError, match="is the store itself"):
+        publish(Store(tmp_path / "site"), tmp_path / "site")
+
+
+def test_an_entry_that_is_not_ranked_says_why(tmp_path: Path) -> None:
+    record = file_report(Store(tmp_path / "store"), "cut short", 50, error=20)
+    publish(Store(tmp_path / "store"), tmp_path / "site")
+    text = " ".join(Page(tmp_path / f"site/entries/{record.short_id}.html").text.split())
+    assert "! unreliable" in text
+    assert "samples-in-error: 20 of 100 samples ended in an error" in text
+    assert "trust: unreliable" in (tmp_path / f"site/cards/{record.short_id}.md").read_text()
+
+
 # -- in a browser -----------------------------------------------------------------------------------
 
 browser_needed = pytest.mark.skipif(BINARY is None, reason="no Chromium here")
@@ -359,3 +387,39 @@ def test_statistics_in_the_browser_are_those_of_python(browser: Chromium, site: 
         assert found == pytest.approx([mcnemar(b, c), *paired_interval(b, c, n)], rel=1e-6, abs=1e-7)
     p = [0.01, 0.04, 0.03, 0.9]
     assert browser.run(f"robustStats.holm({p})") == pytest.approx(holm(p))
+
+
+@browser_needed
+def test_the_compare_page_says_who_must_not_be_trusted(browser: Chromium, site: Path, store: Store) -> None:
+    ids = {r.model.name: r.short_id for r in store.records() if r.threat.eps == "8/255"}
+    browser.open(site / "compare.html", f"?a={ids['masked']}&b={ids['middle']}")
+    browser.until("document.querySelector('.verdict') !== null")
+    said = browser.run("document.querySelector('.verdict').textContent")
+    assert said.startswith("A is more robust (p = ")
+    assert said.endswith("), but A must not be trusted.")
+    browser.open(site / "compare.html", f"?a={ids['strong']}&b={ids['middle']}")
+    browser.until("document.querySelector('.verdict') !== null")
+    assert "trusted" not in browser.run("document.querySelector('.verdict').textContent")
+
+
+@browser_needed
+def test_names_and_trust_stay_in_sight_on_a_wide_board(browser: Chromium, tmp_path: Path) -> None:
+    """Eight attacks with long labels in 1,200 pixels."""
+    labels = [f"basin-hopping(steps={n},radii=(2, 1),hop_steps=14,hop_odi_steps=0)" for n in range(8)]
+    store = Store(tmp_path / "store")
+    file_report(store, "masked", 40, alone=dict.fromkeys(labels, 40), trust="unreliable")
+    publish(store, tmp_path / "site")
+    (page,) = (tmp_path / "site").glob("board-*.html")
+    browser.open(page)
+    cells = "[...document.querySelectorAll('#board tr')].map(r => [r.cells[1], r.cells[r.cells.length - 1]]).flat()"
+    seen = f"{cells}.every(c => {{ var b = c.getBoundingClientRect(); return b.left >= 0 && b.right <= innerWidth }})"
+    assert browser.run(seen)
+    browser.run("document.querySelector('.scroll').scrollLeft = 9999")
+    assert browser.run("document.querySelector('.scroll').scrollLeft") > 0, (
+        "the board is wider than the window"
+    )
+    assert browser.run(seen)
+    widths = "[...document.querySelectorAll('th.attack')].map(c => c.getBoundingClientRect().width)"
+    assert max(browser.run(widths)) < 200
+    assert browser.run("document.querySelector('#board tbody th .trust').textContent") == "!"
+    assert browser.run("document.querySelector('th.attack').title") == labels[0]

@@ -117,5 +117,6 @@ def test_what_draws_at_random_is_not_held_to_its_answers(
     assert "randomized" in {finding.check for finding in record.findings}
     (weights,) = tmp_path.glob("models/*/weights.safetensors")
     done = verified(inside, tmp_path, record, "--weights", str(weights))
-    assert done.returncode == 0, done.stdout
-    assert "the model draws at random, as the record says" in done.stdout
+    assert done.returncode in (0, 3), done.stdout  # 0 where its draws happen to fall as they did
+    assert "FAIL" not in done.stdout
+    assert ("not verified: the model draws at random" in done.stdout) == (done.returncode == 3)

@@ -55,4 +55,5 @@ def _usage_error(error: Exception) -> None:
         raise error
     context = getattr(error, "ctx", None)
     hint = f" (try '{context.command_path} --help')" if context is not None else ""
-    fail(str(message()).replace("\n", " ") + hint)
+    text = str(message()).replace("\n", " ").replace(" Value error, ", " ")  # as pydantic begins its own
+    fail(text + hint)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from robust.leaderboard import Store
     from robust.target import Target
 
+_INCOMPLETE = 3
 app = typer.Typer(
     no_args_is_help=True, help="Records of robust accuracy per model and defense.", rich_markup_mode=None
 )
@@ -93,6 +94,8 @@ def show(
     width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
     where = Store(store)
     records, references = where.entries()
+    if threat is not None:
+        _check_threat(threat, {reference.norm for reference in references})
     chosen = partial(
         choose, threat=threat, data=data, suite=suite, model=model, defense=defense,
         trust=trust and trust.value, sort=sort.value, limit=limit,
@@ -100,6 +103,26 @@ def show(
     survived = survivors(where, records)
     print(render(records, fmt.value, width=width, references=references, survived=survived, chosen=chosen))
     return 0
+
+
+def _check_threat(threat: str, reported: set[str]) -> None:
+    """Refuse what no board can be of, for a misspelt norm would read as "no records".
+
+    Args:
+        reported: threats of references, which may have names of their own.
+    """
+    from robust.errors import InputError
+    from robust.registry import nearest
+    from robust.threat import KINDS, Threat
+
+    norm, _, eps = threat.strip().lower().partition(":")
+    known = [*KINDS, *sorted(reported - set(KINDS))]
+    if norm not in known:
+        near = nearest(norm, known)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise InputError(f"--threat: expected one of {', '.join(known)}, got {norm!r}{hint}")
+    if eps and norm in KINDS:
+        Threat(norm, eps)
 
 
 @app.command("compare", epilog="Example: robust leaderboard compare robust-demo 1f3a 9c07")
@@ -271,7 +294,11 @@ def verify(
     ] = None,
     device: common.DeviceOption = "auto",
 ) -> int:
-    """Check a record without believing it: a line per check, exit status 1 on any mismatch."""
+    """Check a record without believing it, a line per check.
+
+    Exit status 1 on any mismatch; 3 where nothing contradicts the record, and a check that was asked for could not be
+    made ("?"). "-" marks checks that need more than was given.
+    """
     import secrets
 
     from robust.errors import InputError
@@ -281,14 +308,22 @@ def verify(
     if rerun and model is None:
         raise InputError("--rerun: needs --model, what to attack")
     where, name = Store.locate(path) if store is None else (Store(store), f"{Store(store).find(path)}.json")
-    failed = 0
     target = None if model is None else _target(where, name, model, weights, normalize, device)
     draw = secrets.randbits(32) if draw is None else draw
+    found = []
     for outcome in run(where, name, target=target, data=data, rerun=rerun, draw=draw):
         print(outcome, flush=True)
-        failed += outcome.ok is False
-    print(f"{failed} of the checks failed" if failed else "nothing contradicts the record")
-    return 1 if failed else 0
+        found.append(outcome)
+    failed = sum(outcome.ok is False for outcome in found)
+    unverified = any(outcome.ok is None and outcome.asked for outcome in found)
+    if failed:
+        print(f"{failed} of the checks failed")
+        return 1
+    if unverified:
+        print("nothing contradicts the record, but not all is verified: see the lines with ?")
+        return _INCOMPLETE
+    print("nothing contradicts the record")
+    return 0
 
 
 def _target(

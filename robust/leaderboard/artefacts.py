@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from io import BytesIO
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from robust.errors import DataError
+from robust.errors import DataError, StoreError
 from robust.sources import Samples
 
 
@@ -40,9 +41,72 @@ def verdicts_bytes(verdicts: pd.DataFrame) -> bytes:
     return sink.getvalue()
 
 
-def read_verdicts(content: bytes) -> pd.DataFrame:
-    """The verdict table in the bytes of a Parquet file; whatever pyarrow raises if it is none."""
-    return pq.ParquetFile(BytesIO(content)).read(use_threads=False).to_pandas(use_threads=False)
+def read_verdicts(content: bytes, rows: int) -> pd.DataFrame:
+    """The verdict table in the bytes of a Parquet file: what it says of its size and columns is looked at first.
+
+    Args:
+        rows: that it must have, for a small file may stand for a table that fills the memory.
+
+    Raises:
+        StoreError: no Parquet file, or another table than of verdicts on so many samples.
+    """
+    try:
+        file = pq.ParquetFile(BytesIO(content))
+        if problem := _ill_formed(file, rows):
+            raise StoreError(f"verdicts: {problem}; ask for the record's own file")
+        table = file.read(use_threads=False)
+        if problem := _odd_values(table):
+            raise StoreError(f"verdicts: {problem}; ask for the record's own file")
+        return table.to_pandas(use_threads=False)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"verdicts: no Parquet file that can be read: {error}") from error
+
+
+def _ill_formed(file: pq.ParquetFile, rows: int) -> str:
+    """What is wrong with a file as a table of verdicts on so many samples."""
+    about, schema = file.metadata, file.schema_arrow
+    if about.num_rows != rows:
+        return f"expected {rows} rows, as many as the record has samples, got {about.num_rows}"
+    if about.num_columns > _MOST_COLUMNS or len(set(schema.names)) != len(schema.names):
+        return f"expected at most {_MOST_COLUMNS} columns, each once, got {about.num_columns}"
+    size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
+    if size > _MOST_BYTES * (rows + _MOST_COLUMNS):
+        return f"expected at most {_MOST_BYTES} bytes a row, got {size} bytes for {rows} rows"
+    if missing := [name for name in COLUMNS if name not in schema.names]:
+        return f"columns missing: {', '.join(missing)}"
+    for name, kind in (COLUMNS | _OPTIONAL).items():
+        if name in schema.names and not _KINDS[kind](found := schema.field(name).type):
+            return f"column {name}: expected {kind}s, got {found}"
+    return ""
+
+
+def _odd_values(table: pa.Table) -> str:
+    """What is wrong with the values of a table whose columns are right: gaps, and numbers that are no class."""
+    for name in COLUMNS:
+        if name != "distance" and (gaps := table[name].null_count):
+            return f"column {name}: {gaps} values are missing"
+    for name in ("label", "prediction"):
+        values = table[name].to_numpy()
+        if len(values) and not 0 <= values.min() <= values.max() < _MOST_CLASSES:
+            return f"column {name}: expected classes in [0, {_MOST_CLASSES}), got {values.min()} to {values.max()}"
+    return ""
+
+
+COLUMNS: Final = {
+    "sample_id": "integer", "label": "integer", "prediction": "integer", "status": "text", "attack": "text",
+    "distance": "float", "forwards": "integer", "backwards": "integer",
+}  # fmt: skip
+_OPTIONAL: Final = {"prediction_adv": "integer", "nearest": "float", "margin": "float"}
+_KINDS: Final = {
+    "integer": pa.types.is_integer,
+    "float": pa.types.is_floating,
+    "text": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
+}
+_MOST_CLASSES: Final = 100_000
+_MOST_COLUMNS: Final = 100
+_MOST_BYTES: Final = 10_000  # a row, once unpacked; names of attacks take some hundreds
 
 
 def verdicts_sha256(verdicts: pd.DataFrame) -> str:

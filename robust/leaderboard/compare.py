@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from tabulate import SEPARATING_LINE, tabulate
 
 from robust.errors import InputError
-from robust.leaderboard.layout import percent, plain
+from robust.leaderboard.layout import TIGHT, percent, plain
 from robust.leaderboard.record import Record
+from robust.leaderboard.trust import shown_trust
 from robust.stats import holm, mcnemar, paired_interval
 
 Flags = npt.NDArray[np.bool_]
+_WIDTH: Final = 80
+_LONGEST, _SHORTEST = 16, 8  # characters of a class's name
 
 
 @dataclass(frozen=True)
@@ -117,30 +121,50 @@ def comparison_text(found: Comparison) -> str:
     """For a terminal of 80 columns."""
     from textwrap import fill
 
-    from tabulate import tabulate
-
     lines = [
-        fill(f"{side}: {plain(r.model.name)} + {plain(r.defense.name)}, {r.short_id}, trust: {r.trust}", 80)
+        fill(
+            f"{side}: {plain(r.model.name)} + {plain(r.defense.name)}, {r.short_id}, trust: {shown_trust(r)}",
+            80,
+        )
         for side, r in (("A", found.a), ("B", found.b))
     ]
     if found.differs:
-        lines.append(fill(f"not under the same conditions: {'; '.join(found.differs)}", 80))
-    lines.append(fill(f"on {plain(found.a.data.spec)}, n = {found.whole.n}, the same samples", 80))
+        lines.append(fill(f"not under the same conditions: {'; '.join(found.differs)}", _WIDTH))
+    lines.append(fill(f"on {plain(found.a.data.spec)}, n = {found.whole.n}, the same samples", _WIDTH))
+    lines += ["", _table(found), ""]
+    lines.append(fill(_verdict(found), _WIDTH))
+    return "\n".join(lines)
+
+
+def _table(found: Comparison) -> str:
+    """A line per class, names cut to what the numbers leave of the width."""
     heads = ("class", "n", "A %", "B %", "A - B [95 %]", "only A/B", "p", "p Holm")
+    aligns = ("left", *["right"] * 7)
     rows = [_row(part) for part in (*found.classes, found.whole)]
     rows[-1][-1] = ""  # the whole is one test, not one of many
-    aligns = ("left", *["right"] * 7)
-    lines += ["", tabulate(rows, heads, tablefmt="simple", disable_numparse=True, colalign=aligns), ""]
-    lines.append(fill(_verdict(found), 80))
-    return "\n".join(lines)
+
+    def table(room: int) -> str:
+        cut = [[_cut(name, room), *numbers] for name, *numbers in rows]
+        return tabulate(
+            [heads, SEPARATING_LINE, *cut], tablefmt=TIGHT, disable_numparse=True, colalign=aligns
+        )
+
+    text = table(_LONGEST)
+    excess = max(map(len, text.splitlines())) - _WIDTH
+    used = max(len(_cut(row[0], _LONGEST)) for row in rows)
+    text = table(max(used - excess, _SHORTEST)) if excess > 0 else text
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _cut(name: str, room: int) -> str:
+    return name if len(name) <= room else f"{name[: room - 3]}..."
 
 
 def _row(part: Paired) -> list[str]:
     a, b = ((part.both + only) / part.n for only in (part.only_a, part.only_b))
     difference, low, high = (f"{100 * value:+.1f}" for value in (part.difference, part.low, part.high))
-    name = plain(part.name)
     return [
-        name if len(name) <= 16 else f"{name[:13]}...",
+        plain(part.name),
         str(part.n),
         percent(a),
         percent(b),
@@ -159,7 +183,7 @@ def _verdict(found: Comparison) -> str:
         if whole.p < 0.05
         else f"no difference shown (p = {whole.p:.2g})"
     )
-    if unreliable := [side for side, r in (("A", found.a), ("B", found.b)) if r.trust == "unreliable"]:
+    if unreliable := [side for side, r in (("A", found.a), ("B", found.b)) if shown_trust(r) == "unreliable"]:
         first += f", but {' and '.join(unreliable)} must not be trusted"
     classes = [plain(part.name) for part in found.classes if part.p_holm < 0.05]
     return f"{first}; classes that differ after Holm's adjustment: {', '.join(classes) or 'none'}"

@@ -31,8 +31,8 @@ def _format(gap: str) -> TableFormat:
     return TableFormat(None, rule, None, None, row, row, padding=0, with_header_hide=None)
 
 
-_ROOMY: Final = _format("  ")
-_TIGHT: Final = _format(" ")
+ROOMY: Final = _format("  ")
+TIGHT: Final = _format(" ")
 
 
 def board_text(heading: str, rows: pd.DataFrame, fmt: str, width: int) -> str:
@@ -83,15 +83,22 @@ def short_heads(labels: list[str], longest: int = _SHORT) -> list[str]:
     "pgd", "pgd(loss=margin)", "cw(steps=9)" -> "pgd", "pgd / loss= / margin", "cw". Of a list of values the ends are shown.
     Words of more than `longest` characters are cut.
     """
+    return ["\n".join(_narrow(line, longest) for line in lines) for lines in told_apart(labels)]
+
+
+def told_apart(labels: list[str]) -> list[list[str]]:
+    """Lines for each attack label: its name, and the parameters that tell attacks of one name apart.
+
+    Of a list of values the ends are shown. Whole labels where the lines do not tell them apart.
+    """
     names = [label.partition("(")[0] for label in labels]
     options = [_options(label) for label in labels]
     heads = []
     for name, own in zip(names, options, strict=True):
         same = [set(other) for peer, other in zip(names, options, strict=True) if peer == name]
         shared = set.intersection(*same)
-        lines = [_narrow(_LIST.sub(r"(\1..\2)", option), longest) for option in own if option not in shared]
-        heads.append("\n".join([_narrow(name, longest), *lines]))
-    return heads if len(set(heads)) == len(heads) else [_narrow(label, longest) for label in labels]
+        heads.append([name, *(_LIST.sub(r"(\1..\2)", option) for option in own if option not in shared)])
+    return heads if len({*map(tuple, heads)}) == len(heads) else [[label] for label in labels]
 
 
 _LIST: Final = re.compile(r"\(([^,()]+), (?:.*, )?([^,()]+)\)")
@@ -134,15 +141,15 @@ def percent(value: float) -> str:
 def _fit(rows: pd.DataFrame, attacks: list[str], width: int) -> str:
     """The table in the roomiest layout that fits; attacks that find no room go into a table below."""
     layouts = [
-        (_wide, 24, _ROOMY), (_wide, 24, _TIGHT), (_wide, 14, _TIGHT),
-        (_stacked, 20, _ROOMY), (_stacked, 14, _ROOMY), (_stacked, 14, _TIGHT), (_stacked, 10, _TIGHT),
+        (_wide, 24, ROOMY), (_wide, 24, TIGHT), (_wide, 14, TIGHT),
+        (_stacked, 20, ROOMY), (_stacked, 14, ROOMY), (_stacked, 14, TIGHT), (_stacked, 10, TIGHT),
     ]  # fmt: skip
     for (layout, room, style), longest in product(layouts, (_WHOLE, _SHORT)):
         text = layout(rows, attacks, room, style, longest)
         if _columns(text) <= width:
             return text
     for fitting in range(len(attacks) - 1, 0, -1):
-        text = _stacked(rows, attacks[:fitting], 14, _TIGHT, _SHORT)
+        text = _stacked(rows, attacks[:fitting], 14, TIGHT, _SHORT)
         if _columns(text) <= width or fitting == 1:
             return f"{text}\n\n{_fit(rows, attacks[fitting:], width)}"
     return text

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from robust.leaderboard.record import Record
 from robust.leaderboard.store import Store
+from robust.leaderboard.trust import shown_trust
 
 Survived = Mapping[str, npt.NDArray[np.bool_]]  # by record id, in the order of the verdict table
 
@@ -26,10 +27,10 @@ def ranks(group: Sequence[Record], survived: Survived | None = None) -> list[str
     """Rank of each record of a board, "2" or "2-4": between those surely better and those surely worse.
 
     Where it is known which samples survived, two records are told apart by exact McNemar tests at 5 % for
-    all pairs of the board together (Holm); else where their 95 % intervals do not meet. Unreliable
-    records have the rank "-".
+    all pairs of the board together (Holm); else where their 95 % intervals do not meet. Records
+    that are unreliable, or whose stated trust does not hold (`objections`), have the rank "-".
     """
-    ranked = [record for record in group if record.trust != "unreliable"]
+    ranked = [record for record in group if shown_trust(record) != "unreliable"]
     better = _paired(ranked, survived) if _pairable(ranked, survived) else _apart(ranked)
     spans = {}
     for place, record in enumerate(ranked):

@@ -9,7 +9,7 @@ from torch import nn
 from robust.bpda import BPDA
 from robust.defenses import Wrapper, make_defense
 from robust.eot import EOT
-from robust.errors import ModelError, UnknownNameError
+from robust.errors import InputError, ModelError, UnknownNameError
 from robust.leaderboard.record import Record
 from robust.leaderboard.reforward import preprocessing_of
 from robust.quantized import attackable
@@ -80,4 +80,10 @@ def _around(record: Record, module: nn.Module, normalize: Normalization | None, 
 
 def _randomised(record: Record, target: Target) -> Target:
     eot = record.suite.eot
-    return target if eot is None else EOT(target, eot["samples"], vote=eot["vote"], seed=record.seed)
+    if eot is None:
+        return target
+    if set(eot) != {"samples", "vote"}:
+        raise InputError(
+            f"record: eot: expected samples and vote, got {sorted(eot)}; ask for the record as written"
+        )
+    return EOT(target, eot["samples"], vote=eot["vote"], seed=record.seed)

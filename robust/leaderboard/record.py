@@ -38,6 +38,7 @@ from robust.leaderboard.schema import (
     Time,
     canonical,
 )
+from robust.leaderboard.trust import follows
 from robust.report import Report
 
 SCHEMA_VERSION: Final = 2
@@ -200,17 +201,23 @@ class Record(Part):
             class_names: name of label 0, 1, ...; by default the report's.
 
         Raises:
-            InputError: something that a record cannot hold, such as a parameter that is not finite.
+            InputError: something that a record cannot hold, such as a parameter that is not finite; or a trust that
+                the report's findings do not give.
         """
         try:
             content = _content(report, name, dict(model or {}))
             _place(content, derive(report.verdicts, class_names or report.data.get("class_names")))
             content["artefacts"]["examples_sha256"] = None if examples is None else sha256(examples)
-            return Record.model_validate(
+            record = Record.model_validate(
                 {**content, "defense": dict(defense), "paper": paper, "command": command}
             )
         except ValidationError as error:
             raise InputError(f"record: cannot be made of this report: {_first_problem(error)}") from error
+        if record.trust != (merited := follows(record.findings)):
+            raise InputError(
+                f"report: trust: expected {merited!r}, which its findings give, got {record.trust!r}; run it again"
+            )
+        return record
 
 
 def content_id(content: dict[str, Any]) -> str:

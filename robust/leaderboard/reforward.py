@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from safetensors import SafetensorError
@@ -14,15 +13,16 @@ from safetensors.torch import load
 from torch import Tensor
 
 from robust.errors import RobustError, StoreError
+from robust.leaderboard.claims import threat_of
+from robust.leaderboard.drawn import Draws, weigh
+from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
-from robust.leaderboard.schema import as_json
 from robust.leaderboard.store import Store
 from robust.sources import Preprocessing, Samples, load_data, model_sha256
-from robust.suites import resolve
 from robust.target import Target, in_parts
-from robust.threat import Threat
 
-Found = tuple[str, bool | None, str]  # check, outcome (None: could not be made), message
+Predictions = npt.NDArray[np.int64]
+Statuses = npt.NDArray[np.object_]
 _ROWS = 256  # a pass
 
 
@@ -46,20 +46,20 @@ def find_data(record: Record, spec: str | None = None) -> tuple[Samples | None, 
 
 
 def check_data(
-    record: Record, verdicts: pd.DataFrame, samples: Samples | None, reason: str
-) -> Iterator[Found]:
+    record: Record, verdicts: pd.DataFrame, samples: Samples | None, reason: str, *, asked: bool
+) -> Outcome:
     """Whether these are the samples, by hash, and their labels the table's."""
     if samples is None:
-        yield "data", None, f"needs the samples: {reason}"
-        return
+        return Outcome("data", None, f"needs the samples: {reason}", asked=asked)
     if samples.sha256 != record.data.sha256:
-        yield "data", False, f"{samples.spec}: sha256 {samples.sha256[:16]}, not {record.data.sha256[:16]}"
-        return
+        digests = f"sha256 {samples.sha256[:16]}, not {record.data.sha256[:16]}"
+        return Outcome("data", False, f"{samples.spec}: {digests}")
     same = np.array_equal(samples.ids.numpy(), verdicts["sample_id"].to_numpy())
     if not (same and np.array_equal(samples.y.numpy(), verdicts["label"].to_numpy())):
-        yield "data", False, f"{samples.spec}: ids or labels are not those of the verdict table"
-        return
-    yield "data", True, f"{samples.spec}: {len(samples)} samples with the hash and labels of the record"
+        return Outcome("data", False, f"{samples.spec}: ids or labels are not those of the verdict table")
+    return Outcome(
+        "data", True, f"{samples.spec}: {len(samples)} samples with the hash and labels of the record"
+    )
 
 
 def check_examples(
@@ -68,34 +68,64 @@ def check_examples(
     verdicts: pd.DataFrame,
     samples: Samples | None,
     target: Target | None,
-) -> Iterator[Found]:
+) -> Iterator[Outcome]:
     """Audits every saved adversarial example: its sample, box, ball and distance, and what the model says."""
     if record.artefacts.examples_sha256 is None:
-        yield "examples", None, "none were saved with this record"
+        yield Outcome("examples", None, "none were saved with this record")
         return
     try:
         saved = load(store.examples_file(record) or b"")
-        ids, x_adv = saved["sample_id"], saved["x_adv"].float()
-    except (StoreError, SafetensorError, KeyError) as error:
-        yield "examples", False, str(error)
+    except (StoreError, SafetensorError, KeyError, ValueError) as error:
+        yield Outcome("examples", False, str(error))
         return
     table = verdicts.set_index("sample_id")
-    broken = int((table["status"] == "broken").sum())
-    known = [int(id_) in table.index and table["status"][int(id_)] == "broken" for id_ in ids]
-    if not all(known) or len(set(ids.tolist())) != len(ids) or len(x_adv) != len(ids):
-        yield "examples", False, "of samples that the verdict table does not call broken, or one twice"
+    if problem := _malformed(saved) or _strangers(saved["sample_id"], table["status"]):
+        yield Outcome("examples", False, problem)
         return
-    yield "examples", True, f"as hashed; of {len(ids)} of the {broken} broken samples"
+    ids, x_adv = saved["sample_id"], saved["x_adv"].float()
+    broken = int((table["status"] == "broken").sum())
+    yield Outcome("examples", True, f"as hashed; of {len(ids)} of the {broken} broken samples")
     if not len(ids):
         return
     rows = table.loc[ids.tolist()]
     x, problem = _clean_points(saved, samples, ids)
     if x is None:
-        yield "ball", None if problem.startswith("needs") else False, problem
+        yield Outcome("ball", None if problem.startswith("needs") else False, problem)
     else:
         yield _inside(record, rows, x_adv, x)
-    if target is not None:
-        yield _misclassified(rows, x_adv, target)
+    if target is not None and (x is None or x.shape == x_adv.shape):
+        yield _misclassified(record, rows, x_adv, target)
+
+
+def _malformed(saved: dict[str, Tensor]) -> str:
+    """What is wrong with the form of saved examples: sample_id (K,) integers, x_adv and, if any, x (K, ...) floats."""
+    if missing := [name for name in ("sample_id", "x_adv") if name not in saved]:
+        return f"the file has no {missing[0]}"
+    ids = saved["sample_id"]
+    if ids.dtype not in (torch.int64, torch.int32) or ids.ndim != 1:
+        return f"sample_id: expected integers of shape (K,), got {_form(ids)}"
+    for name in ("x_adv", "x"):
+        points = saved.get(name)
+        if points is None:
+            continue
+        if not points.is_floating_point() or points.ndim < 2 or len(points) != len(ids):
+            return f"{name}: expected floats of shape ({len(ids)}, ...), got {_form(points)}"
+        if points.shape != saved["x_adv"].shape:
+            return f"x: expected the shape of x_adv, {tuple(saved['x_adv'].shape)}, got {tuple(points.shape)}"
+    return ""
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def _strangers(ids: Tensor, status: pd.Series) -> str:
+    """What is wrong with the samples that examples are of."""
+    listed = ids.tolist()
+    known = all(id_ in status.index and status[id_] == "broken" for id_ in listed)
+    if known and len(set(listed)) == len(listed):
+        return ""
+    return "of samples that the verdict table does not call broken, or one twice"
 
 
 def _clean_points(
@@ -113,129 +143,85 @@ def _clean_points(
     return x, ""
 
 
-def _inside(record: Record, rows: pd.DataFrame, x_adv: Tensor, x: Tensor) -> Found:
-    threat = Threat(record.threat.norm, record.threat.eps, record.threat.bounds)
+def _inside(record: Record, rows: pd.DataFrame, x_adv: Tensor, x: Tensor) -> Outcome:
+    threat = threat_of(record)
     if x.shape != x_adv.shape:
-        return "ball", False, f"examples of shape {tuple(x_adv.shape)}, clean points {tuple(x.shape)}"
+        shapes = f"examples of shape {tuple(x_adv.shape)}, clean points {tuple(x.shape)}"
+        return Outcome("ball", False, shapes)
     x = x.clamp(*threat.bounds)
     outside = ~threat.contains(x_adv.double(), x.double())
     if bool(outside.any()):
-        return "ball", False, f"{int(outside.sum())} examples outside the box or the ball of {threat}"
+        return Outcome(
+            "ball", False, f"{int(outside.sum())} examples outside the box or the ball of {threat}"
+        )
     distance = threat.distance(x_adv.double(), x.double()).numpy()
     off = ~np.isclose(distance, rows["distance"].to_numpy(), rtol=1e-5, atol=1e-6)
     if off.any():
-        return "ball", False, f"{int(off.sum())} examples at another distance than the verdict table says"
-    return "ball", True, f"{len(x)} examples finite, in {list(threat.bounds)} and within {threat}"
+        return Outcome(
+            "ball", False, f"{int(off.sum())} examples at another distance than the verdict table says"
+        )
+    return Outcome("ball", True, f"{len(x)} examples finite, in {list(threat.bounds)} and within {threat}")
 
 
-@torch.no_grad()
-def _misclassified(rows: pd.DataFrame, x_adv: Tensor, target: Target) -> Found:
-    with target:
-        found = _predictions(target, x_adv)
+def _misclassified(record: Record, rows: pd.DataFrame, x_adv: Tensor, target: Target) -> Outcome:
     label = rows["label"].to_numpy()
-    fooled = found != label
-    if not fooled.all():
-        return "fooled", False, f"{int((~fooled).sum())} of {len(label)} examples are classified correctly"
-    if "prediction_adv" in rows and not np.array_equal(found, rows["prediction_adv"].to_numpy()):
-        return "fooled", False, "the examples are taken for other classes than the verdict table says"
-    return "fooled", True, f"all {len(label)} examples are misclassified in float32"
+    try:
+        found = _predictions(target, x_adv)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        return Outcome("fooled", False, f"the model cannot take examples of {_form(x_adv)}: {reason}")
+    standing = int((found == label).sum())
+    if standing:
+        problem = f"{standing} of {len(label)} examples are classified correctly"
+    elif "prediction_adv" in rows and not np.array_equal(found, rows["prediction_adv"].to_numpy()):
+        problem = "the examples are taken for other classes than the verdict table says"
+    else:
+        return Outcome("fooled", True, f"all {len(label)} examples are misclassified in float32")
+    # Examples were chosen for a draw that they fooled: how many fool the next one bounds nothing.
+    unsure = Outcome.unverified("fooled", f"the model draws at random, and in this draw {problem}")
+    draws = Draws(record, target, x_adv, torch.from_numpy(label.astype(np.int64)))
+    return draws.excuse("fooled", problem, lambda: unsure)
 
 
-@torch.no_grad()
 def check_model(
     record: Record, verdicts: pd.DataFrame, samples: Samples | None, target: Target | None
-) -> Iterator[Found]:
+) -> Iterator[Outcome]:
     """Whether this is the model, by the hash of its weights, and predicts on clean samples what the table says."""
     if target is None:
-        yield "model", None, "not given; --model SPEC [--weights FILE] forwards what was saved through it"
+        needs = "not given; --model SPEC [--weights FILE] forwards what was saved through it"
+        yield Outcome("model", None, needs)
         return
     if (digest := model_sha256(target.model)) != record.model.weights_sha256:
-        yield "model", False, f"weights have sha256 {digest[:16]}, not {record.model.weights_sha256[:16]}"
+        said = record.model.weights_sha256[:16]
+        yield Outcome("model", False, f"weights have sha256 {digest[:16]}, not {said}")
     else:
-        yield "model", True, f"weights have the sha256 {digest[:16]} of the record"
+        yield Outcome("model", True, f"weights have the sha256 {digest[:16]} of the record")
     if samples is None or len(samples) != len(verdicts):
-        yield "clean", None, "needs the samples"
+        yield Outcome.unverified("clean", "needs the samples")
         return
+    yield _clean(record, verdicts["prediction"].to_numpy(), samples, target)
+
+
+def _clean(record: Record, said: Predictions, samples: Samples, target: Target) -> Outcome:
+    def ask() -> Predictions:
+        parts = torch.arange(len(samples)).split(_ROWS)
+        return np.concatenate(
+            [_predictions(target, samples.rows(rows).clamp(*record.threat.bounds)) for rows in parts]
+        )
+
+    found, y = ask(), samples.y.numpy()
+    off = int((found != said).sum())
+    if not off:
+        return Outcome("clean", True, f"all {len(samples)} clean predictions are the verdict table's")
+    return Draws.of(record, samples, target).excuse(
+        "clean",
+        f"{off} of {len(samples)} clean predictions are not the verdict table's",
+        lambda: weigh("clean", said, found, ask(), lambda answers: answers == y, "are classified correctly"),
+    )
+
+
+@torch.no_grad()
+def _predictions(target: Target, x: Tensor) -> Predictions:
     with target:
-        found = np.concatenate(
-            [
-                _predictions(target, samples.rows(rows).clamp(*record.threat.bounds))
-                for rows in torch.arange(len(samples)).split(_ROWS)
-            ]
-        )
-    off = int((found != verdicts["prediction"].to_numpy()).sum())
-    if off:
-        yield "clean", False, f"{off} of {len(samples)} clean predictions are not the verdict table's"
-    else:
-        yield "clean", True, f"all {len(samples)} clean predictions are the verdict table's"
-
-
-def _predictions(target: Target, x: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
-    found = [target.logits(part.to(target.device)).argmax(1).cpu() for part in in_parts(x, _ROWS)]
+        found = [target.logits(part.to(target.device)).argmax(1).cpu() for part in in_parts(x, _ROWS)]
     return np.concatenate([np.empty(0, np.int64), *found])
-
-
-def check_rerun(
-    record: Record,
-    verdicts: pd.DataFrame,
-    samples: Samples | None,
-    target: Target | None,
-    count: int,
-    draw: int,
-) -> Iterator[Found]:
-    """Attacks some samples again, drawn with the seed `draw`; each must meet the same end."""
-    from robust.evaluation import evaluate
-
-    if target is None or samples is None or samples.sha256 != record.data.sha256:
-        yield "rerun", None, "needs the model and the samples"
-        return
-    threat = Threat(record.threat.norm, record.threat.eps, record.threat.bounds)
-    stages = _suite(record, threat)
-    if stages is None:
-        yield "rerun", None, f"this version's suite {record.suite.name!r} is not the record's"
-        return
-    rows = np.sort(np.random.default_rng(draw).permutation(len(samples))[:count])
-    report = evaluate(
-        target,
-        samples.take(torch.from_numpy(rows)),
-        threat=threat,
-        suite=stages,
-        seed=record.seed,
-        cascade=record.suite.cascade,
-    )
-    then, now = verdicts["status"].to_numpy()[rows], report.verdicts["status"].to_numpy()
-    off = np.flatnonzero(then != now)
-    if len(off):
-        id_ = verdicts["sample_id"].to_numpy()[rows[off[0]]]
-        yield (
-            "rerun",
-            False,
-            f"{len(off)} of {len(rows)} samples end otherwise (draw {draw}), first sample {id_}: "
-            f"{then[off[0]]} in the record, {now[off[0]]} now",
-        )
-    else:
-        yield "rerun", True, f"{len(rows)} samples (draw {draw}) attacked again, each with the same end"
-
-
-def _suite(record: Record, threat: Threat) -> Any:
-    """What to hand to `evaluate`: the suite by its name if it is still the same, else its attacks; or None."""
-    recorded = [[entry.name, entry.parameters] for entry in record.attacks]
-    choices: list[Any] = [record.suite.name]
-    if not any(_selective(entry.selection) for entry in record.attacks):
-        choices.append([{"name": entry.name, **entry.parameters} for entry in record.attacks])
-    for choice in choices:
-        with suppress(RobustError):
-            _, stages = resolve(choice, threat)
-            if as_json([[stage.attack.name, stage.attack.parameters] for stage in stages]) == recorded:
-                return choice
-    return None
-
-
-def _selective(selection: dict[str, Any]) -> bool:
-    """Whether a stage was shown only some samples."""
-    return (
-        selection.get("near") is not None
-        or selection.get("within") is not None
-        or selection.get("beyond") is not None
-        or bool(selection.get("follows"))
-    )

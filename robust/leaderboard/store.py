@@ -21,6 +21,7 @@ from robust.leaderboard.reference import Reference
 
 _IO_ERRORS: Final = (OSError, NotImplementedError)  # the latter from read-only kinds of filesystem
 _DIGITS: Final = 64  # of an id
+KINDS: Final = ("records", "references")  # folders of entries
 
 
 class Store:
@@ -61,6 +62,11 @@ class Store:
         if not store._has(f"records/{name}"):
             raise StoreError(f"record: no such file {path}; expected STORE/records/ID.json")
         return store, name
+
+    def lies_in(self, folder: Path) -> bool:
+        """Whether this folder is the store."""
+        local = isinstance(self._fs, LocalFileSystem)
+        return local and Path(self._root).resolve() == folder.resolve()
 
     def read(self, name: str) -> Record:
         """The record in a file of the folder "records".
@@ -204,7 +210,7 @@ class Store:
         Raises:
             StoreError: missing, or altered.
         """
-        return read_verdicts(self.verdicts_file(record))
+        return read_verdicts(self.verdicts_file(record), record.data.n)
 
     def record_file(self, record: Record) -> bytes:
         """The file of a record, as it is filed.

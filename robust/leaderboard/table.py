@@ -19,6 +19,7 @@ from robust.leaderboard.rank import Survived, ranks
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
 from robust.leaderboard.schema import AttackInfo
+from robust.leaderboard.trust import reasons, shown_trust
 
 FORMATS: Final = ("terminal", "markdown", "csv", "latex", "json")
 FIXED: Final = (
@@ -45,7 +46,8 @@ def leaderboard_frame(
     Returns:
         Columns board, rank, model, defense, variant (what tells rows of one model and defense apart),
         clean, robust, low, high (fractions), worst (robust accuracy of the worst class), passes (forward
-        and backward, per sample), trust, checks (those that fired), n, id, then one per attack: robust
+        and backward, per sample), trust ("unreliable" where the stated one does not hold, see `objections`),
+        checks (those that fired, and objections), n, id, then one per attack: robust
         accuracy under it, NaN where it was not run.
     """
     rows: list[dict[str, Any]] = [
@@ -178,7 +180,7 @@ def _board_key(record: Record) -> tuple[Hashable, ...]:
 
 
 def _order(record: Record) -> tuple[Any, ...]:
-    unreliable = record.trust == "unreliable"
+    unreliable = shown_trust(record) == "unreliable"
     worth = (unreliable, -record.robust.value, -record.clean.value)
     return *_board_key(record), *worth, record.model.name, record.defense.name, record.id
 
@@ -241,8 +243,8 @@ def _row(record: Record) -> dict[str, object]:
         "high": record.robust.high,
         "worst": math.nan if record.fairness is None else record.fairness.value,
         "passes": (record.cost.forwards + record.cost.backwards) / record.data.n,
-        "trust": record.trust,
-        "checks": " ".join(sorted({finding.check for finding in record.findings})),
+        "trust": shown_trust(record),
+        "checks": " ".join(reasons(record)),
         "n": record.data.n,
         "id": record.short_id,
         **{
@@ -294,6 +296,6 @@ def _column(attack: AttackInfo) -> str:
 
 def _csv(frame: pd.DataFrame) -> str:
     text = frame.copy()
-    for name in ("board", "model", "defense", "variant"):
+    for name in ("board", "model", "defense", "variant", "checks"):  # in the words of whoever made the record
         text[name] = text[name].map(csv_text)
     return text.rename(columns=csv_text).to_csv(index=False, lineterminator="\n").rstrip("\n")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -13,29 +11,18 @@ from pydantic import BaseModel, ValidationError
 
 from robust.errors import StoreError
 from robust.leaderboard.artefacts import read_verdicts
+from robust.leaderboard.claims import check_findings, check_suite, check_trust
 from robust.leaderboard.derive import derive
+from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
-from robust.leaderboard.reforward import check_data, check_examples, check_model, check_rerun, find_data
+from robust.leaderboard.reforward import check_data, check_examples, check_model, find_data
+from robust.leaderboard.rerun import check_rerun
 from robust.leaderboard.store import Store
 from robust.report import STATUSES
 from robust.target import Target
 from robust.threat import TOLERANCE
 
-_ANSWERS: Final = ("fooled", "clean", "rerun")  # checks of what the model answers
-COLUMNS: Final = ("sample_id", "label", "prediction", "status", "attack", "distance", "forwards", "backwards")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a check found: `ok` is None where it could not be made, and the message says what it needs."""
-
-    check: str
-    ok: bool | None
-    message: str
-
-    def __str__(self) -> str:
-        word = {True: "ok", False: "FAIL", None: "-"}[self.ok]
-        return f"{word:4}  {self.check:<12}  {self.message}"
+_DIGEST: Final = 64  # digits of a sha256
 
 
 def verify(
@@ -67,8 +54,8 @@ def verify(
     yield Outcome("record", True, f"{record.short_id}: text, checksum and file name agree")
     try:
         content = store.verdicts_file(record)
-        verdicts = read_verdicts(content)
-    except (StoreError, ValueError, OSError) as error:
+        verdicts = read_verdicts(content, record.data.n)
+    except StoreError as error:
         yield Outcome("verdicts", False, str(error))
         return
     yield Outcome("verdicts", True, f"{len(content)} bytes of {len(verdicts)} rows, as hashed")
@@ -78,31 +65,19 @@ def verify(
         return
     yield Outcome("rows", True, "statuses, predictions, attacks and distances agree with each other")
     yield from _numbers(record, verdicts)
+    yield check_trust(record)
+    yield check_suite(record)
     samples, reason = find_data(record, data)
-    yield from (Outcome(*found) for found in check_data(record, verdicts, samples, reason))
-    forwarded = chain(
-        check_examples(store, record, verdicts, samples, target),
-        check_model(record, verdicts, samples, target),
-        check_rerun(record, verdicts, samples, target, rerun, draw) if rerun else (),
-    )
-    yield from (_unless_it_draws(record, Outcome(*found)) for found in forwarded)
-
-
-def _unless_it_draws(record: Record, outcome: Outcome) -> Outcome:
-    """What a model answers that draws at random, and is known to, contradicts nothing."""
-    draws = any(finding.check == "randomized" for finding in record.findings)
-    if outcome.ok is False and outcome.check in _ANSWERS and draws and record.suite.eot is None:
-        return Outcome(
-            outcome.check, None, f"the model draws at random, as the record says: {outcome.message}"
-        )
-    return outcome
+    yield check_data(record, verdicts, samples, reason, asked=data is not None or target is not None)
+    yield from check_examples(store, record, verdicts, samples, target)
+    yield from check_model(record, verdicts, samples, target)
+    yield from check_findings(record, samples, target)
+    if rerun:
+        yield from check_rerun(record, verdicts, samples, target, rerun, draw)
 
 
 def row_problems(record: Record, verdicts: pd.DataFrame) -> Iterator[str]:
     """What is wrong with single rows of a verdict table."""
-    if missing := [name for name in COLUMNS if name not in verdicts]:
-        yield f"columns missing: {', '.join(missing)}"
-        return
     status, attack, distance = verdicts["status"], verdicts["attack"], verdicts["distance"].to_numpy(float)
     right, broken = verdicts["prediction"] == verdicts["label"], status == "broken"
     limit = record.threat.radius + TOLERANCE * max(1.0, record.threat.radius)
@@ -176,6 +151,8 @@ def _short(value: Any) -> str:
         return f"{value['k']} of {value['n']} [{value['low']:.4f}, {value['high']:.4f}]"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_short(item)}" for key, item in value.items())
+    if isinstance(value, str) and len(value) == _DIGEST:
+        return f"{value[:16]}..."
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     return text if len(text) <= 160 else f"{text[:157]}..."
 

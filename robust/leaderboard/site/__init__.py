@@ -26,8 +26,9 @@ from robust.leaderboard.reference import Reference
 from robust.leaderboard.site import charts, pages
 from robust.leaderboard.site.exports import badge, model_card
 from robust.leaderboard.site.panels import panels
-from robust.leaderboard.store import Store
+from robust.leaderboard.store import KINDS, Store
 from robust.leaderboard.table import leaderboard_frame, render_frame
+from robust.leaderboard.trust import objections
 
 __all__ = ["publish"]
 
@@ -51,11 +52,17 @@ def publish(store: Store, out: str | Path) -> list[str]:
 
     Raises:
         StoreError: nothing to publish, a damaged or missing file in the store, or a folder that cannot
-            be written or holds pages that were not published by this.
+            be written, is the store, or holds pages or records that were not published by this.
     """
     out = Path(out)
+    if store.lies_in(out):
+        raise StoreError(f"--out: {out} is the store itself; give a folder of its own for the site")
     site = _Site(store)
     before = _published(out)
+    if strange := _records_of_others(out, before):
+        raise StoreError(
+            f"--out: {out} holds records that no publication put there, such as {strange}; give a new folder"
+        )
     try:
         written = _write(out, site.files())
         for name in sorted(before - set(written)):
@@ -108,6 +115,14 @@ def _published(out: Path) -> set[str]:
         raise StoreError(f"--out: cannot read {out}: {error.strerror or error}") from error
 
 
+def _records_of_others(out: Path, published: set[str]) -> str | None:
+    """A record or reference in a folder that the last publication did not write there, if any."""
+    found = (
+        path.relative_to(out).as_posix() for kind in KINDS for path in sorted((out / kind).glob("*.json"))
+    )
+    return next((name for name in found if name not in published), None)
+
+
 class _Site:
     """Everything that is on the pages, and the files that it becomes."""
 
@@ -115,11 +130,12 @@ class _Site:
         self.store = store
         self.records, self.references = store.entries()
         self.verdict_files: dict[str, bytes] = {}  # by hash, for records may share one
+        tables: dict[str, pd.DataFrame] = {}
         for record in self.records:
             digest = record.artefacts.verdicts_file_sha256
             if digest not in self.verdict_files:
                 self.verdict_files[digest] = store.verdicts_file(record)
-        tables = {digest: read_verdicts(content) for digest, content in self.verdict_files.items()}
+                tables[digest] = read_verdicts(self.verdict_files[digest], record.data.n)
         self.verdicts = {record.id: tables[record.artefacts.verdicts_file_sha256] for record in self.records}
         self.survived: Survived = {
             id_: table["status"].to_numpy(dtype=object) == "survived" for id_, table in self.verdicts.items()
@@ -210,6 +226,7 @@ class _Site:
             board=board,
             row=row,
             record=record,
+            objections=objections(record),
             curve=charts.eps_curve(points) if points else "",
             curve_text=pages.curve_text(points),
             attacks=charts.attack_bars(record),

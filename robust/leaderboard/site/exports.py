@@ -8,6 +8,7 @@ from jinja2 import Environment
 
 from robust.leaderboard.layout import markdown_text, percent
 from robust.leaderboard.record import Record
+from robust.leaderboard.trust import reasons, shown_trust
 
 _COLOURS = {"trusted": "blue", "suspect": "yellow", "unreliable": "lightgrey", "unknown": "lightgrey"}
 
@@ -16,13 +17,13 @@ def badge(record: Record) -> str:
     """The JSON of a shields.io endpoint badge."""
     rate = record.robust
     message = f"{percent(rate.value)} % [{percent(rate.low)}, {percent(rate.high)}]"
-    if record.trust != "trusted":
-        message = record.trust if record.trust == "unreliable" else f"{message}, {record.trust}"
+    if (trust := shown_trust(record)) != "trusted":
+        message = trust if trust == "unreliable" else f"{message}, {trust}"
     content = {
         "schemaVersion": 1,
         "label": f"robust {record.threat.norm}:{record.threat.eps}",
         "message": message,
-        "color": _COLOURS[record.trust],
+        "color": _COLOURS[trust],
     }
     return json.dumps(content, indent=1) + "\n"
 
@@ -39,7 +40,8 @@ def model_card(record: Record, environment: Environment) -> str:
         record=record,
         name=f"{record.model.name} + {record.defense.name}",
         threat=f"{record.threat.norm}:{record.threat.eps}",
-        checks=", ".join(sorted({finding.check for finding in record.findings})),
+        trust=shown_trust(record),
+        checks=", ".join(reasons(record)),
         clean=percent(record.clean.value),
         robust=percent(record.robust.value),
         **values,

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from robust.leaderboard.artefacts import sha256
 from robust.leaderboard.derive import curve
-from robust.leaderboard.layout import FLAGS, percent, plain
+from robust.leaderboard.layout import FLAGS, percent, plain, told_apart
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
 from robust.leaderboard.reforward import preprocessing_of
@@ -42,6 +42,12 @@ class Board:
     def file(self) -> str:
         """Its page."""
         return f"board-{sha256(self.heading.encode())[:12]}.html"
+
+    @property
+    def heads(self) -> list[tuple[str, list[str]]]:
+        """Of each column of an attack or score: its whole name, and the lines to show."""
+        lines = told_apart(self.columns) if self.measured else [[name] for name in self.columns]
+        return list(zip(self.columns, lines, strict=True))
 
     @property
     def parts(self) -> list[list[dict[str, Any]]]:
@@ -112,6 +118,7 @@ def _row(values: dict[Any, Any], columns: Sequence[str]) -> dict[str, Any]:
         "passes": f"{values['passes']:.0f}" if measured else "",
         "passes_key": _key(values["passes"]),
         "trust": values["trust"],
+        "flag": FLAGS[values["trust"]] if measured else "",
         "trust_text": f"{FLAGS[values['trust']]} {values['trust']}".strip(),
         "columns": [(_key(values[name]), percent(values[name])) for name in columns],
         **{name: percent(values[name]) for name in ("clean", "robust", "worst")},

@@ -1,0 +1,106 @@
+"""What a record says of itself, held against this version: its trust, its suite by name, and its findings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from robust import __version__
+from robust.diagnose import CHECKS, verdict
+from robust.errors import RobustError
+from robust.leaderboard.drawn import preflight_on
+from robust.leaderboard.layout import plain
+from robust.leaderboard.outcome import Outcome
+from robust.leaderboard.record import Record
+from robust.leaderboard.schema import AttackInfo, as_json
+from robust.leaderboard.trust import ERRORS, follows, misstated, objections
+from robust.sources import Samples
+from robust.suites import SUITES, Stage, resolve
+from robust.target import Target
+from robust.threat import Threat
+
+
+def check_trust(record: Record) -> Outcome:
+    """Whether the findings are of known checks, as severe as those are, and give the trust that is stated."""
+    problems = [
+        f"{plain(found.check)} makes a verdict {CHECKS[found.check].severity}, the record says {found.severity}"
+        for found in misstated(record.findings)
+    ]
+    if (merited := follows(record.findings)) != record.trust:
+        problems.append(f"the findings give {merited}, the record says {record.trust}")
+    if ERRORS in (found := objections(record)):
+        problems.append(f"{found[ERRORS]}, yet the record says {record.trust}")
+    if problems:
+        return Outcome("trust", False, "; ".join(problems))
+    unknown = sorted({plain(found.check) for found in record.findings if found.check not in CHECKS})
+    if unknown:
+        return Outcome.unverified("trust", f"this version knows no check {', '.join(unknown)}; upgrade")
+    return Outcome("trust", True, f"{record.trust}, as the findings give it")
+
+
+def check_suite(record: Record) -> Outcome:
+    """Whether the attacks are those that the suite's name stands for under this threat."""
+    name, known = plain(record.suite.name), record.suite.name in SUITES
+    try:
+        named, stages = resolve(record.suite.name if known else _attacks(record), threat_of(record))
+    except (RobustError, TypeError, ValueError) as error:
+        return Outcome.unverified("suite", f"this version cannot make the attacks of {name}: {error}")
+    same = [_said(entry) for entry in record.attacks] == [
+        _made(stage, entry) for stage, entry in zip(stages, record.attacks, strict=False)
+    ]
+    if same and len(stages) > len(record.attacks) and record.statuses.error:
+        return Outcome.unverified("suite", f"the last attacks of {name} are missing: the run was cut short")
+    if same and len(stages) == len(record.attacks) and named == record.suite.name:
+        return Outcome("suite", True, f"the attacks are those that {name} stands for")
+    if not known and same:
+        return Outcome.unverified("suite", f"this version knows no suite {name}; ask for its source")
+    made_by = record.environment.get("robust")
+    if known and made_by != __version__:
+        return Outcome.unverified(
+            "suite",
+            f"{name} has other attacks in this version, {__version__}; the record is of {plain(made_by)}",
+        )
+    return Outcome("suite", False, f"the attacks are not those that {name} stands for")
+
+
+def check_findings(record: Record, samples: Samples | None, target: Target | None) -> Iterator[Outcome]:
+    """Whether the checks that look at the model alone find it worse, on the same samples, than the record says."""
+    if target is None or samples is None or samples.sha256 != record.data.sha256:
+        return
+    try:
+        found = preflight_on(samples, target, threat_of(record)).findings
+    except RobustError as error:
+        yield Outcome("findings", False, f"the model given is not one for these samples: {error}")
+        return
+    named = {finding.check for finding in record.findings}
+    worse = [each for each in found if each.check not in named and verdict([each]) != record.trust]
+    if record.trust == "unreliable" or not worse:
+        yield Outcome("findings", True, "checks of the model find nothing worse than the record says")
+        return
+    problem = f"{'; '.join(f'{each.check}: {each.message}' for each in worse)}; the record says nothing of it"
+    if (made_by := record.environment.get("robust")) == __version__:
+        yield Outcome("findings", False, problem)
+    else:
+        yield Outcome.unverified("findings", f"{problem}, and is of version {plain(made_by)}")
+
+
+def threat_of(record: Record) -> Threat:
+    """The threat of a record."""
+    return Threat(record.threat.norm, record.threat.eps, record.threat.bounds)
+
+
+def _attacks(record: Record) -> list[dict[str, Any]]:
+    return [{"name": entry.name, **entry.parameters} for entry in record.attacks]
+
+
+def _said(entry: AttackInfo) -> tuple[Any, ...]:
+    return entry.name, entry.label, entry.parameters, entry.selection
+
+
+def _made(stage: Stage, entry: AttackInfo) -> tuple[Any, ...]:
+    """A stage as a record would say it; who is let at it only where this record says so."""
+    attack = stage.attack
+    selection = {key: value for key, value in vars(stage).items() if key != "attack"}
+    return (
+        attack.name, attack.label, as_json(attack.parameters), as_json(selection) if entry.selection else {},
+    )  # fmt: skip

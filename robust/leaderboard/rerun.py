@@ -1,0 +1,95 @@
+"""A fresh attack on some of a record's samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from robust.errors import RobustError
+from robust.leaderboard.claims import threat_of
+from robust.leaderboard.drawn import Answers, Draws, survived, weigh
+from robust.leaderboard.layout import plain
+from robust.leaderboard.outcome import Outcome
+from robust.leaderboard.record import Record
+from robust.leaderboard.schema import as_json
+from robust.report import Report
+from robust.sources import Samples
+from robust.suites import resolve
+from robust.target import Target
+from robust.threat import Threat
+
+
+def check_rerun(
+    record: Record,
+    verdicts: pd.DataFrame,
+    samples: Samples | None,
+    target: Target | None,
+    count: int,
+    draw: int,
+) -> Iterator[Outcome]:
+    """Attacks some samples again, drawn with the seed `draw`: each must meet the same end."""
+    from robust.evaluation import evaluate
+
+    if target is None or samples is None or samples.sha256 != record.data.sha256:
+        yield Outcome.unverified("rerun", "needs the model and the samples")
+        return
+    threat = threat_of(record)
+    stages = _suite(record, threat)
+    if stages is None:
+        reason = f"this version's suite {plain(record.suite.name)} is not the record's"
+        yield Outcome.unverified("rerun", reason)
+        return
+    rows = np.sort(np.random.default_rng(draw).permutation(len(samples))[:count])
+    chosen = samples.take(torch.from_numpy(rows))
+
+    def attack() -> Report:
+        return evaluate(
+            target, chosen, threat=threat, suite=stages, seed=record.seed, cascade=record.suite.cascade
+        )
+
+    report = attack()
+    then, now = verdicts["status"].to_numpy(dtype=object)[rows], _statuses(report)
+    off = np.flatnonzero(then != now)
+    if len(off):
+        yield Draws.of(record, samples, target).excuse(
+            "rerun",
+            f"{len(off)} of {len(rows)} samples end otherwise (draw {draw}), first sample {chosen.ids[off[0]]}: "
+            f"{then[off[0]]} in the record, {now[off[0]]} now",
+            lambda: weigh("rerun", then, now, _statuses(attack()), survived, "are robust"),
+        )
+    else:
+        done = f"{len(rows)} samples (draw {draw}) attacked again, each with the same end"
+        yield Outcome("rerun", True, done)
+
+
+def _statuses(report: Report) -> Answers:
+    return report.verdicts["status"].to_numpy(dtype=object)
+
+
+def _suite(record: Record, threat: Threat) -> Any:
+    """What to hand to `evaluate`: the suite by its name if it is still the same, else its attacks; or None."""
+    recorded = [[entry.name, entry.parameters] for entry in record.attacks]
+    choices: list[Any] = [record.suite.name]
+    if not any(_selective(entry.selection) for entry in record.attacks):
+        choices.append([{"name": entry.name, **entry.parameters} for entry in record.attacks])
+    for choice in choices:
+        with suppress(RobustError):
+            _, stages = resolve(choice, threat)
+            if as_json([[stage.attack.name, stage.attack.parameters] for stage in stages]) == recorded:
+                return choice
+    return None
+
+
+def _selective(selection: dict[str, Any]) -> bool:
+    """Whether a stage was shown only some samples."""
+    return (
+        selection.get("near") is not None
+        or selection.get("within") is not None
+        or selection.get("beyond") is not None
+        or bool(selection.get("follows"))
+    )

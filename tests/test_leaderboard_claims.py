@@ -1,0 +1,439 @@
+"""What records say of themselves is not believed: trust, suite, randomness, and the form of their files."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import Outcome as Ended
+from reports import make_record, make_report
+from torch import Tensor, nn
+
+from robust import evaluate
+from robust.errors import InputError, StoreError
+from robust.leaderboard import (
+    Record,
+    Store,
+    comparison_text,
+    examples_bytes,
+    leaderboard_frame,
+    sha256,
+    verify,
+)
+from robust.leaderboard import compare as compare_records
+from robust.leaderboard.artefacts import read_verdicts, verdicts_bytes
+from robust.leaderboard.claims import check_suite, check_trust
+from robust.leaderboard.compare import Paired
+from robust.leaderboard.drawn import survived, weigh
+from robust.leaderboard.outcome import Outcome
+from robust.leaderboard.rebuild import rebuild
+from robust.leaderboard.site.exports import badge
+from robust.report import Report
+from robust.sources import load_data, save_weights
+from robust.target import Target
+
+DEFENSE: dict[str, Any] = {"name": "none", "parameters": {}}
+UNRELIABLE = {"check": "randomized", "severity": "unreliable", "message": "m"}
+SOFTENED = {"check": "randomized", "severity": "suspect", "message": "m"}
+UNKNOWN = {"check": "not-yet-invented", "severity": "suspect", "message": "m"}
+
+
+def sealed(record: Record, **changes: Any) -> Record:
+    """The record of a forger, who changes what it says and seals it anew."""
+    forged = Record.model_validate({**record.model_dump(mode="json"), **changes})
+    assert Record.loads(forged.dumps()) == forged, "a record that claims too much is still read"
+    return forged
+
+
+# -- trust ------------------------------------------------------------------------------------------
+
+CLAIMS: list[tuple[dict[str, Any], str]] = [
+    ({"findings": [UNRELIABLE]}, "the findings give unreliable, the record says trusted"),
+    ({"findings": [SOFTENED]}, "randomized makes a verdict unreliable, the record says suspect"),
+    ({"findings": [SOFTENED], "trust": "suspect"}, "randomized makes a verdict unreliable"),
+    ({"findings": [UNKNOWN]}, "the findings give suspect, the record says trusted"),
+    ({"trust": "suspect"}, "the findings give trusted, the record says suspect"),
+    ({"trust": "unknown"}, "the findings give trusted, the record says unknown"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), CLAIMS)
+def test_a_trust_that_does_not_follow_fails_and_is_not_ranked(changes: dict[str, Any], reason: str) -> None:
+    forged = sealed(make_record(robust=80, name="forged"), **changes)
+    outcome = check_trust(forged)
+    assert outcome.ok is False
+    assert reason in outcome.message
+    frame = leaderboard_frame([forged, make_record()])
+    assert list(zip(frame["model"], frame["rank"], frame["trust"], strict=True)) == [
+        ("net", "1", "trusted"), ("forged", "-", "unreliable"),
+    ]  # fmt: skip
+    assert "trust-as-stated" in frame["checks"].iloc[1]
+    assert '"message": "unreliable"' in badge(forged)
+
+
+def test_a_record_with_errors_is_not_ranked_as_trusted() -> None:
+    """As of a run that was interrupted, which earlier versions filed without a finding."""
+    cut_short = make_record(robust=50, error=30, name="cut short", alone={})
+    outcome = check_trust(cut_short)
+    assert (outcome.ok, "30 of 100 samples ended in an error" in outcome.message) == (False, True)
+    frame = leaderboard_frame([cut_short, make_record()])
+    assert list(frame["rank"]) == ["1", "-"]
+    assert list(frame["checks"]) == ["", "samples-in-error"]
+    told = make_record(robust=50, error=30, trust="unreliable")
+    assert check_trust(told).ok is True
+
+
+def test_a_trust_that_follows_stands_and_unknown_checks_are_said() -> None:
+    for trust in ("trusted", "suspect", "unreliable"):
+        assert check_trust(make_record(trust=trust)) == Outcome(
+            "trust", True, f"{trust}, as the findings give it"
+        )
+    newer = check_trust(make_record(trust="suspect", findings=[UNKNOWN]))
+    assert (newer.ok, newer.asked) == (None, True)
+    assert "knows no check not-yet-invented" in newer.message
+
+
+def test_a_report_whose_trust_was_edited_makes_no_record() -> None:
+    with pytest.raises(InputError, match=r"^report: trust: expected 'unreliable', which its findings give"):
+        make_record(findings=[UNRELIABLE], trust="trusted")
+
+
+def test_a_comparison_says_who_must_not_be_trusted() -> None:
+    honest, table = make_record(), make_report().verdicts
+    forged = sealed(make_record(robust=80), findings=[UNRELIABLE])
+    text = comparison_text(compare_records(honest, forged, table, make_report(robust=80).verdicts))
+    assert "B is more robust" in text
+    assert "but B must not be trusted" in text.replace("\n", " ")
+
+
+# -- suites -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(net: nn.Module, digits: tuple[Tensor, Tensor]) -> Callable[[Any], Report]:
+    def attacked(suite: Any) -> Report:
+        return evaluate(net, (digits[0][:8], digits[1][:8]), threat="linf:0.05", suite=suite, device="cpu")
+
+    return attacked
+
+
+def suite_of(report: Report, **changes: Any) -> Outcome:
+    return check_suite(sealed(Record.from_report(report, name="net", defense=DEFENSE), **changes))
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        "quick",
+        "standard",
+        "fgsm",
+        ["fgsm", {"name": "basin-hopping", "radii": (2, 1), "steps": 4, "hops": 1}],
+    ],
+)
+def test_suites_by_their_names_stand(few: Callable[[Any], Report], suite: Any) -> None:
+    outcome = suite_of(few(suite))
+    assert outcome.ok is True, outcome
+
+
+def test_one_step_is_not_the_suite_standard(few: Callable[[Any], Report]) -> None:
+    report = few("fgsm")
+    report.suite = "standard"
+    assert suite_of(report).ok is False
+    report.attacks[0]["label"] = "standard"
+    report.verdicts["attack"] = report.verdicts["attack"].replace("fgsm", "standard")
+    assert suite_of(report).ok is False
+    older = suite_of(report, environment={"robust": "0.0.1"})
+    assert (older.ok, older.asked) == (None, True)
+    assert "the record is of 0.0.1" in older.message
+
+
+def test_attacks_shown_other_samples_than_the_suite_says_are_another_suite(
+    few: Callable[[Any], Report],
+) -> None:
+    report = few("quick")
+    report.attacks[1]["selection"]["near"] = 1e-9
+    assert suite_of(report).ok is False
+
+
+@pytest.mark.parametrize("name", ["mine", "Standard", "pgd"])
+def test_an_unknown_suite_is_not_verified(few: Callable[[Any], Report], name: str) -> None:
+    report = few("fgsm")
+    report.suite = name
+    outcome = suite_of(report)
+    assert (outcome.ok, outcome.asked) == (None, True)
+    assert f"knows no suite {name}" in outcome.message
+
+
+def test_a_suite_that_was_cut_short_is_not_verified(few: Callable[[Any], Report]) -> None:
+    report = few("quick")
+    del report.attacks[1:]
+    report.verdicts.loc[report.verdicts["status"] == "survived", "status"] = "error"
+    assert suite_of(report).ok is None
+
+
+# -- models that draw at random ---------------------------------------------------------------------
+
+
+class Noisy(nn.Module):
+    """Adds noise to its input, so that no answer need come again."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x + 0.4 * torch.randn_like(x))
+        return out
+
+
+def filed(folder: Path, model: nn.Module, *, forge: bool = False, examples: bool = False) -> Path:
+    """The file of a record of 60 digits; forged, what was broken survived, and the model is said to draw."""
+    report = evaluate(
+        model, load_data("builtin:digits").limit(60), threat="linf:0.08", suite="quick",
+        keep_examples=examples, device="cpu",
+    )  # fmt: skip
+    if forge:
+        table = report.verdicts
+        broken = table["status"] == "broken"
+        table.loc[broken, ["status", "attack", "distance"]] = ["survived", "", float("nan")]
+        for entry in report.attacks:
+            entry.update(broke=0, attacked=report.clean_correct, survived=report.clean_correct, errors=0)
+        report.findings, report.trust = [UNRELIABLE], "unreliable"
+    kept = None if report.examples is None else examples_bytes(report.examples)
+    record = Record.from_report(report, name="net", defense=DEFENSE, examples=kept)
+    Store(folder).add(record, report.verdicts, examples=kept)
+    return folder / "records" / f"{record.id}.json"
+
+
+def lines(path: Path, model: nn.Module, **options: Any) -> dict[str, Outcome]:
+    return {o.check: o for o in verify(*Store.locate(path), target=Target(model, device="cpu"), **options)}
+
+
+def test_a_model_that_does_not_draw_excuses_nothing(net: nn.Module, tmp_path: Path) -> None:
+    found = lines(filed(tmp_path, net, forge=True), net, rerun=40)
+    assert found["rerun"].ok is False
+    assert found["rerun"].message.endswith(
+        "the record says that the model draws at random, and this model does not"
+    )
+
+
+def test_a_model_that_draws_excuses_rows_and_not_counts(net: nn.Module, tmp_path: Path) -> None:
+    noisy = Noisy(net)
+    torch.manual_seed(0)
+    honest = lines(filed(tmp_path / "honest", noisy, examples=True), noisy, rerun=60)
+    assert [outcome for outcome in honest.values() if outcome.ok is False] == []
+    assert {honest[check].asked for check in ("clean", "fooled", "rerun")} == {True}
+    assert "its draws explain this" in honest["rerun"].message
+    forged = lines(filed(tmp_path / "forged", noisy, forge=True), noisy, rerun=60)
+    assert forged["rerun"].ok is False
+    assert "more than random draws explain" in forged["rerun"].message
+
+
+def test_a_record_that_does_not_say_that_its_model_draws_is_held_to_its_rows(
+    net: nn.Module, tmp_path: Path
+) -> None:
+    assert lines(filed(tmp_path, net), Noisy(net), rerun=60)["rerun"].ok is False
+
+
+def test_findings_that_were_left_out_are_missed(net: nn.Module, tmp_path: Path) -> None:
+    """Logits that are rounded have no gradient: the record of the forger says nothing of it."""
+
+    class Rounded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = net((x * 2).round() / 2)
+            return out
+
+    model = Rounded()
+    store, name = Store.locate(filed(tmp_path / "honest", model))
+    honest = store.read(name)
+    assert honest.trust == "unreliable"
+    forged = sealed(honest, findings=[], trust="trusted")
+    Store(tmp_path / "forged").add(forged, store.verdicts_file(honest))
+    found = lines(tmp_path / "forged" / "records" / f"{forged.id}.json", model)
+    assert (found["trust"].ok, found["findings"].ok) == (True, False)
+    assert "zero-gradient" in found["findings"].message
+    assert lines(tmp_path / "honest" / "records" / name, model)["findings"].ok is True
+    older = sealed(forged, environment={"robust": "0.0.1"})
+    Store(tmp_path / "older").add(older, store.verdicts_file(honest))
+    found = lines(tmp_path / "older" / "records" / f"{older.id}.json", model)
+    assert (found["findings"].ok, found["findings"].asked) == (None, True)
+
+
+def test_fresh_runs_of_the_same_model_seldom_contradict_it() -> None:
+    """Per sample another chance to stand, as of a noisy model: three runs are exchangeable."""
+    rng, failed = np.random.default_rng(0), 0
+    for _ in range(300):
+        chance = rng.beta(0.4, 0.6, 40)
+        runs = [np.where(rng.random(40) < chance, "survived", "broken") for _ in range(3)]
+        failed += weigh("rerun", *runs, survived, "are robust").ok is False
+    assert failed <= 3
+    better = np.full(40, "survived")
+    assert weigh("rerun", better, runs[1], runs[2], survived, "are robust").ok is False
+
+
+def spec(folder: Path, model: nn.Module) -> tuple[str, ...]:
+    """Options of the command line for a model."""
+    save_weights(model, folder / "w.safetensors")
+    (folder / "mine.py").write_text(
+        "from conftest import _small_net as net\nfrom test_leaderboard_claims import Noisy\n"
+        "def noisy():\n    return Noisy(net())\n"
+    )
+    name = "noisy" if isinstance(model, Noisy) else "net"
+    return "--model", f"{folder}/mine.py:{name}", "--weights", f"{folder}/w.safetensors", "--device", "cpu"
+
+
+Cli = Callable[..., Ended]
+
+
+def test_what_stays_unverified_is_status_3(net: nn.Module, tmp_path: Path, inside: Cli) -> None:
+    torch.manual_seed(0)
+    path = filed(tmp_path / "noisy", Noisy(net))
+    command = ("leaderboard", "verify", str(path))
+    done = inside(*command, *spec(tmp_path, Noisy(net)), "--rerun", "60", cwd=tmp_path)
+    assert (done.returncode, "FAIL" in done.stdout) == (3, False), done.stdout
+    assert "\n?     rerun         not verified: the model draws at random" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("nothing contradicts the record, but not all is verified")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert inside(*command, cwd=tmp_path).returncode == 0
+    plain = filed(tmp_path / "plain", net)
+    command = ("leaderboard", "verify", str(plain))
+    assert inside(*command, *spec(tmp_path, net), cwd=tmp_path).returncode == 0
+    done = inside(*command, *spec(tmp_path, net), "--data", "nowhere.npz", cwd=tmp_path)
+    assert (done.returncode, "\n?     data " in done.stdout) == (3, True), done.stdout
+
+
+# -- files from strangers ---------------------------------------------------------------------------
+
+
+def refiled(filed: Path, folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
+    """The record with other adversarial examples, sealed anew."""
+    store, name = Store.locate(filed)
+    honest = store.read(name)
+    saved = store.examples(honest)
+    assert saved is not None
+    change(saved)
+    tensors = examples_bytes(saved)
+    content = honest.model_dump(mode="json")
+    content["artefacts"]["examples_sha256"] = sha256(tensors)
+    forged = Record.model_validate(content)
+    Store(folder).add(forged, store.verdicts_file(honest), examples=tensors)
+    return folder / "records" / f"{forged.id}.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "reason"),
+    [
+        (lambda s: s.update(sample_id=s["sample_id"][:, None]), "examples", "expected integers of shape (K,), got int64"),
+        (lambda s: s.update(sample_id=s["sample_id"].double()), "examples", "got float64 of shape"),
+        (lambda s: s.update(sample_id=s["sample_id"][:1, None]), "examples", "of shape (1, 1)"),
+        (lambda s: s.update(x_adv=s["x_adv"].long()), "examples", "x_adv: expected floats of shape"),
+        (lambda s: s.update(x_adv=s["x_adv"][0, 0, 0, 0]), "examples", "x_adv: expected floats"),
+        (lambda s: s.update(x_adv=s["x_adv"][:-1]), "examples", "x_adv: expected floats"),
+        (lambda s: s.update(x=s["x_adv"][:, :, :7]), "examples", "x: expected the shape of x_adv"),
+        (lambda s: s.update(x_adv=s["x_adv"].flatten(1)[:, :7]), "ball", "examples of shape"),
+        (lambda s: s.pop("sample_id"), "examples", "the file has no sample_id"),
+    ],
+)  # fmt: skip
+def test_examples_of_another_form_fail(
+    net: nn.Module, tmp_path: Path, change: Callable[[dict[str, Tensor]], Any], check: str, reason: str
+) -> None:
+    path = refiled(filed(tmp_path / "a", net, examples=True), tmp_path / "b", change)
+    found = lines(path, net)
+    assert found[check].ok is False
+    assert reason in found[check].message
+
+
+def test_examples_that_the_model_cannot_take_fail(net: nn.Module, tmp_path: Path) -> None:
+    path = refiled(
+        filed(tmp_path / "a", net, examples=True),
+        tmp_path / "b",
+        lambda s: s.update(x_adv=s["x_adv"][..., :7, :2]),
+    )
+    found = lines(path, net, data="nowhere.npz")
+    assert (found["ball"].ok, found["fooled"].ok) == (None, False)
+    assert "the model cannot take examples of float32" in found["fooled"].message
+
+
+def parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+TABLE = pa.Table.from_pandas(make_report().verdicts, preserve_index=False)
+
+
+def _with(name: str, values: Any) -> pa.Table:
+    return TABLE.set_column(TABLE.schema.get_field_index(name), name, pa.array(values))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (parquet(pa.concat_tables([TABLE] * 50)), "expected 100 rows, as many as the record has samples, got 5000"),
+        (parquet(TABLE.slice(1)), "got 99"),
+        (parquet(TABLE.drop_columns(["label"])), "columns missing: label"),
+        (parquet(_with("status", range(100))), "column status: expected texts, got int64"),
+        (parquet(_with("distance", ["far"] * 100)), "column distance: expected floats, got string"),
+        (parquet(_with("sample_id", [[1]] * 100)), "column sample_id: expected integers, got list"),
+        (parquet(_with("forwards", [None, *range(99)])), "column forwards: 1 values are missing"),
+        (parquet(_with("label", [10**15] * 100)), "column label: expected classes in"),
+        (parquet(_with("prediction", [-1] * 100)), "column prediction: expected classes in"),
+        (parquet(_with("attack", ["a" * 10**8] + [""] * 99)), "expected at most 10000 bytes a row"),
+        (parquet(TABLE.append_column("margin", pa.array(["m"] * 100))), "column margin: expected floats"),
+        (parquet(pa.table({**{n: TABLE[n] for n in TABLE.schema.names}, **{f"c{i}": TABLE["label"] for i in range(99)}})),
+         "expected at most 100 columns"),
+        (b"PAR1 or so", "no Parquet file that can be read"),
+    ],
+)  # fmt: skip
+def test_tables_of_another_form_are_not_read(content: bytes, reason: str) -> None:
+    with pytest.raises(StoreError) as caught:
+        read_verdicts(content, 100)
+    assert str(caught.value).startswith("verdicts: ")
+    assert reason in str(caught.value)
+
+
+def test_verify_says_what_is_wrong_with_a_table(net: nn.Module, tmp_path: Path) -> None:
+    store, name = Store.locate(filed(tmp_path / "a", net))
+    honest = store.read(name)
+    many = verdicts_bytes(pd.concat([store.verdicts(honest)] * 20, ignore_index=True))
+    content = honest.model_dump(mode="json")
+    content["artefacts"] |= {"verdicts_file_sha256": sha256(many)}
+    forged = Record.model_validate(content)
+    Store(tmp_path / "b").add(forged, many)
+    *_, last = verify(Store(tmp_path / "b"), f"{forged.id}.json")
+    assert (last.check, last.ok) == ("verdicts", False)
+    assert "expected 60 rows" in last.message
+
+
+def test_a_record_with_odd_draws_is_refused_in_one_line() -> None:
+    record = make_record(eot={"samples": 2})
+    with pytest.raises(InputError, match=r"^record: eot: expected samples and vote"):
+        rebuild(record, "builtin:digits-mlp", device="cpu")
+
+
+# -- eighty columns ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ok", [True, False, None])
+def test_a_line_fits_eighty_columns(ok: bool | None) -> None:
+    text = str(Outcome("artefacts.verdicts_sha256", ok, f"{'word ' * 40}{'x' * 200}"))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.startswith({True: "ok    ", False: "FAIL  ", None: "-     "}[ok])
+
+
+def test_a_comparison_fits_eighty_columns() -> None:
+    table = make_report(n=60_000, wrong=2_000, robust=30_000).verdicts
+    record = make_record(n=60_000, wrong=2_000, robust=30_000)
+    found = compare_records(record, record, table, table)
+    long = Paired("c" * 300, 60_000, 0, 30_000, 30_000, 0, -1.0, -1.0, 1.0, 1.2e-300, 1.2e-299)
+    object.__setattr__(found, "classes", [long])
+    assert max(map(len, comparison_text(found).splitlines())) <= 80
