@@ -10,13 +10,13 @@ from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
 from robust.hardening import training_options
 from robust.sources import DATASETS, MODELS, SPLITS
+from robust.sources.origin import GRAPHS
 from robust.suites import resolve
 from robust.sweep.cells import Cell, CurveCell, Pair, curve_cells, pairs, plan
 from robust.sweep.config import SweepConfig
 from robust.threat import Threat
 
 _INITIAL: Final = ("builtin:", "torchvision:", "timm:")  # whose models come without weights
-_GRAPHS: Final = ("onnx", "onnxruntime", "torchscript", "export")
 _DATA_FILES: Final = (".npz", ".parquet", ".tar")
 
 
@@ -71,7 +71,7 @@ def _check_model(spec: str, weights: str | None) -> None:
     file, _, factory = spec.rpartition(":")
     if scheme == "builtin":
         _ = MODELS[name]
-    elif scheme in _GRAPHS:
+    elif scheme in GRAPHS:
         _check_file("model", name)
     elif factory and file.endswith(".py"):
         _check_file("model", file)

@@ -13,8 +13,8 @@ from uuid import uuid4
 from robust.errors import StoreError
 from robust.parts import Part
 from robust.run import Progress
-from robust.sources import Preprocessing, load_weights, model_sha256, open_model
-from robust.sweep.cells import CurveCell, Pair, content_key, dependencies, pairs
+from robust.sources import Preprocessing, load_weights, model_sha256, open_model, origin_sha256
+from robust.sweep.cells import CurveCell, Origin, Pair, content_key, dependencies, pairs
 from robust.sweep.check import check_plan
 from robust.sweep.config import SweepConfig
 from robust.sweep.curves import CurvePart
@@ -81,9 +81,7 @@ class _Sweep:
         self.ready: deque[Task] = deque()
         self.open: dict[str, Open] = {}  # by the id of a task
         self.training: dict[str, list[Pair]] = {}  # pairs by the key of the model that they wait for
-        self.fits: dict[
-            str, Preprocessing | None
-        ] = {}  # what a pair's model declares, by the pair's identity
+        self.origins: dict[str, Origin] = {}  # by the pair's identity
         self.tries: Counter[str] = Counter()
         self._held: dict[tuple[str, int | None, Preprocessing | None], Held] = {}
 
@@ -173,10 +171,11 @@ class _Sweep:
     def _begin(self, pair: Pair) -> None:
         """Hand out the training of a pair's model, or where there is nothing to train, its cells."""
         model = pair.model
-        ref = ModelRef(str(model.spec), _absolute(model.weights), pair.seed, pair.moments)
+        sha256 = origin_sha256(str(model.spec))
+        ref = ModelRef(str(model.spec), _absolute(model.weights), pair.seed, pair.moments, origin=sha256)
         opened = open_model(ref.spec, ref.weights, seed=pair.seed)
         net, fit = opened.model, opened.preprocessing if ref.normalize is None else None
-        self.fits[pair.identity] = fit
+        origin = self.origins[pair.identity] = Origin(sha256, fit)
         if pair.as_is:
             self._open_cells(pair, replace(ref, behind=pair.behind), model_sha256(net))
             return
@@ -185,7 +184,7 @@ class _Sweep:
         ]:  # what cannot be read is told before anything is trained for it
             self._hold(cell.data, cell.limit, fit)
         held = self._hold(cast("str", pair.train), None, fit)
-        key = training_key(pair, self.config, model_sha256(net), held, str(fit))
+        key = training_key(pair, self.config, model_sha256(net), held, origin)
         weights = self.results.weights(key)
         if weights.exists():
             load_weights(net, weights)
@@ -200,9 +199,11 @@ class _Sweep:
             self.ready.append(train_task(pair, self.config, ref, key, held, weights.parent, token))
 
     def _open_cells(self, pair: Pair, ref: ModelRef, sha256: str) -> None:
+        origin = self.origins[pair.identity]
         for cell in self.cells[pair.identity]:
-            held = self._hold(cell.data, cell.limit, self.fits[pair.identity])
-            key = content_key({**dependencies(cell, self.config), "weights": sha256, "data": held.identity})
+            held = self._hold(cell.data, cell.limit, origin.fit)
+            about = dependencies(cell, self.config, origin)
+            key = content_key({**about, "weights": sha256, "data": held.identity})
             if self.filing.found(cell, key):
                 continue
             shard = self.config.shard
