@@ -80,7 +80,7 @@ def sweep(
 
     start = time.perf_counter()
     command = " ".join(["robust", *sys.argv[1:]])
-    with watching(short_names(plan)) as listener:
+    with common.resumable(), watching(short_names(plan)) as listener:
         result = run_sweep(plan, out, executor=make, listener=listener, command=command)
     return _summary(result, out, time.perf_counter() - start)
 
@@ -191,8 +191,10 @@ def _print_plan(config: SweepConfig, device: str, workers: int) -> int:
     from tabulate import tabulate
 
     from robust.sweep.estimate import estimate
+    from robust.target import naming_failures
 
-    lines = estimate(config, device)
+    with naming_failures():
+        lines = estimate(config, device)
     heads = ["to train, then to attack", "samples", "passes", "time"]
     rows = [
         [

@@ -26,6 +26,8 @@ from robust.sweep.held import Held, hold
 from robust.sweep.results import Results
 from robust.sweep.tasks import ModelRef, Outcome, Task, Trained, TrainTask
 from robust.sweep.watch import EventLog, Listener
+from robust.threat import Threat
+from robust.whole_box import tell, whole_box
 
 _TRIES: Final = 3  # of a task whose worker died
 _DEFAULT_ROWS: Final = 128
@@ -82,6 +84,7 @@ class _Sweep:
         self.open: dict[str, Open] = {}  # by the id of a task
         self.training: dict[str, list[Pair]] = {}  # pairs by the key of the model that they wait for
         self.origins: dict[str, Origin] = {}  # by the pair's identity
+        self.told: set[str] = set()  # of threats
         self.tries: Counter[str] = Counter()
         self._held: dict[tuple[str, int | None, Preprocessing | None], Held] = {}
 
@@ -182,7 +185,7 @@ class _Sweep:
         for cell in self.cells[
             pair.identity
         ]:  # what cannot be read is told before anything is trained for it
-            self._hold(cell.data, cell.limit, fit)
+            self._look(cell, origin)
         held = self._hold(cast("str", pair.train), None, fit)
         key = training_key(pair, self.config, model_sha256(net), held, origin)
         weights = self.results.weights(key)
@@ -201,7 +204,7 @@ class _Sweep:
     def _open_cells(self, pair: Pair, ref: ModelRef, sha256: str) -> None:
         origin = self.origins[pair.identity]
         for cell in self.cells[pair.identity]:
-            held = self._hold(cell.data, cell.limit, origin.fit)
+            held = self._look(cell, origin)
             about = dependencies(cell, self.config, origin)
             key = content_key({**about, "weights": sha256, "data": held.identity})
             if self.filing.found(cell, key):
@@ -220,6 +223,16 @@ class _Sweep:
                 task = attack_task(opened, rows, self.config)
                 self.open[task.id] = opened
                 self.ready.append(task)
+
+    def _look(self, cell: Anyhow, origin: Origin) -> Held:
+        """The samples of a cell; an eps that lets all of them through is told, once."""
+        held = self._hold(cell.data, cell.limit, origin.fit)
+        threat = cell.curve.threats[0] if isinstance(cell, CurveCell) else Threat.parse(cell.threat)
+        said = whole_box(threat, held.samples.x[0].numel())
+        if said not in self.told:
+            self.told.add(said)
+            tell(said)
+        return held
 
     def _hold(self, spec: str, limit: int | None, fit: Preprocessing | None) -> Held:
         if (spec, limit, fit) not in self._held:
