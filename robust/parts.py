@@ -115,7 +115,7 @@ def attack_part(
         raise InputError(f"rows: expected a range within the {len(samples)} samples, got {rows}")
     mine = samples if len(rows) == len(samples) else samples.take(slice(rows.start, rows.stop))
     start = time.perf_counter()
-    with target:
+    with target, naming_failures(on=False):
         run = Run(target, mine, plan.threat, replace(settings, minimize=plan.minimize), samples, near)
         with naming_failures():
             run.look()

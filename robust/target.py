@@ -252,12 +252,12 @@ def bare(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def naming_failures() -> Iterator[None]:
+def naming_failures(on: bool = True) -> Iterator[None]:
     """For the first passes: a model that fails on an input without gradients raises a ModelError which names it.
 
-    Not for attacks: one that fails on some samples is an error of those, and the others go on.
+    Not for attacks (`on=False`): one that fails on some samples is an error of those, and the others go on.
     """
-    before = _NAMING.set(True)
+    before = _NAMING.set(on)
     try:
         yield
     finally:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import robust
 from robust.errors import DataError, ModelError
 from robust.gate.check import check
-from robust.sources import load_model
+from robust.leaderboard import Record, Store
+from robust.sources import load_data, load_model
 from robust.target import naming_failures
 
 Digits = tuple[Tensor, Tensor]
@@ -106,6 +107,9 @@ def test_a_model_that_fails_under_attack_is_an_error_of_its_samples(net: nn.Modu
     calls = 10**9 - looked.left
     report = robust.evaluate(Failing(net, RuntimeError("tired"), after=calls - 10), digits, **options)  # type: ignore[arg-type]
     assert report.statuses["error"] > 0
+    with naming_failures():  # whatever surrounds it
+        again = robust.evaluate(Failing(net, RuntimeError("tired"), after=calls - 10), digits, **options)  # type: ignore[arg-type]
+    assert again.statuses == report.statuses
     assert "crash" in {finding["check"] for finding in report.findings}
 
 
@@ -150,6 +154,20 @@ def test_commands_say_it_in_one_line(
     assert done.returncode == 2
     assert message in done.stderr
     assert "cannot be multiplied" in done.stderr or message == "normalize"
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_record_is_not_verified_with_a_model_that_fails(
+    files: Path, inside: Callable[..., Outcome], net: nn.Module
+) -> None:
+    samples = load_data("builtin:digits").limit(20)
+    report = robust.evaluate(net, samples, threat="linf:0.1", suite="fgsm", device="cpu")
+    record = Record.from_report(report, name="net", defense={"name": "none", "parameters": {}})
+    Store(files / "board").add(record, report.verdicts)
+    named = ["--model", "builtin:mnist-cnn", "--device", "cpu"]
+    done = inside("leaderboard", "verify", f"board/records/{record.id}.json", *named, cwd=files)
+    assert done.returncode == 2
+    assert done.stderr.startswith("robust: model: fails on input (20, 1, 8, 8)")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -272,7 +272,7 @@ def build_target(ref: ModelRef, weights: str | Path | None, device: str) -> Targ
     Raises:
         ModelError: its files are no longer those that the results are to be filed under.
     """
-    if ref.origin is not None and origin_sha256(ref.spec) != ref.origin:
+    if ref.origin is not None and origin_sha256(ref.spec) not in (ref.origin, None):  # None: load says more
         raise ModelError(
             f"model {ref.spec}: its file, or one that it imports, has changed since the sweep began (or is another one "
             "on this machine); run the sweep again"
