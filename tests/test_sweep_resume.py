@@ -166,13 +166,13 @@ def test_errors_are_told_by_every_run_until_the_result_is_deleted(
     runs = [inside("sweep", "plan.toml", "--out", "out", "--device", "cpu", cwd=tmp_path) for _ in range(2)]
     assert [done.returncode for done in runs] == [3, 3]
     told = [
-        [line for line in done.stderr.splitlines() if line.startswith(("robust:", "  "))] for done in runs
+        [line for line in done.stderr.splitlines() if line.startswith(("robust:", "  out/"))] for done in runs
     ]
     assert told[0] == told[1]
     assert "0 evaluations computed, 2 found" in runs[1].stdout
     assert "samples ended in an error" in told[1][0]
     assert "non-finite logits" in next((tmp_path / "out" / "failures").iterdir()).read_text()
-    kept = [tmp_path / line.strip() for line in told[1] if line.startswith("  ")]
+    kept = [tmp_path / line.strip() for line in told[1] if line.startswith("  out/")]
     assert len(kept) == 2
     for file in kept:
         file.unlink()
