@@ -86,12 +86,12 @@ def corruption_accuracy(
     import pandas as pd
 
     from robust.sources import as_samples
-    from robust.target import Target
+    from robust.target import Target, naming_failures
 
     target = model if isinstance(model, Target) else Target(model, bounds=bounds or (0.0, 1.0), device=device)
     samples = as_samples(data, bounds=target.bounds)
     right = {kind: [0] * len(severities) for kind in CORRUPTIONS}
-    with target:
+    with target, naming_failures():
         for rows in torch.arange(len(samples)).split(batch_size):
             x, y = samples.rows(rows).to(target.device), samples.y[rows].to(target.device)
             for kind, counts in right.items():

@@ -19,6 +19,7 @@ from robust.sources import as_samples
 from robust.suites import resolve
 from robust.target import Normalization, Target
 from robust.threat import Threat
+from robust.whole_box import tell, whole_box
 
 Suite = str | Attack | Mapping[str, Any] | Iterable[str | Attack | Mapping[str, Any]]
 
@@ -64,7 +65,8 @@ def evaluate(
         model: module giving logits (N, C), or a Target. It is handed back as it was.
         data: (x, y) with x float in `bounds` or uint8, (N, ...), and y integers (N,); a Samples, Dataset,
             DataLoader, or the name of a source.
-        threat: "linf:8/255", or robust.Linf("8/255") and its kin.
+        threat: "linf:8/255", or robust.Linf("8/255") and its kin. An eps that covers the whole box, such as a
+            forgotten /255, is logged as a warning of the logger "robust".
         suite: suite or attack name, an attack, or a list of attacks.
         normalize: (mean, std) that the model expects, applied inside the Target.
         bounds: lowest and highest valid input value; (0, 1) unless the threat or target says otherwise.
@@ -101,6 +103,7 @@ def evaluate(
     samples = as_samples(data, bounds=threat.bounds)
     if groups is not None:
         samples = samples.grouped(groups)
+    tell(whole_box(threat, samples.x[0].numel()))
     plan = Plan(threat, name, stages, cascade, full_checks=diagnose == "full", minimize=minimize)
     stopped = False
     try:

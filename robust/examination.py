@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robust import diagnose
 from robust.diagnose import checks
 from robust.sources import Samples
-from robust.target import Normalization, Target
+from robust.target import Normalization, Target, naming_failures
 
 State = Literal["ok", "look", "bad"]
 _SAMPLES: Final = 256
@@ -67,7 +67,7 @@ def examine(target: Target, samples: Samples, *, seed: int = 0) -> list[Line]:
         ModelError: it fails on the samples, or gives anything but (N, C) floats.
     """
     few = samples.limit(min(len(samples), _SAMPLES), seed)
-    with target:
+    with target, naming_failures():
         x = few.rows(slice(None)).clamp(*target.bounds).to(target.device)
         patient = _Patient(target, x, few.y.to(target.device))
         head = slice(0, diagnose.PREFLIGHT_SAMPLES)

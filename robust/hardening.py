@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from robust.attacks.base import build
 from robust.defenses import RECIPES, Defense, EpochResult, Trainer, TrainingOptions, make_defense
+from robust.defenses.data import count_classes
 from robust.defenses.devices import rank
 from robust.defenses.plots import plot_history
 from robust.defenses.pseudo_labels import pseudo_labelled
-from robust.errors import InputError, StoreError
+from robust.errors import DataError, InputError, StoreError
 from robust.evaluation import Suite, evaluate
 from robust.leaderboard import Record, Store
 from robust.quantized import attackable
@@ -25,7 +26,7 @@ from robust.report import Report
 from robust.run import Progress
 from robust.sources import Samples, as_samples, load, save_weights
 from robust.suites import resolve
-from robust.target import Target, bare
+from robust.target import Target, bare, resolve_device
 from robust.threat import Threat
 
 
@@ -107,6 +108,8 @@ def harden(
     bounds = (0.0, 1.0) if threat is None else threat.bounds
     train = as_samples(data, bounds=bounds)
     held_out = None if validation is None else as_samples(validation, bounds=bounds)
+    if held_out is not None:
+        _check_validation(held_out, train, prepared, device)
     more = _extra(extra, pseudo_labels, bounds, device)
     folder, is_first = None if out is None else Path(out), rank() == 0
     keep = _Folder(folder if is_first else None, name or type(given.model).__name__, command)
@@ -145,6 +148,19 @@ def harden(
         {"name": chosen.title, "parameters": chosen.parameters, "trained_threat": trained_threat},
     )
     return Hardened(hardened, trainer.history, before, after)
+
+
+def _check_validation(held_out: Samples, train: Samples, model: nn.Module, device: str) -> None:
+    """Raise before any training what the evaluations could only raise after it."""
+    shapes = [tuple(part.x.shape[1:]) for part in (train, held_out)]
+    if shapes[0] != shapes[1]:
+        raise DataError(f"validation: expected samples of the shape of data, {shapes[0]}, got {shapes[1]}")
+    classes, highest = count_classes(model, [train], resolve_device(device)), int(held_out.y.max())
+    if highest >= classes:
+        raise DataError(
+            f"validation: labels go up to {highest}, but the model has {classes} classes (0 to {classes - 1}); "
+            "give samples of the classes that it is trained on"
+        )
 
 
 def _judged(net: nn.Module, given: Target, device: str, *, whole: bool) -> Target:

@@ -27,7 +27,7 @@ from robust.report import Report
 from robust.run import Run, Settings
 from robust.sources import Samples, model_sha256
 from robust.suites import Stage
-from robust.target import Target
+from robust.target import Target, naming_failures
 from robust.threat import Threat
 
 _COUNTS = (
@@ -115,9 +115,10 @@ def attack_part(
         raise InputError(f"rows: expected a range within the {len(samples)} samples, got {rows}")
     mine = samples if len(rows) == len(samples) else samples.take(slice(rows.start, rows.stop))
     start = time.perf_counter()
-    with target:
+    with target, naming_failures(on=False):
         run = Run(target, mine, plan.threat, replace(settings, minimize=plan.minimize), samples, near)
-        run.look()
+        with naming_failures():
+            run.look()
         if rows.start:
             run.checks |= {"forwards": 0, "backwards": 0}
         for stage in plan.stages:

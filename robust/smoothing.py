@@ -18,7 +18,8 @@ from robust.errors import InputError, StoreError
 from robust.rng import Streams
 from robust.sources import as_samples, model_sha256
 from robust.stats import interval
-from robust.target import Normalization, Target
+from robust.target import Normalization, Target, naming_failures
+from robust.whole_box import tell, wide_noise
 
 ABSTAIN: Final = -1
 _DRAWS: Final = 100  # a pass: fixed, so that a sample's noise depends on nothing but its id
@@ -141,7 +142,7 @@ def certify(
         progress: called with (done, total) after every sample.
 
     Raises:
-        InputError: a parameter out of its range, or data and model that do not fit.
+        InputError and its kin: a parameter out of its range, or a model that fails on the data.
     """
     _check(sigma, n0, n, alpha)
     target = (
@@ -150,8 +151,9 @@ def certify(
         else Target(model, normalize=normalize, bounds=bounds, device=device)
     )
     samples = as_samples(data, bounds=target.bounds)
+    tell(wide_noise(sigma, target.bounds))
     start, rows = time.perf_counter(), []
-    with target, torch.no_grad():
+    with target, torch.no_grad(), naming_failures():
         for i in range(len(samples)):
             x = samples.rows([i]).to(target.device)
             noise = Streams(seed, samples.ids[i : i + 1].to(target.device), ("certify",))

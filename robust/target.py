@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from robust import strided
-from robust.errors import InputError, ModelError
+from robust.errors import InputError, ModelError, RobustError
 
 if TYPE_CHECKING:
     from robust.sources.preprocess import Preprocessing
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 Normalization = tuple[float | Sequence[float], float | Sequence[float]]
 _CANDIDATE_BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 _SLOW_ROW, _SLOW_ROW_BATCH = 5e-3, 32  # seconds a row costs, and the batch that is enough for it
+_NAMING: ContextVar[bool] = ContextVar("naming", default=False)
 _TINY = 1e-38  # smallest normal float32, under which log-probabilities are cut off
 
 
@@ -118,9 +121,15 @@ class Target:
         """Logits of inputs in bounds: (N, ...) -> (N, C), float32.
 
         Raises:
-            ModelError: the model fails on the input or returns anything but a float tensor (N, C >= 2).
+            ModelError: the model returns anything but a float tensor (N, C >= 2), or, within `naming_failures`,
+                fails on the input. Elsewhere whatever it raises is passed on.
         """
-        out = self.model(_prepared(x, self.size, self._mean, self._std))
+        try:
+            out = self.model(_prepared(x, self.size, self._mean, self._std))
+        except Exception as error:
+            if torch.is_grad_enabled() or not _NAMING.get() or not _of_the_input(error):
+                raise
+            raise ModelError(_describe_failure(x, self._mean, error)) from error
         if not (isinstance(out, Tensor) and out.dim() == 2 and out.is_floating_point()):
             raise ModelError(_describe_output(out))
         if out.shape[0] != x.shape[0] or out.shape[1] < 2:
@@ -240,6 +249,41 @@ class Behind(nn.Module):
 def bare(module: nn.Module) -> nn.Module:
     """The model inside what `Target.as_module` gave; any other module as it is."""
     return module.model if isinstance(module, Behind) and module.front is None else module
+
+
+@contextmanager
+def naming_failures(on: bool = True) -> Iterator[None]:
+    """For the first passes: a model that fails on an input without gradients raises a ModelError which names it.
+
+    Not for attacks (`on=False`): one that fails on some samples is an error of those, and the others go on.
+    """
+    before = _NAMING.set(on)
+    try:
+        yield
+    finally:
+        _NAMING.reset(before)
+
+
+def _of_the_input(error: Exception) -> bool:
+    """Whether another input may do: no error told already, nor one of the device."""
+    lost = isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
+    return not (lost or isinstance(error, RobustError) or out_of_memory(error) or "cuDNN error" in str(error))
+
+
+def _describe_failure(x: Tensor, mean: Tensor | None, error: Exception) -> str:
+    channels = x.shape[1]
+    if mean is not None and mean.numel() not in (1, channels):
+        return (
+            f"normalize: expected one number, or one for each of the {channels} channels of the input, got "
+            f"{mean.numel()}; the model fails on what comes of it"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    said = (
+        lines[-1] if "in the TorchScript interpreter" in lines[0] else f"{type(error).__name__}: {lines[0]}"
+    )
+    return (
+        f"model: fails on input {tuple(x.shape)} ({said}); give data of the size that the model was made for"
+    )
 
 
 def _prepared(x: Tensor, size: tuple[int, int] | None, mean: Tensor | None, std: Tensor | None) -> Tensor:

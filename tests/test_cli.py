@@ -140,6 +140,7 @@ def test_attack_prints_a_table_of_eighty_columns(files: Path, inside: Callable[.
         (("--limit", "100000"), "limit"),
         (("--save-examples",), "--out"),
         (("--out", "data.npz/below"), "--out"),
+        (("--explain", "data.npz/below"), "--explain"),
         (("--json", "nowhere/x.json"), "--json"),
         (("--nonsense",), "--nonsense"),
     ],
@@ -183,6 +184,8 @@ def test_harden_trains_evaluates_and_keeps_everything(files: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "before" in done.stdout
+    assert "nothing has trained" not in done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
     for name in (
         "weights.safetensors",
         "history.json",
@@ -196,6 +199,54 @@ def test_harden_trains_evaluates_and_keeps_everything(files: Path) -> None:
     assert set(found) == {"as given", "pgd-at"}
     assert found["pgd-at"].defense.trained_threat == "linf:0.05"
     assert found["pgd-at"].model.name == "digits-mlp"
+
+
+def test_an_attack_on_initial_weights_says_so(files: Path, inside: Callable[..., Outcome]) -> None:
+    options = (
+        "--data",
+        "builtin:digits",
+        "--threat",
+        "linf:0.1",
+        "--attack",
+        "fgsm",
+        "--limit",
+        "9",
+        "--device",
+        "cpu",
+    )
+    done = inside("attack", "--model", "builtin:digits-mlp", *options, cwd=files)
+    assert done.returncode == 0
+    assert "builtin:digits-mlp has initial weights, which nothing has trained; give --weights" in done.stderr
+    done = inside("attack", *COMMON[:-4], *options[2:], "--data", "data.npz", cwd=files)
+    assert "trained" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("where", "arguments", "said"),
+    [
+        ("robust.evaluation.evaluate", ["attack", *COMMON, "--threat", "linf:0.1"], "interrupted before it was done; run it"),
+        ("robust.smoothing.certify", ["certify", *COMMON, "--sigma", "1"], "interrupted before it was done; run it again"),
+        ("robust.hardening.harden", ["harden", *COMMON, "--out", "o"], "what was done is kept, run it again to go on"),
+        ("robust.hardening.harden", ["harden", *COMMON, "--out", "o", "--no-resume"], "again without --no-resume to go on"),
+        ("robust.sweep.run_sweep", ["sweep"], "what was done is kept, run it again to go on"),
+    ],
+)  # fmt: skip
+def test_ctrl_c_says_what_running_it_again_does(
+    where: str,
+    arguments: list[str],
+    said: str,
+    files: Path,
+    inside: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupt)
+    done = inside(*arguments, cwd=files)
+    assert done.returncode == 130
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("what", ["attacks", "defenses", "suites", "models", "data", "checks"])
@@ -212,6 +263,7 @@ def test_doctor_names_versions_and_what_is_missing(tmp_path: Path, inside: Calla
     assert done.returncode == 0
     assert "torch" in done.stdout
     assert "python" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 def test_help_does_not_import_torch() -> None:

@@ -167,7 +167,8 @@ def test_a_crash_in_a_cell_is_kept_with_its_traceback_and_mended_by_the_next_run
     first = run_sweep(plan, tmp_path / "out", device="cpu")
     assert first.computed == 1
     assert [str(failure) for failure in first.failures] == [
-        "bad x none, linf:0.1, quick, seed 0: RuntimeError: the cable was pulled"
+        "bad x none, linf:0.1, quick, seed 0: model: fails on input (20, 1, 8, 8) (RuntimeError: the cable was "
+        "pulled); give data of the size that the model was made for"
     ]
     assert first.missing == ["bad x none, linf:0.1, quick, seed 0"]
     (saved,) = (tmp_path / "out" / "failures").iterdir()
@@ -353,6 +354,10 @@ def test_decoded_data_are_found_again_until_the_file_changes(tmp_path: Path) -> 
         ("[[models]]", "[[models", "not TOML"),
         ('threats = ["linf:0.05", "l2:0.5"]', "", "threats: give at least one"),
         ("seeds = [0]", "[[exclude]]\n[other]", r"other: unknown key"),
+        (PLAN, "", "got an empty file; a sweep needs `data`"),
+        ('data = "builtin:digits"', "", "data: is missing; a sweep needs `data`"),
+        ('spec = "builtin:digits-mlp"', "", r"models\.0\.spec: is missing"),
+        ("limit = 60", 'limit = "all"', r"limit: expected a valid integer, .*got 'all'"),
     ],
 )
 def test_a_bad_plan_is_refused_with_the_place(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -427,8 +432,19 @@ def test_yaml_says_the_same(config: SweepConfig, tmp_path: Path) -> None:
     (tmp_path / "plan.yml").write_text("data: !!python/object/apply:os.getcwd []")
     with pytest.raises(InputError, match="not YAML"):
         load_config(tmp_path / "plan.yml")
-    (tmp_path / "plan.yml").write_text("- 1")
-    with pytest.raises(InputError, match=r"plan\.yml"):
+    for text, said in (
+        ("- 1", "got a list"),
+        ("", "got an empty file"),
+        ("data: a\nmodels: a", "expected a list, got 'a'"),
+    ):
+        (tmp_path / "plan.yml").write_text(text)
+        with pytest.raises(InputError, match=rf"plan\.yml: .*{said}"):
+            load_config(tmp_path / "plan.yml")
+    plain = "data: a\nthreats: ['linf:1']\nmodels: [{spec: a}]\ndefenses: [none]"
+    (tmp_path / "plan.yml").write_text(plain)
+    with pytest.raises(
+        InputError, match=r"defenses\.0: expected keys and values such as name: none, got 'none'"
+    ):
         load_config(tmp_path / "plan.yml")
 
 

@@ -77,7 +77,9 @@ def test_lines_of_a_log_name_everything(
     with watching(short_names(plan)) as listener:
         run_sweep(plan, tmp_path, device="cpu", listener=listener)
         run_sweep(plan, tmp_path, device="cpu", listener=listener)  # all of it is there: nothing to say
-    lines = capsys.readouterr().err.splitlines()
+    said = capsys.readouterr().err
+    assert max(map(len, said.splitlines())) <= 80
+    lines = said.replace("\n    ", " ").splitlines()
     assert len(lines) == 6
     assert all("a-network-with-quite-a-long-name x " in line for line in lines)
     assert lines[-1].startswith("[4/4] ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
@@ -32,6 +33,22 @@ app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 def main() -> None:
     """Entry point: errors on purpose are one line and status 2, an interruption is status 130."""
     threads.yield_soon()
+    log, lines = logging.getLogger("robust"), _Lines()
+    log.addHandler(lines)
+    try:
+        _run()
+    finally:
+        log.removeHandler(lines)
+
+
+class _Lines(logging.Handler):
+    """What the package warns of, as lines on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"robust: {record.getMessage()}", file=sys.stderr)
+
+
+def _run() -> None:
     try:
         status = app(standalone_mode=False)
         if status == _INTERRUPTED:  # the parser turns Ctrl-C into this status
@@ -39,7 +56,7 @@ def main() -> None:
     except RobustError as error:
         fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted; what was done is kept, run it again to go on", _INTERRUPTED)
+        fail("interrupted before it was done; run it again", _INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

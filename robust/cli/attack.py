@@ -111,9 +111,9 @@ def attack(
     radii = [eps.strip() for eps in curve.split(",")] if curve is not None else []
     for eps in filter(lambda eps: eps not in ("0", "0.0"), radii):  # 0 is clean accuracy
         replace(parsed, eps=eps)  # refuses what is no radius before anything is computed
-    for folder in (out, explain):
+    for option, folder in (("--out", out), ("--explain", explain)):
         if folder is not None:
-            common.writable_folder(folder)
+            common.writable_folder(folder, option)
     target = common.target(model, weights, normalize, device)
     chosen = common.samples(data, limit, target, groups)
     with common.bars() as bars:

@@ -70,6 +70,26 @@ def fail(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
+@contextmanager
+def resumable(how: str = "") -> Iterator[None]:
+    """Within, Ctrl-C ends a command that goes on where it was; `how`: what to run it again with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(f"interrupted; what was done is kept, run it again{how} to go on", 130)
+
+
+def wrapped(text: str, indent: str = "    ") -> str:
+    """Lines of at most 80 columns, where words allow it."""
+    from textwrap import fill
+
+    lines = [
+        fill(line, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    ]
+    return "\n".join(lines)
+
+
 def settings(pairs: Iterable[str] | None) -> dict[str, str]:
     """Read NAME=VALUE options."""
     from robust.errors import InputError
@@ -99,15 +119,28 @@ def normalization(pair: tuple[str, str] | None) -> Normalization | None:
 
 
 def target(
-    spec: str, weights: str | None, normalize: tuple[str, str] | None, device: str, seed: int = 0
+    spec: str,
+    weights: str | None,
+    normalize: tuple[str, str] | None,
+    device: str,
+    seed: int = 0,
+    *,
+    to_train: bool = False,
 ) -> Target:
-    """Load a model with the preprocessing that it declares, and say which, or with --normalize."""
-    from robust.sources import load
+    """Load a model with the preprocessing that it declares, and say which, or with --normalize.
+
+    One that nothing has trained is told, unless that is what is to be done.
+    """
+    from robust.sources import load, untrained
 
     given = normalization(normalize)
     found = load(spec, weights, normalize="declared" if given is None else given, device=device, seed=seed)
     if found.preprocessing is not None:
         print(f"robust: preprocessing: {found.preprocessing}", file=sys.stderr)
+    if weights is None and untrained(spec) and not to_train:
+        print(
+            f"robust: {spec} has initial weights, which nothing has trained; give --weights", file=sys.stderr
+        )
     return found
 
 
@@ -129,14 +162,14 @@ def samples(spec: str, limit: int | None, model: Target | None = None, groups: s
     return load_data(spec, fit=None if model is None else model.preprocessing, groups=groups).limit(limit)
 
 
-def writable_folder(path: Path) -> Path:
+def writable_folder(path: Path, option: str = "--out") -> Path:
     """Make a folder, or say at once why not: before any passes are spent."""
     from robust.errors import StoreError
 
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"--out: cannot make the folder {path}: {error.strerror or error}") from error
+        raise StoreError(f"{option}: cannot make the folder {path}: {error.strerror or error}") from error
     return path
 
 

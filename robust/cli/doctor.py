@@ -92,7 +92,7 @@ def _installation() -> int:
         rows += [[f"cuda:{i}", torch.cuda.get_device_name(i)] for i in range(torch.cuda.device_count())]
     else:
         rows.append(["GPU", "none that this torch can use; everything runs on the CPU"])
-    print(tabulate(rows, tablefmt="plain"))
+    print(tabulate(rows, tablefmt="plain", maxcolwidths=[None, 78 - max(len(row[0]) for row in rows)]))
     return 0
 
 

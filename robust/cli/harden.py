@@ -74,16 +74,18 @@ def harden(
 ) -> int:
     """Train a hardened copy of a model, with robust accuracy before and after."""
     common.writable_folder(out)
+    again = "" if resume else " without --no-resume"
     if devices > 1 and "WORLD_SIZE" not in os.environ:
-        return run_together(devices, sys.argv[1:])
+        with common.resumable(again):
+            return run_together(devices, sys.argv[1:])
     from robust.defenses import make_defense
     from robust.defenses.devices import leave, rank
     from robust.hardening import harden as run
     from robust.sources import load
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every process and precision
-    target = common.target(model, weights, normalize, device, seed)
-    with common.bars() as bars:
+    target = common.target(model, weights, normalize, device, seed, to_train=True)
+    with common.resumable(again), common.bars() as bars:
         watch = Watch(bars)
         result = run(
             target,
@@ -113,7 +115,7 @@ def harden(
         return 0
     for title, report in (("before", result.before), ("after", result.report)):
         if report is not None:
-            print(f"{title}: {report}")
+            print(common.wrapped(f"{title}: {report}"))
     if make_defense(defense).masks_gradients:
         print("this defense masks gradients: it is here to be measured, and does not hold")
     print(f"weights: {out / 'weights.safetensors'}")

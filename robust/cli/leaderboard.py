@@ -304,6 +304,7 @@ def verify(
     from robust.errors import InputError
     from robust.leaderboard import Store
     from robust.leaderboard import verify as run
+    from robust.target import naming_failures
 
     if rerun and model is None:
         raise InputError("--rerun: needs --model, what to attack")
@@ -311,9 +312,10 @@ def verify(
     target = None if model is None else _target(where, name, model, weights, normalize, device)
     draw = secrets.randbits(32) if draw is None else draw
     found = []
-    for outcome in run(where, name, target=target, data=data, rerun=rerun, draw=draw):
-        print(outcome, flush=True)
-        found.append(outcome)
+    with naming_failures():
+        for outcome in run(where, name, target=target, data=data, rerun=rerun, draw=draw):
+            print(outcome, flush=True)
+            found.append(outcome)
     failed = sum(outcome.ok is False for outcome in found)
     unverified = any(outcome.ok is None and outcome.asked for outcome in found)
     if failed:

@@ -80,7 +80,7 @@ def sweep(
 
     start = time.perf_counter()
     command = " ".join(["robust", *sys.argv[1:]])
-    with watching(short_names(plan)) as listener:
+    with common.resumable(), watching(short_names(plan)) as listener:
         result = run_sweep(plan, out, executor=make, listener=listener, command=command)
     return _summary(result, out, time.perf_counter() - start)
 
@@ -133,8 +133,8 @@ def _summary(result: SweepResult, out: Path, seconds: float) -> int:
 def _print_what_is_missing(result: SweepResult, out: Path) -> None:
     """Reasons, each once with the title that it met first; then what has no result."""
     reasons: dict[str, list[str]] = {}
-    for title, reason in result.failures:
-        reasons.setdefault(reason, []).append(title)
+    for failure in result.failures:
+        reasons.setdefault(failure.reason, []).append(failure.title)
     for reason, titles in reasons.items():
         others = f" (and {len(titles) - 1} more)" if len(titles) > 1 else ""
         print(f"robust: failed: {titles[0]}{others}: {reason}", file=sys.stderr)
@@ -145,9 +145,17 @@ def _print_what_is_missing(result: SweepResult, out: Path) -> None:
         print(
             f"robust: {len(result.missing)} missing: {'; '.join(result.missing[:3])}{more}", file=sys.stderr
         )
-    if result.failures or result.missing:
-        where = f"tracebacks in {out / 'failures'}; " if result.failures else ""
-        print(f"robust: {where}run again for the rest", file=sys.stderr)
+    hints = [f"tracebacks in {out / 'failures'}"] if result.failures else []
+    hints += ["run again for what is missing"] if result.missing else []
+    if hints:
+        print(f"robust: {'; '.join(hints)}", file=sys.stderr)
+    kept = [str(failure.kept) for failure in result.failures if failure.kept is not None]
+    if kept:
+        print(
+            "robust: kept with their errors, and found as they are when run again, unless deleted:",
+            file=sys.stderr,
+        )
+        print("\n".join(f"  {path}" for path in kept), file=sys.stderr)
 
 
 def _print_curves(result: SweepResult, out: Path) -> None:
@@ -183,8 +191,10 @@ def _print_plan(config: SweepConfig, device: str, workers: int) -> int:
     from tabulate import tabulate
 
     from robust.sweep.estimate import estimate
+    from robust.target import naming_failures
 
-    lines = estimate(config, device)
+    with naming_failures():
+        lines = estimate(config, device)
     heads = ["to train, then to attack", "samples", "passes", "time"]
     rows = [
         [

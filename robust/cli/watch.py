@@ -203,7 +203,7 @@ class Watch:
         if self._live:
             self._bars.console.print(text, markup=False, highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(common.wrapped(text), file=sys.stderr, flush=True)
 
 
 def _so_far(row: _Row) -> str:

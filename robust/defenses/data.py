@@ -14,6 +14,7 @@ from robust.rng import Streams
 from robust.sources import Samples, check_samples
 from robust.target import Target
 from robust.threat import Threat
+from robust.whole_box import across
 
 _VALIDATION_SHARE: Final = 0.1
 _VALIDATION_MOST: Final = 1000
@@ -57,11 +58,9 @@ def _check_radius(threat: Threat, values: int) -> None:
             f"threat {threat}: hardening needs a norm ball, linf, l2, l1 or l0, such as 'linf:8/255'; measure "
             f"{threat.norm} afterwards with `robust attack`"
         )
-    width = threat.bounds[1] - threat.bounds[0]
-    across = {"linf": width, "l2": width * math.sqrt(values), "l1": width * values, "l0": float(values)}
-    if threat.radius > across[threat.norm]:
+    if threat.radius > across(threat, values):
         raise InputError(
-            f"threat {threat}: eps is larger than the box {list(threat.bounds)}, {across[threat.norm]:g} across "
+            f"threat {threat}: eps is larger than the box {list(threat.bounds)}, {across(threat, values):g} across "
             f"for {values} values, so every input is allowed; give a smaller eps"
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from robust.sources import Samples
-from robust.target import Target
+from robust.target import Target, naming_failures
 
 _BATCH: Final = 256
 
@@ -25,7 +25,7 @@ def pseudo_labelled(samples: Samples, teacher: nn.Module | Target, *, device: st
         ModelError: the teacher fails on the samples.
     """
     given = teacher if isinstance(teacher, Target) else Target(teacher, device=device)
-    with given as target, torch.no_grad():
+    with given as target, torch.no_grad(), naming_failures():
         parts = [
             target.logits(samples.rows(slice(start, start + _BATCH)).to(target.device)).argmax(1).cpu()
             for start in range(0, len(samples), _BATCH)

@@ -22,6 +22,7 @@ from robust.stats import Outcome
 from robust.suites import resolve
 from robust.target import Normalization, Target
 from robust.threat import Threat
+from robust.whole_box import tell, whole_box
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def check(
     threat = Threat.parse(threat, target.bounds)
     name, stages = resolve(suite, threat)
     samples = as_samples(data, bounds=threat.bounds)
+    tell(whole_box(threat, samples.x[0].numel()))
     limit = _limit(max_samples, len(samples), strict=strict)
     rule = rule_of(gate, at_least, len(samples), confidence)
     settings = settings_of(seed, batch_size, precision, keep_examples=True)

@@ -12,7 +12,7 @@ from robust.rng import Streams
 from robust.run import Run, Settings
 from robust.sources import Samples
 from robust.stats import Outcome, SequentialTest, interval
-from robust.target import Target
+from robust.target import Target, naming_failures
 
 
 class Rule(Protocol):
@@ -114,7 +114,8 @@ def search(
     for n in sizes:
         start = time.perf_counter()
         run = Run(target, samples.take(slice(before, n)), plan.threat, settings, samples)
-        run.look(runs[-1] if runs else None)
+        with naming_failures():
+            run.look(runs[-1] if runs else None)
         runs.append(run)
         for stage in range(len(plan.stages) + 1):
             if stage:

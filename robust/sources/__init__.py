@@ -11,7 +11,8 @@ from robust.sources.architectures import (
 )
 from robust.sources.builtin_data import DATASETS, SPLITS
 from robust.sources.data import as_samples, load_data
-from robust.sources.models import Opened, load, load_model, open_model
+from robust.sources.models import Opened, load, load_model, open_model, untrained
+from robust.sources.origin import origin_sha256
 from robust.sources.preprocess import Preprocessing
 from robust.sources.samples import Samples, check_samples
 from robust.sources.weights import load_weights, model_sha256, save_weights
@@ -37,5 +38,7 @@ __all__ = [
     "load_weights",
     "model_sha256",
     "open_model",
+    "origin_sha256",
     "save_weights",
+    "untrained",
 ]

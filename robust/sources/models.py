@@ -29,7 +29,7 @@ from robust.target import Normalization, Target
 
 __all__ = [
     "MODELS", "Architecture", "Opened", "load", "load_model", "load_weights", "model_sha256", "open_model",
-    "save_weights",
+    "save_weights", "untrained",
 ]  # fmt: skip
 
 FORMS = (
@@ -96,6 +96,14 @@ def open_model(spec: str, weights: str | Path | None = None, *, seed: int = 0) -
         # An exported program's names are those of the model it was made from, without the wrapper's.
         load_weights(model.program if isinstance(model, ExportedModel) else model, weights)
     return opened
+
+
+def untrained(spec: str) -> bool:
+    """Whether the SPEC's source has nothing but initial weights, so that others must be loaded, or trained."""
+    scheme, _, name = spec.partition(":")
+    if scheme == "builtin":
+        return name in MODELS and MODELS[name].__module__.startswith("robust.")  # others may bring theirs
+    return scheme in ("torchvision", "timm")
 
 
 def load(

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
+from robust.sources import Preprocessing
 from robust.suites import Stage, resolve
 from robust.sweep.config import Curve, DefenseEntry, Exclusion, ModelEntry, Suite, SweepConfig
 from robust.sweep.curves import stages_below
@@ -75,6 +76,24 @@ class Pair:
         return json.dumps(
             [self.model.model_dump(mode="json"), self.defense.model_dump(mode="json"), self.train, self.seed]
         )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a pair's model is besides its weights.
+
+    Attributes:
+        sha256: of the files that it is read from; None where there are none.
+        fit: what its source declares in front of it; None where nothing does, or the plan does.
+    """
+
+    sha256: str | None
+    fit: Preprocessing | None
+
+    @property
+    def identity(self) -> list[str | None]:
+        """Equal for equal models of equal weights."""
+        return [self.sha256, repr(self.fit)]
 
 
 @dataclass(frozen=True)
@@ -212,10 +231,10 @@ def _matches(exclusion: Exclusion, cell: Cell) -> bool:
     return all(fnmatchcase(names[key], str(p)) or fnmatchcase(plain[key], str(p)) for key, p in asked.items())
 
 
-def dependencies(cell: Cell | CurveCell, config: SweepConfig) -> dict[str, Any]:
+def dependencies(cell: Cell | CurveCell, config: SweepConfig, origin: Origin) -> dict[str, Any]:
     """What a cell's result depends on, but for the weights and the data."""
     about: dict[str, Any] = {
-        "model": [cell.pair.model.spec, cell.pair.model.normalize],
+        "model": [cell.pair.model.spec, cell.pair.model.normalize, origin.identity],
         "pair": [cell.pair.model.title, cell.pair.defense.model_dump(mode="json")],
         "seed": cell.seed,
         "precision": config.precision,

@@ -9,14 +9,13 @@ from typing import Final
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
 from robust.hardening import training_options
-from robust.sources import DATASETS, MODELS, SPLITS
+from robust.sources import DATASETS, MODELS, SPLITS, untrained
+from robust.sources.origin import GRAPHS
 from robust.suites import resolve
 from robust.sweep.cells import Cell, CurveCell, Pair, curve_cells, pairs, plan
 from robust.sweep.config import SweepConfig
 from robust.threat import Threat
 
-_INITIAL: Final = ("builtin:", "torchvision:", "timm:")  # whose models come without weights
-_GRAPHS: Final = ("onnx", "onnxruntime", "torchscript", "export")
 _DATA_FILES: Final = (".npz", ".parquet", ".tar")
 
 
@@ -59,7 +58,7 @@ def _check_pair(pair: Pair, config: SweepConfig) -> None:
 def _check_behind(pair: Pair) -> None:
     """A transform that trains nothing, in front of initial weights though there are samples to train on."""
     spec, name = str(pair.model.spec), pair.defense.name
-    if pair.train is not None and pair.model.weights is None and spec.startswith(_INITIAL):
+    if pair.train is not None and pair.model.weights is None and untrained(spec):
         raise InputError(
             f"sweep: defense {name!r} takes the model as it is, and {spec} has nothing but initial weights; give the "
             f"model `weights`, or train it first: 'none+{name}', 'pgd-at+{name}' or another one before the +"
@@ -71,7 +70,7 @@ def _check_model(spec: str, weights: str | None) -> None:
     file, _, factory = spec.rpartition(":")
     if scheme == "builtin":
         _ = MODELS[name]
-    elif scheme in _GRAPHS:
+    elif scheme in GRAPHS:
         _check_file("model", name)
     elif factory and file.endswith(".py"):
         _check_file("model", file)

@@ -7,7 +7,7 @@ import itertools
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -15,6 +15,18 @@ from robust.errors import InputError, MissingDependencyError
 from robust.threat import Threat
 
 Suite = str | list[str | dict[str, Any]]
+
+
+_NEEDS: Final = (
+    "a sweep needs `data` (a SPEC), `models` (a list, each with a `spec`), and `threats` or `curves`; "
+    "see docs/sweeps.md"
+)
+_SHAPES: Final = {
+    "model_type": "expected keys and values",
+    "dict_type": "expected keys and values",
+    "list_type": "expected a list",
+}
+_FIRST_KEYS: Final = {"models": "spec", "defenses": "name", "exclude": "model", "curves": "norm"}
 
 
 class _Strict(BaseModel):
@@ -203,6 +215,9 @@ def load_config(path: str | Path) -> SweepConfig:
         raw = _read(path)
     except OSError as error:
         raise InputError(f"sweep configuration: cannot read {path}: {error.strerror}") from error
+    if not isinstance(raw, dict) or not raw:
+        got = "an empty file" if not raw else f"a {type(raw).__name__}"
+        raise InputError(f"sweep configuration {path}: expected keys and values, got {got}; {_NEEDS}")
     try:
         return SweepConfig.model_validate(raw)
     except ValidationError as error:
@@ -231,16 +246,27 @@ def _read(path: Path) -> Any:
 def _first_problem(error: ValidationError) -> str:
     first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     where = ".".join(map(str, first["loc"]))
+    if first["type"] in _SHAPES:
+        return f"{where}: {_SHAPES[first['type']]}{_such_as(first)}, got {first['input']!r}"
+    if first["type"] == "missing":
+        return f"{where}: is missing; {_NEEDS if len(first['loc']) == 1 else 'give it'}"
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
         if message == first["msg"] and isinstance(first["input"], str | int | float):  # pydantic's own words
-            message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
+            message = f"{message.replace('Input should be', 'expected')}, got {first['input']!r}"
         return f"{where}: {message}" if where else message
     known = _fields_at(SweepConfig, first["loc"][:-1])
     near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
     return f"{where}: unknown key; " + (
         f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
     )
+
+
+def _such_as(problem: Any) -> str:
+    """How an entry of a list is written that was given as a bare name."""
+    keys = [_FIRST_KEYS[place] for place in problem["loc"] if place in _FIRST_KEYS]
+    bare = isinstance(problem["input"], str) and isinstance(problem["loc"][-1], int) and keys
+    return f" such as {keys[-1]}: {problem['input']}" if bare else ""
 
 
 def _fields_at(model: type[BaseModel], where: Iterable[str | int]) -> list[str]:

@@ -27,7 +27,7 @@ from robust.run import Progress, Settings
 from robust.sources import Samples
 from robust.stats import interval
 from robust.suites import Stage, resolve, resolve_below
-from robust.target import Target, in_parts
+from robust.target import Target, in_parts, naming_failures
 from robust.threat import TOLERANCE, Threat
 
 _PLACER: Final = {
@@ -116,7 +116,7 @@ class _Curve:
         attack = make_attack(dict(_PLACER))
         for part in torch.arange(len(self.samples)).split(4 * self.rows):
             x, y, ids = self._load(part)
-            with torch.no_grad():
+            with torch.no_grad(), naming_failures():
                 logits = [self.target.logits(x[some]) for some in torch.arange(len(x)).split(self.rows)]
             self.prediction[part] = torch.cat(logits).argmax(1).cpu()
             self.forwards[part] += 1

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from robust.errors import RobustError, StoreError
-from robust.leaderboard import Store
+from robust.errors import RobustError, StoreError, UnknownNameError
+from robust.leaderboard import Record, Store
 from robust.sweep.cells import Cell, CurveCell
 from robust.sweep.config import SweepConfig
 from robust.sweep.finish import Anyhow, Failure, Open, SweepResult, make_curve, make_record
@@ -43,9 +45,12 @@ class Diary:
         text = str(error) if isinstance(error, RobustError) else f"{type(error).__name__}: {error}"
         self.fail(title, " ".join(text.split()) or type(error).__name__, traceback.format_exc())
 
-    def forgive(self, title: str) -> None:
-        """What may have failed before has succeeded."""
-        self._results.forgive(_name(title))
+    def forgive(self, title: str, failures: Sequence[str] = ()) -> None:
+        """What may have failed before has succeeded, but for these `failures` of single samples."""
+        if failures:
+            self._results.fail(_name(title), title, "\n".join(failures))
+        else:
+            self._results.forgive(_name(title))
 
 
 class Filing:
@@ -63,30 +68,48 @@ class Filing:
         self.done: set[str] = set()
 
     def found(self, cell: Anyhow, key: str) -> bool:
-        """Whether the cell is done already."""
+        """Whether the cell is done already; one whose files are gone or damaged is not."""
         if isinstance(cell, CurveCell):
             curve = self._results.curve_of(key)
             if curve is None:
                 return False
             self._result.curves.append(curve)
+            self._note_errors(cell, curve["errors"], self._results.curve_file(key))
         else:
-            record = self._results.record_of(key)
+            record = self._record(key)
             if record is None:
                 return False
-            self._result.records.append(self._store.get(record))
+            self._result.records.append(record)
+            self._note_errors(cell, record.statuses.error, self._record_file(record))
         self._result.reused += 1
         self.done.add(cell.title)
         self._diary.tell("reused", cell.title, what="cell")
         return True
+
+    def _record(self, key: str) -> Record | None:
+        """The record of a finished cell; None where it, or a file that it names, is gone or damaged."""
+        id_ = self._results.record_of(key)
+        if id_ is None:
+            return None
+        try:
+            record = self._store.get(id_)
+            self._store.verdicts_file(record)
+            self._store.examples_file(record)
+        except (StoreError, UnknownNameError):
+            return None
+        return record
+
+    def _record_file(self, record: Record) -> Path:
+        return self._results.out / "records" / f"{record.id}.json"
 
     def finish(self, opened: Open) -> None:
         """All shards are there: make the record, or the curve."""
         cell = opened.cell
         try:
             if isinstance(cell, CurveCell):
-                errors = self._keep_curve(opened, cell)
+                self._keep_curve(opened, cell)
             else:
-                errors = self._keep_record(opened, cell)
+                self._keep_record(opened, cell)
         except StoreError:
             raise
         except Exception as error:
@@ -94,12 +117,15 @@ class Filing:
             return
         self._result.computed += 1
         self.done.add(cell.title)
-        self._diary.forgive(cell.title)
-        if errors:
-            self._result.failures.append(Failure(cell.title, f"{errors} samples ended in an error"))
 
-    def _keep_record(self, opened: Open, cell: Cell) -> int:
-        """File a cell's record; the number of samples that ended in an error."""
+    def _note_errors(self, cell: Anyhow, errors: int, kept: Path) -> None:
+        """A result is there, but not of all samples: computed or found, the sweep is not whole."""
+        if errors:
+            reason = f"{errors} samples ended in an error"
+            self._result.failures.append(Failure(cell.title, reason, kept))
+
+    def _keep_record(self, opened: Open, cell: Cell) -> None:
+        """File a cell's record."""
         report, record, examples = make_record(opened, cell, self._config.keep_examples, self._command)
         self._store.add(record, report.verdicts, examples=examples)
         self._results.finish(opened.key, cell.title, record.id)
@@ -109,16 +135,19 @@ class Filing:
             "cell", cell.title, record=record.id, n=report.n, clean=report.clean_accuracy,
             robust=report.robust_accuracy, low=low, high=high, trust=report.trust, seconds=report.seconds,
         )  # fmt: skip
-        return report.statuses["error"]
+        self._diary.forgive(cell.title, report.failures)
+        self._note_errors(cell, report.statuses["error"], self._record_file(record))
 
-    def _keep_curve(self, opened: Open, cell: CurveCell) -> int:
-        """File a curve; the number of samples that ended in an error."""
+    def _keep_curve(self, opened: Open, cell: CurveCell) -> None:
+        """File a curve."""
         curve, table = make_curve(opened, cell)
         self._results.finish_curve(opened.key, curve, table)
         self._result.curves.append(curve)
         values = [point["value"] for point in curve["points"]]
         self._diary.tell("curve", cell.title, robust=values, seconds=curve["seconds"])
-        return int((table["falls_at"] == -2).sum())
+        failures = [failure for part in opened.parts.values() for failure in part.failures]
+        self._diary.forgive(cell.title, failures)
+        self._note_errors(cell, curve["errors"], self._results.curve_file(opened.key))
 
 
 def _name(title: str) -> str:

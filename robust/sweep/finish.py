@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pandas as pd
@@ -29,6 +30,7 @@ class Failure(NamedTuple):
 
     title: str  # of the cell or pair
     reason: str
+    kept: Path | None = None  # file of a result with errors: found by every further run while it is there
 
     def __str__(self) -> str:
         return f"{self.title}: {self.reason}"
@@ -144,6 +146,7 @@ def make_curve(opened: Open, cell: CurveCell) -> tuple[dict[str, Any], pd.DataFr
         "data": {"spec": held.spec, "sha256": held.sha256, "n": held.n},
         "clean": float((table["prediction"] == table["label"]).mean()),
         "points": points(table, cell.curve.threats),
+        "errors": int((table["falls_at"] == -2).sum()),
         "findings": list(findings.values()),
         "forwards": int(table["forwards"].sum()),
         "backwards": int(table["backwards"].sum()),

@@ -8,7 +8,7 @@ from typing import Any
 
 from robust.defenses import make_defense
 from robust.hardening import training_options
-from robust.sweep.cells import CurveCell, Pair, content_key
+from robust.sweep.cells import CurveCell, Origin, Pair, content_key
 from robust.sweep.config import SweepConfig
 from robust.sweep.finish import Open
 from robust.sweep.held import Held
@@ -17,17 +17,17 @@ from robust.sweep.tasks import AttackTask, CurveTask, ModelRef, TrainTask
 _CANDIDATES = 4  # samples that are looked at for each adversarial example that is to be kept
 
 
-def training_key(pair: Pair, config: SweepConfig, initial: str, held: Held, fit: str) -> str:
+def training_key(pair: Pair, config: SweepConfig, initial: str, held: Held, origin: Origin) -> str:
     """The key of a pair's trained model.
 
     Args:
         initial: hash of the weights that training begins with.
-        held: samples to train on; fit: how encoded ones are scaled.
+        held: samples to train on; origin: of the model.
     """
     inner = pair.inner
     options = training_options(config.recipe, {"seed": pair.seed, **pair.defense.training})
     recipe = {
-        "model": [pair.model.spec, pair.model.normalize, fit],
+        "model": [pair.model.spec, pair.model.normalize, origin.identity],
         "initial": initial,
         "defense": make_defense(str(inner.name), **inner.options).parameters,
         "name": inner.name,

@@ -71,7 +71,7 @@ class Results:
     def record_of(self, key: str) -> str | None:
         """Id of the record of a finished cell."""
         found = self._json(self.out / "cells" / f"{key}.json")
-        return None if found is None else str(found["record"])
+        return None if found is None or "record" not in found else str(found["record"])
 
     def finish(self, key: str, title: str, record: str) -> None:
         """Note that a cell is finished; its shards go."""
@@ -80,16 +80,22 @@ class Results:
         self.drop_parts(key)
 
     def curve_of(self, key: str) -> dict[str, Any] | None:
-        """A finished curve."""
-        return self._json(self.out / "curves" / f"{key}.json")
+        """A finished curve; None where its file or its table is gone."""
+        path = self.curve_file(key)
+        return self._json(path) if path.with_suffix(".parquet").is_file() else None
+
+    def curve_file(self, key: str) -> Path:
+        """Where a curve is, or will be."""
+        return self.out / "curves" / f"{key}.json"
 
     def finish_curve(self, key: str, content: Mapping[str, Any], table: pd.DataFrame) -> None:
         """Keep a curve with its table; its shards go."""
         sink = BytesIO()
         pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink)
-        self.write(self.out / "curves" / f"{key}.parquet", sink.getvalue())
+        path = self.curve_file(key)
+        self.write(path.with_suffix(".parquet"), sink.getvalue())
         text = json.dumps(content, indent=1, allow_nan=False)
-        self.write(self.out / "curves" / f"{key}.json", text.encode())
+        self.write(path, text.encode())
         self.drop_parts(key)
 
     def keep_part(self, key: str, part: Part | CurvePart, examples: bytes | None = None) -> None:
@@ -127,10 +133,10 @@ class Results:
     @staticmethod
     def _json(path: Path) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: Any = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return found
+        return found if isinstance(found, dict) else None
 
 
 def _dump(part: Part | CurvePart, examples: str | None) -> bytes:

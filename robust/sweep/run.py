@@ -13,8 +13,8 @@ from uuid import uuid4
 from robust.errors import StoreError
 from robust.parts import Part
 from robust.run import Progress
-from robust.sources import Preprocessing, load_weights, model_sha256, open_model
-from robust.sweep.cells import CurveCell, Pair, content_key, dependencies, pairs
+from robust.sources import Preprocessing, load_weights, model_sha256, open_model, origin_sha256
+from robust.sweep.cells import CurveCell, Origin, Pair, content_key, dependencies, pairs
 from robust.sweep.check import check_plan
 from robust.sweep.config import SweepConfig
 from robust.sweep.curves import CurvePart
@@ -26,6 +26,8 @@ from robust.sweep.held import Held, hold
 from robust.sweep.results import Results
 from robust.sweep.tasks import ModelRef, Outcome, Task, Trained, TrainTask
 from robust.sweep.watch import EventLog, Listener
+from robust.threat import Threat
+from robust.whole_box import tell, whole_box
 
 _TRIES: Final = 3  # of a task whose worker died
 _DEFAULT_ROWS: Final = 128
@@ -81,9 +83,8 @@ class _Sweep:
         self.ready: deque[Task] = deque()
         self.open: dict[str, Open] = {}  # by the id of a task
         self.training: dict[str, list[Pair]] = {}  # pairs by the key of the model that they wait for
-        self.fits: dict[
-            str, Preprocessing | None
-        ] = {}  # what a pair's model declares, by the pair's identity
+        self.origins: dict[str, Origin] = {}  # by the pair's identity
+        self.told: set[str] = set()  # of threats
         self.tries: Counter[str] = Counter()
         self._held: dict[tuple[str, int | None, Preprocessing | None], Held] = {}
 
@@ -173,19 +174,20 @@ class _Sweep:
     def _begin(self, pair: Pair) -> None:
         """Hand out the training of a pair's model, or where there is nothing to train, its cells."""
         model = pair.model
-        ref = ModelRef(str(model.spec), _absolute(model.weights), pair.seed, pair.moments)
+        sha256 = origin_sha256(str(model.spec))
+        ref = ModelRef(str(model.spec), _absolute(model.weights), pair.seed, pair.moments, origin=sha256)
         opened = open_model(ref.spec, ref.weights, seed=pair.seed)
         net, fit = opened.model, opened.preprocessing if ref.normalize is None else None
-        self.fits[pair.identity] = fit
+        origin = self.origins[pair.identity] = Origin(sha256, fit)
         if pair.as_is:
             self._open_cells(pair, replace(ref, behind=pair.behind), model_sha256(net))
             return
         for cell in self.cells[
             pair.identity
         ]:  # what cannot be read is told before anything is trained for it
-            self._hold(cell.data, cell.limit, fit)
+            self._look(cell, origin)
         held = self._hold(cast("str", pair.train), None, fit)
-        key = training_key(pair, self.config, model_sha256(net), held, str(fit))
+        key = training_key(pair, self.config, model_sha256(net), held, origin)
         weights = self.results.weights(key)
         if weights.exists():
             load_weights(net, weights)
@@ -200,9 +202,11 @@ class _Sweep:
             self.ready.append(train_task(pair, self.config, ref, key, held, weights.parent, token))
 
     def _open_cells(self, pair: Pair, ref: ModelRef, sha256: str) -> None:
+        origin = self.origins[pair.identity]
         for cell in self.cells[pair.identity]:
-            held = self._hold(cell.data, cell.limit, self.fits[pair.identity])
-            key = content_key({**dependencies(cell, self.config), "weights": sha256, "data": held.identity})
+            held = self._look(cell, origin)
+            about = dependencies(cell, self.config, origin)
+            key = content_key({**about, "weights": sha256, "data": held.identity})
             if self.filing.found(cell, key):
                 continue
             shard = self.config.shard
@@ -219,6 +223,16 @@ class _Sweep:
                 task = attack_task(opened, rows, self.config)
                 self.open[task.id] = opened
                 self.ready.append(task)
+
+    def _look(self, cell: Anyhow, origin: Origin) -> Held:
+        """The samples of a cell; an eps that lets all of them through is told, once."""
+        held = self._hold(cell.data, cell.limit, origin.fit)
+        threat = cell.curve.threats[0] if isinstance(cell, CurveCell) else Threat.parse(cell.threat)
+        said = whole_box(threat, held.samples.x[0].numel())
+        if said not in self.told:
+            self.told.add(said)
+            tell(said)
+        return held
 
     def _hold(self, spec: str, limit: int | None, fit: Preprocessing | None) -> Held:
         if (spec, limit, fit) not in self._held:

@@ -15,12 +15,12 @@ import torch
 
 from robust.bpda import BPDA
 from robust.defenses import EpochResult, Trainer, Wrapper, make_defense
-from robust.errors import RobustError, StoreError
+from robust.errors import ModelError, RobustError, StoreError
 from robust.hardening import training_options
 from robust.leaderboard.artefacts import examples_bytes
 from robust.parts import Part, Plan, attack_part
 from robust.run import Precision, Progress, Settings
-from robust.sources import Samples, load, model_sha256, save_weights
+from robust.sources import Samples, load, model_sha256, origin_sha256, save_weights
 from robust.suites import resolve
 from robust.sweep.config import Suite
 from robust.sweep.curves import CurvePart, attack_curve
@@ -35,13 +35,17 @@ Tell = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model to build: `weights` names an asset that is read into it, `behind` a transform in front of it."""
+    """A model to build: `weights` names an asset that is read into it, `behind` a transform in front of it.
+
+    `origin` is the hash that its files must have (see `origin_sha256`); None: whatever they are.
+    """
 
     spec: str
     weights: str | None = None
     seed: int = 0
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # None: as its source declares
     behind: str | None = None  # JSON: name of a defense that is a transform, and its options
+    origin: str | None = None
 
 
 @dataclass(frozen=True)
@@ -264,7 +268,15 @@ def build_target(ref: ModelRef, weights: str | Path | None, device: str) -> Targ
     """A model as it is attacked, with the normalisation that was given, or that its source declares.
 
     Behind a transform, gradients pass it as if it were the identity; see `robust.BPDA`.
+
+    Raises:
+        ModelError: its files are no longer those that the results are to be filed under.
     """
+    if ref.origin is not None and origin_sha256(ref.spec) not in (ref.origin, None):  # None: load says more
+        raise ModelError(
+            f"model {ref.spec}: its file, or one that it imports, has changed since the sweep began (or is another one "
+            "on this machine); run the sweep again"
+        )
     given: dict[str, Any] = {} if ref.normalize is None else {"normalize": ref.normalize}
     target = load(ref.spec, weights, device=device, seed=ref.seed, **given)
     if ref.behind is None:

@@ -1,0 +1,202 @@
+"""A model that fails on its first samples is told in one line, wherever it is asked; attacks' crashes stay errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Outcome
+from torch import Tensor, nn
+
+import robust
+from robust.errors import DataError, ModelError
+from robust.gate.check import check
+from robust.leaderboard import Record, Store
+from robust.sources import load_data, load_model
+from robust.target import naming_failures
+
+Digits = tuple[Tensor, Tensor]
+
+
+class Failing(nn.Module):
+    """Raises `error` from a number of calls on."""
+
+    def __init__(self, net: nn.Module, error: BaseException, after: int = 0) -> None:
+        super().__init__()
+        self.net, self.error, self.left = net, error, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def rgb(digits: Digits) -> Digits:
+    return digits[0].repeat(1, 3, 1, 1), digits[1]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda net, data: robust.evaluate(net, data, threat="linf:0.1", suite="fgsm", device="cpu"),
+        lambda net, data: check(net, data, threat="linf:0.1", at_least=0.5, suite="fgsm", device="cpu"),
+        lambda net, data: robust.certify(net, data, sigma=0.1, n0=2, n=2, device="cpu"),
+        lambda net, data: robust.corruption_accuracy(net, data, severities=[1], device="cpu"),
+        lambda net, data: robust.evaluate(
+            robust.EOT(net, 2, device="cpu"), data, threat="linf:0.1", suite="fgsm"
+        ),
+    ],
+)
+def test_the_first_pass_names_the_input(
+    ask: Callable[[nn.Module, Digits], object], net: nn.Module, digits: Digits
+) -> None:
+    with pytest.raises(
+        ModelError, match=r"^model: fails on input \(\d+, 3, 8, 8\) \(RuntimeError: .*3 channels"
+    ) as caught:
+        ask(net, rgb(digits))
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("no room"),
+        MemoryError(),
+        KeyboardInterrupt(),
+        DataError("told already"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_no_fault_of_the_input_is_passed_on(
+    error: BaseException, net: nn.Module, digits: Digits
+) -> None:
+    target = robust.Target(Failing(net, error), device="cpu")
+    with pytest.raises(type(error)) as caught, naming_failures(), torch.no_grad():
+        target.logits(digits[0])
+    assert caught.value is error
+
+
+def test_only_first_passes_are_named(net: nn.Module, digits: Digits) -> None:
+    error = ValueError("sometimes\nso")
+    target = robust.Target(Failing(net, error), device="cpu")
+    with torch.no_grad(), pytest.raises(ValueError, match="sometimes"):
+        target.logits(digits[0])
+    with naming_failures(), pytest.raises(ValueError, match=r"^sometimes\nso"):
+        target.logits(digits[0])  # with gradients, which a check must see as they are
+    with naming_failures(), torch.no_grad(), pytest.raises(ModelError, match=r"\(ValueError: sometimes\)"):
+        target.logits(digits[0])
+
+
+def test_a_model_that_fails_under_attack_is_an_error_of_its_samples(net: nn.Module, digits: Digits) -> None:
+    looked = Failing(net, RuntimeError("tired"), after=10**9)
+    options = {
+        "threat": "linf:0.1",
+        "suite": "fgsm",
+        "device": "cpu",
+        "precision": "float32",
+        "batch_size": 16,
+    }
+    robust.evaluate(looked, digits, **options)  # type: ignore[arg-type]
+    calls = 10**9 - looked.left
+    report = robust.evaluate(Failing(net, RuntimeError("tired"), after=calls - 10), digits, **options)  # type: ignore[arg-type]
+    assert report.statuses["error"] > 0
+    with naming_failures():  # whatever surrounds it
+        again = robust.evaluate(Failing(net, RuntimeError("tired"), after=calls - 10), digits, **options)  # type: ignore[arg-type]
+    assert again.statuses == report.statuses
+    assert "crash" in {finding["check"] for finding in report.findings}
+
+
+def test_a_normalisation_of_other_channels_is_named(net: nn.Module, digits: Digits) -> None:
+    moments = ((0.5, 0.5, 0.5), (1.0, 1.0, 1.0))
+    with pytest.raises(
+        ModelError, match=r"^normalize: expected one number, or one for each of the 1 channels"
+    ):
+        robust.evaluate(net, digits, threat="linf:0.1", suite="fgsm", normalize=moments, device="cpu")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    net = load_model("builtin:digits-mlp")
+    torch.jit.script(net).save(str(tmp_path / "net.pt"))  # type: ignore[no-untyped-call]
+    x = np.zeros((40, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "rgb.npz", x=x, y=np.arange(40) % 10)
+    np.savez(tmp_path / "gray.npz", x=x[..., 0], y=np.arange(40) % 10)
+    np.savez(tmp_path / "more.npz", x=x[..., 0], y=np.arange(40) % 12)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["attack", "--data", "rgb.npz", "--threat", "linf:0.1"], "fails on input (32, 3, 8, 8)"),
+        (["certify", "--data", "rgb.npz", "--sigma", "0.1"], "fails on input (100, 3, 8, 8)"),
+        (
+            ["attack", "--data", "gray.npz", "--threat", "linf:0.1", "--normalize", "0.5,0.5,0.5", "1,1,1"],
+            "normalize",
+        ),
+        (["doctor", "rgb.npz"], "fails on input (32, 3, 8, 8)"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_commands_say_it_in_one_line(
+    files: Path, inside: Callable[..., Outcome], arguments: list[str], message: str
+) -> None:
+    command, *rest = arguments
+    named = ["torchscript:net.pt"] if command == "doctor" else ["--model", "torchscript:net.pt"]
+    done = inside(command, *named, *rest, "--device", "cpu", cwd=files)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "cannot be multiplied" in done.stderr or message == "normalize"
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_record_is_not_verified_with_a_model_that_fails(
+    files: Path, inside: Callable[..., Outcome], net: nn.Module
+) -> None:
+    samples = load_data("builtin:digits").limit(20)
+    report = robust.evaluate(net, samples, threat="linf:0.1", suite="fgsm", device="cpu")
+    record = Record.from_report(report, name="net", defense={"name": "none", "parameters": {}})
+    Store(files / "board").add(record, report.verdicts)
+    named = ["--model", "builtin:mnist-cnn", "--device", "cpu"]
+    done = inside("leaderboard", "verify", f"board/records/{record.id}.json", *named, cwd=files)
+    assert done.returncode == 2
+    assert done.stderr.startswith("robust: model: fails on input (20, 1, 8, 8)")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_plan_whose_model_fails_is_not_estimated(files: Path, inside: Callable[..., Outcome]) -> None:
+    (files / "plan.toml").write_text(
+        'data = "rgb.npz"\nthreats = ["linf:0.1"]\nsuites = ["fgsm"]\n[[models]]\nspec = "torchscript:net.pt"\n'
+    )
+    done = inside("sweep", "plan.toml", "--dry-run", "--device", "cpu", cwd=files)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        (
+            "builtin:mnist5k:test",
+            "validation: expected samples of the shape of data, (1, 8, 8), got (1, 28, 28)",
+        ),
+        ("more.npz", "validation: labels go up to 11, but the model has 10 classes"),
+    ],
+)
+def test_validation_data_of_another_kind_are_refused_before_the_training(
+    files: Path, inside: Callable[..., Outcome], validation: str, message: str
+) -> None:
+    done = inside(
+        "harden", "--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--validation", validation,
+        "--threat", "linf:0.1", "--out", "hardened", "--device", "cpu", cwd=files,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (files / "hardened" / "config.json").exists()
