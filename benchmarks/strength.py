@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ from train import HERE, NETS
 from robust import memory
 from robust.attacks import ATTACKS, Attack, make_attack
 from robust.attacks.adapters import Meter
+from robust.errors import InputError
 from robust.ledger import Ledger
 from robust.oracle import Oracle
 from robust.sources import load_data, load_model
@@ -314,6 +316,8 @@ def measure(norm: str, options: argparse.Namespace) -> list[str]:
     made: dict[tuple[str, str], Attack] = {}
     failed: list[str] = []
     for group, name, settings in entries(norm):
+        if options.attack and group not in options.attack:
+            continue
         gradient = ATTACKS[name].access == "gradient"
         budget = options.passes if gradient else options.queries
         try:
@@ -398,7 +402,8 @@ def fewer(attack: Attack) -> Iterator[Attack]:
     if knob is not None:
         count = getattr(attack, knob)
         for steps in sorted({max(2, round(count * share)) for share in SHARES}):
-            yield replace(attack, **{knob: steps})
+            with suppress(InputError):  # some do not begin with so few
+                yield replace(attack, **{knob: steps})
 
 
 def strong(ours: list[Outcome], theirs: list[Outcome], minimum_norm: bool) -> bool:
@@ -424,6 +429,9 @@ def main() -> None:
     parser.add_argument("--nets", type=Path, required=True, help="folder of benchmarks/train.py")
     parser.add_argument("--cifar", type=Path, default=HERE.parent.parent / "shared" / "data" / "cifar10")
     parser.add_argument("--norm", action="append", choices=list(CASES))
+    parser.add_argument(
+        "--attack", action="append", metavar="LABEL", help="only this one of ours with its peers"
+    )
     parser.add_argument("--images", type=int, default=150, help="a model; half as many for CIFAR-10")
     parser.add_argument("--passes", type=int, default=100)
     parser.add_argument("--queries", type=int, default=300)
