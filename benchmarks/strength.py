@@ -135,7 +135,8 @@ together. Seconds are those of the processor, without what counting the peers' p
 the models. Ours let a broken sample go, hence fewer passes. *overhead* is the seconds over what the model alone takes
 for as many forwards and backwards (a backward takes longer: up to twice a forward). *at their strength*: the seconds
 that ours takes with the fewest steps (of a sixteenth, an eighth, a quarter, half, three quarters or all) at which it
-breaks as many as the peer (minimum norm: and is as often the nearer one), over the peer's seconds."""
+breaks as many as the peer (minimum norm: and is as often the nearer one), over the peer's seconds.
+Sections with a column *a pass* are older: one seed, counting the peers' passes included, and forwards as dear as backwards."""
 
 
 @dataclass
@@ -401,7 +402,7 @@ def fewer(attack: Attack) -> Iterator[Attack]:
     knob = next((k for k in KNOBS if k in {f.name for f in fields(attack)}), None)
     if knob is not None:
         count = getattr(attack, knob)
-        for steps in sorted({max(2, round(count * share)) for share in SHARES}):
+        for steps in sorted({max(1, round(count * share)) for share in SHARES} - {count}):
             with suppress(InputError):  # some do not begin with so few
                 yield replace(attack, **{knob: steps})
 

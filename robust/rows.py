@@ -87,8 +87,13 @@ class LiveRows:
             self._restore([self._snapshot(torch.ones_like(self.rows, dtype=torch.bool)), *away])
 
     def _snapshot(self, mask: Tensor) -> Absent:
-        states = [{k: v[mask] for k, v in vars(s).items() if isinstance(v, Tensor)} for s in self._states]
-        return Absent(self.rows[mask], self.x[mask], self.y[mask], self.ids[mask], states)
+        named = mask.nonzero().squeeze(1)  # found once: every look-up by the mask would search it again
+
+        def of(value: Tensor) -> Tensor:
+            return value.index_select(0, named)
+
+        states = [{k: of(v) for k, v in vars(s).items() if isinstance(v, Tensor)} for s in self._states]
+        return Absent(of(self.rows), of(self.x), of(self.y), of(self.ids), states)
 
     def _restore(self, groups: list[Absent]) -> None:
         """Make the live rows those of the groups together, in their original order."""

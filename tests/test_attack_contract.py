@@ -248,7 +248,7 @@ class Leaving(Oracle):
         super()._record(x_adv, logits)
         self.last -= 1
         if self.last <= 0:
-            self._leaving = torch.ones(len(self), dtype=torch.bool)
+            self._live.leave(torch.ones(len(self), dtype=torch.bool))
 
 
 @pytest.mark.parametrize("last", [1, 2, 3, 4, 6, 8, 15])
