@@ -16,7 +16,7 @@ from robust.sweep.config import Curve, DefenseEntry, Exclusion, ModelEntry, Suit
 from robust.sweep.curves import stages_below
 from robust.threat import Threat
 
-CODE_VERSION: Final = 5  # raise it when verdicts or weights of an unchanged plan may come out otherwise
+CODE_VERSION: Final = 6  # raise it when verdicts or weights of an unchanged plan may come out otherwise
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ def stages_identity(suite: Suite, threat: Threat) -> list[Any]:
 def _stage(stage: Stage) -> list[Any]:
     attack = stage.attack
     name = attack.name if attack.source == "robust" else f"{attack.name} of {attack.source}"
-    return [name, attack.parameters, stage.near, stage.within, stage.beyond, stage.share, stage.follows]
+    return [name, attack.parameters, *(value for key, value in vars(stage).items() if key != "attack")]
 
 
 def content_key(content: dict[str, Any]) -> str:
