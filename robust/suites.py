@@ -149,7 +149,7 @@ _SETTLED: Final = 31  # passes of it where the first ten steps were enough, as o
 def _l2() -> list[Stage]:
     return [
         Stage(_TO_BOUNDARY),
-        Stage(_FAR, near=0.2, within=1.2, beyond=6, ahead=0.1, longer=_SETTLED),
+        Stage(_FAR, near=0.4, within=1.2, beyond=6, ahead=0.1, longer=_SETTLED),
         # Where the gradient at a point says little of the boundary, as in l2 on nets trained for linf.
         Stage(FAB(steps=100, targets=4, skip=1, hope=8), within=1.1, behind=0.05, ahead=0.1),
         Stage(replace(_FAR, targets=1), near=0.25, ahead=0.1),
