@@ -34,8 +34,10 @@ _LONG: Final = 500  # queries from which a search shows its progress within a wa
 _TELL_EVERY: Final = 0.2  # seconds
 _BOX_ROWS: Final = 8  # fewer say nothing about the box
 _SECOND: Final = Square(queries=48)
-_ASKED, _ASKED_SHARE = 16, 0.25  # samples of the whole, and at most this share of it
+_ASKED, _ASKED_SHARE = 16, 0.25  # survivors of the whole at least, and up to this share of it
+_OF_PASSES: Final = 0.05  # of those spent on a survivor, what asking may cost beyond that, on average
 _NEARER: Final = 0.1  # of the clean margin
+_SIGHT: Final = 1.5  # eps: what lies farther off says little of the inside
 MISCLASSIFIED, BROKEN, SURVIVED, ERROR = range(4)
 
 
@@ -107,6 +109,7 @@ class Run:
         # Distance of the nearest adversarial point seen, in or out of the threat.
         self.reach = torch.full((n,), torch.inf)
         self.rose = torch.zeros(n, dtype=torch.bool)  # the latest attack came nearer than those before it
+        self.spent = torch.zeros(n, dtype=torch.int64)  # passes of the latest attack
         self.forwards = torch.zeros(n, dtype=torch.int64)
         self.backwards = torch.zeros(n, dtype=torch.int64)
         self.correct = 0
@@ -220,14 +223,18 @@ class Run:
     def second_opinion(self, stages: Sequence[Stage]) -> None:
         """Random search on a few survivors: does it come nearer than all gradient attacks did?
 
-        Who is asked depends on the sample and the size of the whole alone; `diagnose.review` judges the counts.
+        Who is asked depends on the sample and the size of the whole alone: above all what much was spent on in vain.
+        `diagnose.review` judges the counts.
         """
         gradients = any(s.attack.access == "gradient" and getattr(s.attack, "steps", 0) >= 10 for s in stages)
         random = self.target.draws > 1 or any(found.check == "randomized" for found in self.findings)
         if not gradients or random or self.threat.norm not in _SECOND.norms or not self._differentiable:
             return
         draw = Streams(self.settings.seed, self.samples.ids, ("second opinion",)).uniform((1,)).squeeze(1)
-        share = min(_ASKED_SHARE, _ASKED / len(self.whole))
+        passes = (self.forwards + self.backwards) / self.target.draws
+        share = (passes * (_OF_PASSES / _SECOND.queries)).clamp_min(
+            min(_ASKED_SHARE, _ASKED / len(self.whole))
+        )
         rows = ((self.status == SURVIVED) & (draw < share)).nonzero().squeeze(1)
         start = time.perf_counter()
         try:
@@ -286,7 +293,7 @@ class Run:
         if attack.access == "gradient" and not self._differentiable:
             rows = rows[:0]
         rows = rows[self.margin[rows].argsort(descending=True, stable=True)]
-        before = self.margin
+        before, passes = self.margin, self.forwards + self.backwards
         entry: dict[str, Any] = {
             "name": attack.name, "label": attack.label, "parameters": attack.parameters, "access": attack.access,
             "source": attack.source, "batch_dependent": attack.batch_dependent, "notes": list(attack.notes),
@@ -323,6 +330,7 @@ class Run:
                 entry["errors"] += len(rows) - done
                 break
         self.rose = self.margin > before
+        self.spent = (self.forwards + self.backwards - passes) // self.target.draws
         entry["survived"] = max(0, len(rows) - entry["broke"] - entry["errors"])
         entry["seconds"] = time.perf_counter() - start
         self.entries.append(entry)
@@ -338,17 +346,26 @@ class Run:
         eligible = (self.status == SURVIVED) | (
             (self.status == BROKEN) & (self.settings.minimize or not cascade)
         )
-        if (stage.near, stage.within, stage.beyond) != (None, None, None):
-            near = torch.zeros_like(eligible)
-            if stage.near is not None:
-                near |= self.margin >= stage.near * self.clean_margin
-            if stage.within is not None:
-                near |= self.reach <= stage.within * self.threat.radius
-            if stage.beyond is not None:
-                near |= self.reach > stage.beyond * self.threat.radius
+        reasons = self._reasons(stage)
+        if reasons:
+            near = torch.stack(reasons).any(0)
             draw = Streams(self.settings.seed, self.samples.ids, ("probe",)).uniform((1,)).squeeze(1)
             eligible &= near | (draw < stage.share)
         return eligible & self.rose if stage.follows else eligible
+
+    def _reasons(self, stage: Stage) -> list[Tensor]:
+        """Of each condition that a stage sets, which samples meet it: (n,) bool."""
+        distance, share = self.reach / self.threat.radius, self.margin / self.clean_margin
+        lag = share - (1 - 1 / distance)
+        given: list[tuple[float | None, Callable[[Any], Tensor]]] = [
+            (stage.near, lambda most: self.margin >= most * self.clean_margin),
+            (stage.within, lambda most: distance <= most),
+            (stage.beyond, lambda least: distance > least),
+            (stage.behind, lambda least: (lag > least) & (distance <= _SIGHT)),
+            (stage.ahead, lambda least: lag < -least),
+            (stage.longer, lambda least: self.spent > least),
+        ]
+        return [meets(value) for value, meets in given if value is not None]
 
     def _watch(self, attack: Attack, done: int, wave: int, total: int) -> Callable[[int], None] | None:
         """What shows progress within a wave of a long search that states its queries."""

@@ -43,7 +43,13 @@ class Stage:
         near: only samples that came within this share; None for all.
         within: only samples of which an adversarial point was seen within this multiple of eps.
         beyond: only samples of which none was seen within this multiple of eps, though searches began farther out: what
-            leads nowhere there may be masked. Of near, within and beyond any will do.
+            leads nowhere there may be masked.
+        behind: only samples of which a point was seen within 1.5 eps, but searches inside the ball lag behind it: their share
+            is by more than this above 1 - eps / distance, which a straight surface has.
+        ahead: only samples of which searches inside say the boundary is nearer than any point seen: their share is by more
+            than this under 1 - eps / distance.
+        longer: only samples on which the stage before spent more passes than so many: its attack ends early where it
+            has no hope. Of near, within, beyond, behind, ahead and longer any will do.
         share: of the other samples, those whose random draw is under this share are seen too.
         follows: only samples that the stage before brought nearer than they were.
     """
@@ -52,6 +58,9 @@ class Stage:
     near: float | None = None
     within: float | None = None
     beyond: float | None = None
+    behind: float | None = None
+    ahead: float | None = None
+    longer: int | None = None
     share: float = 0.0
     follows: bool = False
 
@@ -78,9 +87,10 @@ _FAMILIES: Final[dict[str, list[Attack]]] = {
 def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
-    linf and l2 (version 4): 10 steps on the margin and on mifpe, ascents towards the likeliest classes (in l2 from far
-    outside the ball inwards, and FAB), hops from the best point of what came near, and random search as a probe.
-    Most survivors cost 100 to 500 passes, none more than 5,000, against some 9,760 of AutoAttack. l1: APGD, which comes in from
+    linf and l2 (version 5): 10 steps on the margin; in linf on mifpe and towards the likeliest classes too, in l2 FAB, which
+    ends early where the surface is straight, then ascents from far outside the ball inwards and FAB against more classes
+    where the two disagree or the boundary is near; hops from the best point of what came near, and random search as a
+    probe. Most survivors cost 100 to 400 passes, against some 9,760 of AutoAttack. l1: APGD, which comes in from
     three times the radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the
     leading class and the nearest ones. spatial and corruptions: all there are. patch: noise, and ascent at ten
     places.
@@ -104,65 +114,74 @@ _HOPS: Final = BasinHopping(
 # From wide pushes, to the corners of the ball at most, and one step along random logits: for surfaces that gradients
 # within the ball see little of, as on nets trained against large linf radii.
 _WIDE_HOPS: Final = replace(_HOPS, targets=1, radii=(1,), hops=8, hop_odi_steps=1, push=2, hope=None)
-_PROBE: Final = (
-    Stage(Square(queries=100), near=0.06, share=0.05),
-    Stage(Square(queries=2000), follows=True),
-)
+_CHAIN: Final = Stage(replace(_HOPS, targets=1), near=0.2)
+# Pushes as wide as hops of the ball, with more of the diversified start.
+_TURNED_HOPS: Final = replace(_WIDE_HOPS, odi_steps=2, hops=12, hop_odi_steps=2, push=1)
+# What a few squares bring nearer than all gradients did is searched on.
+_MOVED: Final = Stage(Square(queries=2000), follows=True)
+
+
+_FEW_SQUARES: Final = Stage(Square(queries=50), near=0.35, share=0.05)
 
 
 def _linf() -> list[Stage]:
     return [
         Stage(_MIFPE),
         Stage(MultiTargeted(steps=10, odi_steps=3, near=0.4, least=2)),
-        Stage(replace(_HOPS, targets=1), near=0.2),
+        _CHAIN,
         Stage(replace(_HOPS, steps=25), near=0.1),
         Stage(_WIDE_HOPS, near=0.2),
-        *_PROBE,
+        # Where hops still gain, so may squares.
+        Stage(Square(queries=1000), near=0.04, follows=True),
+        Stage(_TURNED_HOPS, near=0.06),
+        _FEW_SQUARES,
+        _MOVED,
     ]
 
 
 # From the far ends of the box inwards, and from less far.
-_FAR: Final = BasinHopping(
-    steps=50, targets=2, worth=0.35, radii=(12, 8, 5.5, 4, 2.8, 2, 1.5, 1.2, 1), near=0.2
-)
+_FAR: Final = BasinHopping(steps=50, targets=2, worth=0.35, radii=(20, 12, 8, 5, 3, 2, 1.5, 1.2, 1), near=0.2)
 _NEARER: Final = BasinHopping(steps=30, targets=2, worth=0.5, near=0.2)
+_TO_BOUNDARY: Final = FAB(steps=80, targets=1, hope=4)
+_SETTLED: Final = 31  # passes of it where the first ten steps were enough, as on nearly straight surfaces
 
 
 def _l2() -> list[Stage]:
     return [
-        Stage(_FAR),
+        Stage(_TO_BOUNDARY),
+        Stage(_FAR, near=0.4, within=1.2, beyond=6, ahead=0.1, longer=_SETTLED),
         # Where the gradient at a point says little of the boundary, as in l2 on nets trained for linf.
-        Stage(FAB(steps=60, targets=1), near=0.55, beyond=12),
-        Stage(FAB(steps=60, targets=3), within=1.07),
-        Stage(_NEARER, near=0.2),
+        Stage(FAB(steps=100, targets=4, skip=1, hope=8), within=1.1, behind=0.05, ahead=0.1),
+        Stage(replace(_FAR, targets=1), near=0.25, ahead=0.1),
         *_l2_ending(),
     ]
 
 
 def _l2_ending() -> list[Stage]:
-    return [Stage(_MIFPE, near=0.15), Stage(_HOPS, near=0.06), *_PROBE]
+    probe = Stage(Square(queries=100), near=0.06, share=0.05)
+    return [Stage(_MIFPE, near=0.15), Stage(_HOPS, near=0.06), probe, _MOVED]
 
 
 def _standard_below(threat: Threat) -> list[Stage]:
     """`standard` (linf, l2) for samples that broke at a radius not much larger.
 
-    Ascent begins at that break, moved into the ball. So other starts are for what it brings near alone, and the second,
-    longer chain of hops is left out.
+    Ascent begins at that break, moved into the ball. So other starts are for what it brings near alone, and the longest
+    searches are left out.
     """
     margin = PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)
     if threat.norm == "l2":
         fab = Stage(FAB(steps=60, targets=1), near=0.15)
         return [Stage(margin), Stage(_NEARER, near=0.25), fab, *_l2_ending()]
-    mifpe, _, hops, _, _, *rest = _linf()
     classes = MultiTargeted(steps=10, odi_steps=0, near=0.3)
-    return [Stage(margin), replace(mifpe, near=0.5), Stage(classes), hops, *rest]
+    ascents = [Stage(margin), Stage(_MIFPE, near=0.5), Stage(classes), _CHAIN, Stage(_WIDE_HOPS, near=0.2)]
+    return [*ascents, _FEW_SQUARES, _MOVED]
 
 
 @SUITES.register("thorough")
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf and l2 (version 4): a longer ascent towards each class with hops where it came near, one or two long chains
+    linf and l2 (version 5): a longer ascent towards each class with hops where it came near, one or two long chains
     of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the
     1,000 brought a sample nearer. l1 and l0: the long forms of the same attacks.
     """

@@ -258,6 +258,17 @@ def test_two_samples_that_stand_after_few_passes_are_told_with_one_of_them_not()
     assert review_passes(pd.concat([few, few[2:].sample(40, replace=True)]), 1) == []  # 2 of 50
 
 
+@pytest.mark.parametrize(("follows", "fires"), [(False, True), (True, False)])
+def test_what_squares_break_is_a_share_of_what_stood(follows: bool, fires: bool) -> None:
+    """Of six that were chosen because they move still, two are no sign."""
+    ascent = {"label": "pgd", "name": "pgd", "access": "gradient", "attacked": 100, "broke": 10}
+    squares = {"label": "square", "name": "square", "access": "score", "attacked": 6, "broke": 2}
+    for entry in (ascent, squares):
+        entry |= {"rejected": 0, "silent": 0, "selection": {"follows": follows and entry is squares}}
+    found = review([ascent, squares], 100, cascade=True)
+    assert [finding.check for finding in found] == ["black-box-wins"] * fires
+
+
 def test_diagnose_is_named_when_it_is_wrong(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(InputError, match="diagnose: expected 'standard' or 'full', got 'all'"):
         robust.evaluate(net, digits, threat="linf:0.1", diagnose="all")  # type: ignore[arg-type]

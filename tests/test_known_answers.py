@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from conftest import Linear
 
-from robust.attacks import ATTACKS, CW, FGSM, Attack, Square, make_attack
+from robust.attacks import ATTACKS, CW, FAB, FGSM, Attack, Square, make_attack
+from robust.errors import InputError
+from robust.ledger import Ledger
 from robust.oracle import Oracle
 from robust.target import Target
 from robust.threat import Threat
@@ -190,3 +193,35 @@ def test_fgsm_step_by_hand() -> None:
         oracle = Oracle(target, x, y, torch.arange(1), Threat("linf", "0.2"))
         x_adv = FGSM().run(oracle)
     torch.testing.assert_close(x_adv, torch.tensor([[0.7, 0.25, 0.5]]))
+
+
+def _fab(attack: FAB, eps: float, classes: int = 4) -> Ledger:
+    model, x, y, distances = linear_problem(classes, (8,))
+    with Target(model, device="cpu") as target:
+        threat = Threat("l2", repr(eps * float(distances["l2"].min())), FAR)
+        oracle = Oracle(target, x, y, torch.arange(len(x)), threat, stays_inside=False)
+        attack(oracle)
+    return oracle.ledger
+
+
+def test_fab_with_hope_ends_where_a_straight_boundary_is_out_of_reach() -> None:
+    patient, short = (_fab(FAB(steps=60, targets=1, hope=hope), 0.5) for hope in (None, 4))
+    assert (patient.forwards + patient.backwards).tolist() == [181] * 3
+    assert (short.forwards + short.backwards).tolist() == [31] * 3
+    torch.testing.assert_close(short.distance, patient.distance, rtol=1e-3, atol=0)
+
+
+def test_fab_skips_the_classes_that_it_is_told_to() -> None:
+    one, rest, all_ = (_fab(FAB(steps=10, targets=t, skip=skip), 0.5) for t, skip in ((1, 0), (3, 1), (3, 0)))
+    assert torch.equal(all_.distance, one.distance.minimum(rest.distance))
+    assert not torch.equal(all_.distance, rest.distance)
+    assert (one.backwards + rest.backwards).tolist() == all_.backwards.tolist()
+    assert (
+        _fab(FAB(steps=10, targets=3, skip=1), 2, classes=2).backwards.tolist() == [0] * 3
+    )  # no class is left
+
+
+@pytest.mark.parametrize("wrong", [{"skip": 9}, {"skip": -1}, {"hope": 0.0}, {"targets": 0, "skip": 1}])
+def test_fab_says_what_it_cannot_do(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"fab: (skip|hope): expected"):
+        FAB(**wrong)

@@ -25,7 +25,7 @@ def test_the_default_suite_works_for_every_norm_it_claims(
     assert 0 < report.statuses["survived"] < report.clean_correct
 
 
-@pytest.mark.parametrize(("norm", "passes"), [("linf", 11 + 11 + 28), ("l2", 11 + 53 + 121)])
+@pytest.mark.parametrize(("norm", "passes"), [("linf", 11 + 11 + 28), ("l2", 11 + 21 + 53)])
 def test_what_is_far_from_its_boundary_costs_little(
     norm: str, passes: int, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
@@ -35,6 +35,17 @@ def test_what_is_far_from_its_boundary_costs_little(
     assert survivors.forwards.median() == 1 + passes
     assert survivors.forwards.max() <= 1 + passes + 100  # random search sees one in twenty
     assert survivors.backwards.max() < passes
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_two_classes_are_enough(norm: str, net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    model = nn.Sequential(net, nn.Linear(10, 2))
+    with torch.no_grad():
+        model[1].weight.copy_((torch.arange(10) // 5 == torch.arange(2)[:, None]).float())
+        labels = model.eval()(digits[0]).argmax(1)
+    report = robust.evaluate(model, (digits[0], labels), threat=f"{norm}:0.2", device="cpu")
+    assert report.failures == []
+    assert report.statuses["error"] == 0
 
 
 def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
@@ -57,6 +68,12 @@ def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tupl
     assert chosen(beyond=12) == standing(range(40, 64))
     assert chosen(within=1.07, beyond=12) == standing(range(20), range(40, 64))
     assert chosen(beyond=4) == standing(range(20, 64))
+    assert chosen(behind=0.9) == standing(range(20))  # nothing has moved, though a break was seen close by
+    assert chosen(ahead=0.1) == []
+    run.gaps[20:40] *= 0.5  # as if at 2 eps; none was seen within 5
+    assert chosen(ahead=0.1) == standing(range(20, 40))
+    run.spent[:5] = 46
+    assert chosen(longer=31) == standing(range(5))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

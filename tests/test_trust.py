@@ -15,7 +15,7 @@ from robust.attacks import PGD
 from robust.bpda import Substituted
 from robust.parts import Plan, attack_part, join
 from robust.report import Report
-from robust.run import Settings
+from robust.run import Run, Settings
 from robust.sources import as_samples
 from robust.suites import Stage
 from robust.target import Target
@@ -152,6 +152,19 @@ def test_random_search_gives_a_second_opinion(net: nn.Module, digits: tuple[Tens
     assert honest.findings == []
     assert honest.checks["asked"] > 3
     assert honest.checks["nearer"] == 0
+
+
+def test_the_second_opinion_is_on_what_much_was_spent_on(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    samples = as_samples(digits, bounds=(0.0, 1.0))
+    run = Run(Target(net, device="cpu"), samples, Threat.parse("linf:0.01"), Settings())
+    with run.target:
+        run.look()
+        run.forwards += 480  # half of them are to be asked
+        run.second_opinion([Stage(PGD(steps=10))])
+    assert 0.3 * run.standing < run.checks["asked"] < 0.7 * run.standing
+    assert run.checks["nearer"] > 2  # no gradient was ever used here
 
 
 def test_the_second_opinion_is_the_same_in_parts(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

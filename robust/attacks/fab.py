@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
+import torch
 from torch import Tensor
 
 from robust.attacks.aims import CANDIDATES, nearest_boundary
@@ -15,6 +16,8 @@ from robust.attacks.planes import project_on_plane
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 from robust.threat import norm_of
+
+_STRETCH: Final = 5  # steps
 
 
 @ATTACKS.register("fab")
@@ -29,9 +32,12 @@ class FAB(Attack):
         restarts: the first starts at x, others at random inside the threat, >= 1.
         targets: how many of the likeliest wrong classes; 0 for one search against the nearest boundary
             at each step, the untargeted variant of the paper.
+        skip: so many of these classes, the likeliest, are left out, as a search before saw to them; >= 0, below targets.
         alpha_max: largest weight of the original point, in [0, 1].
         overshoot: how far beyond the linearised boundary a step goes, >= 1.
         backward: share of the distance kept when stepping back from an adversarial point.
+        hope: from the tenth step on, a search ends where what it is short of eps is over so many times what its last five
+            steps gained, > 0; a surface with straight boundaries is settled then, and gains no more. None: to the last step.
     """
 
     name: ClassVar[str] = "fab"
@@ -46,6 +52,8 @@ class FAB(Attack):
     alpha_max: float = 0.1
     overshoot: float = 1.05
     backward: float = 0.9
+    hope: float | None = None
+    skip: int = 0
 
     def __post_init__(self) -> None:
         if min(self.steps, self.restarts) < 1 or self.targets < 0:
@@ -53,11 +61,19 @@ class FAB(Attack):
                 "fab: expected steps >= 1, restarts >= 1 and targets >= 0, got "
                 f"{self.steps}, {self.restarts} and {self.targets}"
             )
+        if not 0 <= self.skip < max(self.targets, 1):
+            raise InputError(
+                f"fab: skip: expected 0 or more, below targets ({self.targets}), got {self.skip}"
+            )
+        if self.hope is not None and self.hope <= 0:
+            raise InputError(f"fab: hope: expected a factor > 0, got {self.hope}")
 
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
+        s.x_adv = oracle.x
         s.ranking = likeliest_wrong(oracle.logits(oracle.x), oracle.y)
-        for rank in oracle.steps(min(max(self.targets, 1), s.ranking.shape[1])):
+        for turn in oracle.steps(min(max(self.targets, 1), s.ranking.shape[1]) - self.skip):
+            rank = turn + self.skip
             for restart in oracle.steps(self.restarts):
                 s.aim = s.ranking[:, rank : rank + 1]
                 s.x_adv = oracle.x
@@ -70,7 +86,8 @@ class FAB(Attack):
 
     def _search(self, oracle: Oracle, s: State) -> None:
         norm, bounds = oracle.threat.norm, oracle.threat.bounds
-        for _ in oracle.steps(self.steps):
+        s.least = s.mark = torch.full_like(oracle.y, torch.inf, dtype=oracle.x.dtype)
+        for step in oracle.steps(self.steps):
             w, gap = self._boundary(oracle, s)
             offset = -gap  # <w, z - x_adv> = -gap on the linearised boundary
             here = project_on_plane(s.x_adv, w, offset, norm, bounds)
@@ -82,7 +99,13 @@ class FAB(Attack):
             s.x_adv = oracle.clip(forward + (oracle.x + self.overshoot * there) * alpha)
             wrong = oracle.decide(s.x_adv)
             back = oracle.x + self.backward * (s.x_adv - oracle.x)
+            size = norm_of((s.x_adv - oracle.x).flatten(1), norm)
+            s.least = torch.where(wrong, s.least.minimum(size), s.least)
             s.x_adv = choose(wrong, back, s.x_adv)
+            if self.hope is not None and step % _STRETCH == _STRETCH - 1:
+                if step >= _STRETCH:
+                    oracle.rest(s.least - oracle.threat.radius > self.hope * (s.mark - s.least))
+                s.mark = s.least
 
     def _boundary(self, oracle: Oracle, s: State) -> tuple[Tensor, Tensor]:
         if self.targets == 0:

@@ -57,7 +57,7 @@ def review(
         if entry["silent"] > max(1, 0.01 * entry["attacked"])
     ]
     if cascade:
-        found += _black_box(attacks)
+        found += _black_box(attacks, correct)
     if not any(finding.check == named.BLACK_BOX_WINS.name for finding in found):
         found += _second_opinion(checks or {})
     if not cascade:
@@ -65,15 +65,18 @@ def review(
     return found
 
 
-def _black_box(attacks: list[dict[str, Any]]) -> Iterator[Finding]:
+def _black_box(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
     """Does an attack without gradients break what those with gradients left?"""
-    after_gradients = False
+    after_gradients, standing = False, correct
     for entry in attacks:
+        # Of a few that were chosen because searches move them still, some always fall.
+        given = standing if entry.get("selection", {}).get("follows") else entry["attacked"]
+        standing -= entry["broke"]
         if entry["access"] == "gradient":
             after_gradients = True
-        elif after_gradients and entry["broke"] >= max(2, 0.05 * entry["attacked"]):
+        elif after_gradients and entry["broke"] >= max(2, 0.05 * given):
             yield named.BLACK_BOX_WINS.finding(
-                f"{entry['label']} breaks {entry['broke']} of {entry['attacked']} samples that gradient attacks left"
+                f"{entry['label']} breaks {entry['broke']} of {given} samples that gradient attacks left"
             )
             return
 

@@ -92,7 +92,7 @@ class Record(Part):
         if self.robust.k != s.survived or not s.survived + s.broken <= self.clean.k <= n - s.misclassified:
             raise ValueError("clean and robust accuracy do not follow from the statuses")
         for attack in self.attacks:
-            chosen = any(attack.selection.get(key) for key in ("near", "within", "beyond", "follows"))
+            chosen = any(value for key, value in attack.selection.items() if key != "share")
             unseen = self.clean.k - attack.attacked if chosen else 0  # who may have survived without it
             if (
                 unseen < 0

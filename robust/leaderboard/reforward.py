@@ -233,9 +233,4 @@ def _suite(record: Record, threat: Threat) -> Any:
 
 def _selective(selection: dict[str, Any]) -> bool:
     """Whether a stage was shown only some samples."""
-    return (
-        selection.get("near") is not None
-        or selection.get("within") is not None
-        or selection.get("beyond") is not None
-        or bool(selection.get("follows"))
-    )
+    return any(value not in (None, False) for key, value in selection.items() if key != "share")

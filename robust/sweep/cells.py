@@ -245,7 +245,7 @@ def stages_identity(suite: Suite, threat: Threat) -> list[Any]:
 def _stage(stage: Stage) -> list[Any]:
     attack = stage.attack
     name = attack.name if attack.source == "robust" else f"{attack.name} of {attack.source}"
-    return [name, attack.parameters, stage.near, stage.within, stage.beyond, stage.share, stage.follows]
+    return [name, attack.parameters, *(value for key, value in vars(stage).items() if key != "attack")]
 
 
 def content_key(content: dict[str, Any]) -> str:
