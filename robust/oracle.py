@@ -7,7 +7,9 @@ nearest adversarial point is kept, randomness is drawn per sample.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -90,7 +92,7 @@ class Oracle:
         observe: bool = True,
     ) -> None:
         self.threat = threat
-        self._live = LiveRows(x, y, ids, before_change=self._settle)
+        self._live = LiveRows(x, y, ids, self._settle)
         self._ledger = Ledger.empty(x, prior.gaps if prior else None)
         self._clean_margin = prior.clean_margin if prior else None
         self._near = prior.near if prior else None
@@ -277,6 +279,69 @@ class Oracle:
         """Let these live rows ((N,) bool) go unattacked: nowhere was found to begin. The report says so."""
         self._ledger.stuck[self._rows[rows]] = True
         self._live.leave(rows.clone())
+
+    @contextmanager
+    def multiplied(self, count: int) -> Iterator[Oracle]:
+        """An oracle of the live rows, each `count` times in a row, with random numbers of each copy's own.
+
+        Searches from several starts at once fill a batch that one alone does not. Copies of a sample leave together,
+        when one of them is broken. What they cost and find is the sample's, once the context ends.
+        """
+        self._book()
+        many = copy.copy(self)
+        many._copy(self, count)
+        try:
+            yield many
+        finally:
+            self._absorb(many, count)
+
+    def _copy(self, other: Oracle, count: int) -> None:
+        """Begin with the live rows of another oracle, `count` times each."""
+
+        def times(rows: Tensor) -> Tensor:
+            return rows.repeat_interleave(count, 0)
+
+        live, known = other._rows, other._ledger
+        x, ids = times(other.x), times(other.ids) * count
+        ids += torch.arange(len(ids), device=ids.device) % count
+        self._live = LiveRows(x, times(other.y), ids, self._settle, count)
+        self._ledger = Ledger.empty(x, None if known.gaps is None else times(known.gaps[live]))
+        self._clean_margin = None if other._clean_margin is None else times(other._clean_margin[live])
+        self._near = None if other._near is None else times(other._near[live])
+        self._denied = times(other._denied[live])
+        self._budget = None if other._budget is None else (other._budget - other._spent) // count
+        if (tick := other._tick) is not None:
+            self._tick = lambda spent: tick(other._spent + count * spent)
+        self._spent, self._unbooked, self._ball, self._projected = 0, [0, 0], None, None
+
+    def _absorb(self, many: Oracle, count: int) -> None:
+        """Take what copies of the live rows found, and what they cost."""
+        found, ledger, rows = many.ledger, self._ledger, self._rows
+
+        def each(values: Tensor) -> Tensor:
+            return values.view(len(rows), count, *values.shape[1:])
+
+        forwards, backwards = each(found.forwards).sum(1), each(found.backwards).sum(1)
+        ledger.forwards[rows] += forwards
+        ledger.backwards[rows] += backwards
+        self._spent += int((forwards + backwards).max()) if len(rows) else 0
+        if found.gaps is not None:
+            self._note_gaps(each(found.gaps).amax(1))
+        self._denied[rows] = each(many._denied).amax(1)
+        distance, nearest = each(found.distance).min(1)
+        nearer = (distance < ledger.distance[rows]).nonzero().squeeze(1)
+        ledger.distance[rows[nearer]] = distance[nearer]
+        ledger.x_adv[rows[nearer]] = each(found.x_adv)[nearer, nearest[nearer]]
+        done = each(found.broken).any(1)
+        ledger.broken[rows] |= done
+        failed = each(found.failed).any(1)
+        ledger.failed[rows] |= failed
+        self._live.leave(failed if self._minimize else done | failed)
+
+    @property
+    def copy_numbers(self) -> Tensor:
+        """Which copy of its sample a live row is, (N,): 0 where there is but one."""
+        return self._rows % self._live.copies
 
     # -- for attacks of other libraries ---------------------------------------------------------
 

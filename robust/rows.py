@@ -40,10 +40,15 @@ class LiveRows:
     Args:
         x, y, ids: of all rows at the beginning, (N, ...), (N,), (N,).
         before_change: called each time before rows go or come back.
+        copies: rows that stand for the same sample, each after the other: where one leaves, all do.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, ids: Tensor, before_change: Callable[[], None]) -> None:
+    def __init__(
+        self, x: Tensor, y: Tensor, ids: Tensor, before_change: Callable[[], None], copies: int = 1
+    ) -> None:
         self.x, self.y, self.ids = x, y, ids
+        self.copies = copies
+        self._gone = torch.zeros(len(x) // copies, dtype=torch.bool, device=x.device)
         self.rows = torch.arange(len(x), device=x.device)  # their numbers from the beginning, rising
         self.resting = 0  # rows that sit out a loop, and come back
         self._before_change = before_change
@@ -71,6 +76,9 @@ class LiveRows:
         """Go on without those that leave or rest; the latter are added to `away`."""
         leaving, pausing = self._leaving, self._pausing
         self._leaving = self._pausing = None
+        if leaving is not None and self.copies > 1:
+            self._gone[self.rows[leaving] // self.copies] = True
+            leaving = self._gone[self.rows // self.copies]
         if pausing is not None:
             pausing = pausing if leaving is None else pausing & ~leaving
             if bool(pausing.any()):
@@ -85,6 +93,9 @@ class LiveRows:
         if away:
             self.resting -= sum(len(group.rows) for group in away)
             self._restore([self._snapshot(torch.ones_like(self.rows, dtype=torch.bool)), *away])
+            gone = self._gone[self.rows // self.copies]  # by a copy that did not rest
+            if bool(gone.any()):
+                self._restore([self._snapshot(~gone)])
 
     def _snapshot(self, mask: Tensor) -> Absent:
         named = mask.nonzero().squeeze(1)  # found once: every look-up by the mask would search it again

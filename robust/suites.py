@@ -111,16 +111,14 @@ _MIFPE: Final = PGD(steps=10, loss="mifpe", schedule="cosine")
 _HOPS: Final = BasinHopping(
     steps=20, targets=2, odi_steps=5, radii=(2, 1), near=None, hop_steps=14, hop_odi_steps=0, push=1
 )
-# From wide pushes, to the corners of the ball at most, and one step along random logits: for surfaces that gradients
-# within the ball see little of, as on nets trained against large linf radii.
-_WIDE_HOPS: Final = replace(_HOPS, targets=1, radii=(1,), hops=8, hop_odi_steps=1, push=2, hope=None)
+# Side by side, pushes to the corners of the ball at most and half as wide, each with one step along random logits: for
+# surfaces that gradients within the ball see little of, as on nets trained against large linf radii.
+_WIDE_HOPS: Final = replace(
+    _HOPS, targets=1, radii=(1,), hops=8, hop_odi_steps=1, push=(2, 1), chains=2, hope=None
+)
 _CHAIN: Final = Stage(replace(_HOPS, targets=1), near=0.2)
-# Pushes as wide as hops of the ball, with more of the diversified start.
-_TURNED_HOPS: Final = replace(_WIDE_HOPS, odi_steps=2, hops=12, hop_odi_steps=2, push=1)
 # What a few squares bring nearer than all gradients did is searched on.
 _MOVED: Final = Stage(Square(queries=2000), follows=True)
-
-
 _FEW_SQUARES: Final = Stage(Square(queries=50), near=0.35, share=0.05)
 
 
@@ -130,10 +128,9 @@ def _linf() -> list[Stage]:
         Stage(MultiTargeted(steps=10, odi_steps=3, near=0.4, least=2)),
         _CHAIN,
         Stage(replace(_HOPS, steps=25), near=0.1),
-        Stage(_WIDE_HOPS, near=0.2),
+        Stage(_WIDE_HOPS, near=0.15),
         # Where hops still gain, so may squares.
         Stage(Square(queries=1000), near=0.04, follows=True),
-        Stage(_TURNED_HOPS, near=0.06),
         _FEW_SQUARES,
         _MOVED,
     ]
@@ -173,7 +170,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
         fab = Stage(FAB(steps=60, targets=1), near=0.15)
         return [Stage(margin), Stage(_NEARER, near=0.25), fab, *_l2_ending()]
     classes = MultiTargeted(steps=10, odi_steps=0, near=0.3)
-    ascents = [Stage(margin), Stage(_MIFPE, near=0.5), Stage(classes), _CHAIN, Stage(_WIDE_HOPS, near=0.2)]
+    ascents = [Stage(margin), Stage(_MIFPE, near=0.5), Stage(classes), _CHAIN, Stage(_WIDE_HOPS, near=0.15)]
     return [*ascents, _FEW_SQUARES, _MOVED]
 
 

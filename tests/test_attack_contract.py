@@ -22,7 +22,7 @@ RADII = {
 }  # fmt: skip
 CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attacks not named run as they are
     "apgd": {"steps": 20},
-    "basin-hopping": {"steps": 6, "targets": 3, "hops": 2, "hop_steps": 3},
+    "basin-hopping": {"steps": 6, "targets": 3, "hops": 2, "hop_steps": 3, "chains": 2, "push": (0.3, 1.0)},
     "a3": {"steps": 6, "rounds": 4, "odi_steps": 2},
     "cw": {"steps": 40, "binary_search_steps": 4},
     "ead": {"steps": 30, "binary_search_steps": 2},

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robust.attacks import PGD, Attack
+from robust.attacks.geometry import per_row
+from robust.audit import audit
 from robust.losses import ce, margin
 from robust.oracle import Finished, Oracle
 from robust.target import Target
@@ -190,3 +192,54 @@ def test_a_nearer_point_outside_the_box_displaces_none(net: nn.Module, digits: t
         oracle.logits(x + 0.08)
     assert oracle.ledger.broken.all()
     assert torch.equal(oracle.ledger.x_adv, x + 0.08)
+
+
+def test_copies_leave_together_and_their_cost_is_the_samples(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits
+    right = net(x).argmax(1) == y
+    x, y = x[right][:12], y[right][:12]
+    with Target(net, device="cpu") as target:
+        oracle = Oracle(target, x, y, torch.arange(12), Threat("linf", "0.15"))
+        for _ in oracle.steps(1):
+            oracle.logits(x)
+        with oracle.multiplied(3) as many:
+            assert len(many) == 36
+            assert torch.equal(many.x[3:6], x[1:2].expand(3, *x.shape[1:]))
+            assert many.copy_numbers.tolist() == [0, 1, 2] * 12
+            assert len(many.ids.unique()) == 36
+            s, asked = many.state(), 0
+            s.x_adv = many.x
+            for _ in many.steps(6):
+                asked += len(many)
+                gradient = many.gradient(s.x_adv, margin).gradient
+                step = 0.03 * per_row(many.copy_numbers.float(), x)  # the first copy stands still
+                s.x_adv = many.project(s.x_adv + step * gradient.sign())
+        together = oracle.ledger
+        assert 0 < int(together.broken.sum()) < 12
+        assert int(together.backwards.sum()) == asked
+        assert torch.equal(together.forwards, together.backwards + 1)
+        left = len(x) - int(together.broken.sum())
+        assert len(many) == 3 * left
+        for _ in oracle.steps(1):
+            assert len(oracle) == left
+    found = together.broken
+    assert audit(target, together.x_adv[found], x[found], y[found], Threat("linf", "0.15")).valid.all()
+
+
+def test_copies_that_rest_leave_with_the_others(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits
+    right = net(x).argmax(1) == y
+    x, y = x[right][:6], y[right][:6]
+    with Target(net, device="cpu") as target:
+        oracle = Oracle(target, x, y, torch.arange(6), Threat("linf", "1"))
+        with oracle.multiplied(2) as many:
+            for step in many.steps(3):
+                if step == 0:
+                    many.rest(many.copy_numbers == 1)
+                else:
+                    many.logits(oracle.x[-1:].expand_as(many.x))  # the last digit: right for its class only
+            wrong = (y != y[-1]).sum()
+            assert len(many) == 2 * (6 - int(wrong))
+        assert int(oracle.ledger.broken.sum()) == int(wrong) > 0

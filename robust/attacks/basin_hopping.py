@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robust.attacks.ascent import check_radii, class_gap, classes_in_turn, climb, diversify, schedule
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import choose, random_start
+from robust.attacks.geometry import choose, per_row, random_start
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 
@@ -38,7 +38,8 @@ class BasinHopping(Attack):
         hops: most hops of a sample, >= 0.
         hop_steps: gradient steps of a hop, >= 1.
         hop_odi_steps: steps along random logit weights before them, >= 0.
-        push: length of a hop's random push, in units of eps, >= 0.
+        push: length of a hop's random push, in units of eps, >= 0; one a chain, in turn, where several are given.
+        chains: ascents and hops from so many starts at once, >= 1; a sample leaves when one of them breaks it.
         near: only samples hop whose best gap is within this share of the clean margin; None for all.
         hope: after two hops, a sample goes on while its best gap is within so many times what the last three gained, > 0;
             within a hundredth of its clean margin it goes on for six more. None: to the last hop.
@@ -58,7 +59,8 @@ class BasinHopping(Attack):
     hops: int = 16
     hop_steps: int = 12
     hop_odi_steps: int = 2
-    push: float = 0.3
+    push: float | tuple[float, ...] = 0.3
+    chains: int = 1
     near: float | None = 0.3
     hope: float | None = 3.0
     momentum: float = 0.75
@@ -72,10 +74,15 @@ class BasinHopping(Attack):
                 "basin-hopping: expected steps, targets and hop_steps >= 1 and odi_steps, hops and hop_odi_steps >= 0, "
                 f"got {self.steps}, {self.targets}, {self.hop_steps}, {self.odi_steps}, {self.hops} and {self.hop_odi_steps}"
             )
-        if self.push < 0 or (self.hope is not None and self.hope <= 0) or not 0 < self.momentum <= 1:
+        if (
+            min(self._pushes, default=-1) < 0
+            or self.chains < 1
+            or (self.hope is not None and self.hope <= 0)
+            or not 0 < self.momentum <= 1
+        ):
             raise InputError(
-                "basin-hopping: expected push >= 0, hope > 0 and momentum in (0, 1], got "
-                f"{self.push}, {self.hope} and {self.momentum}"
+                "basin-hopping: expected push >= 0, chains >= 1, hope > 0 and momentum in (0, 1], got "
+                f"{self.push}, {self.chains}, {self.hope} and {self.momentum}"
             )
         check_radii(self.name, self.radii, self.steps)
 
@@ -84,7 +91,23 @@ class BasinHopping(Attack):
         """Whether every visited point lies in the threat set."""
         return max(self.radii) <= 1
 
+    @property
+    def _pushes(self) -> tuple[float, ...]:
+        return self.push if isinstance(self.push, tuple) else (self.push,)
+
     def run(self, oracle: Oracle) -> Tensor:
+        if self.chains == 1:
+            return self._search(oracle).point
+        with oracle.multiplied(self.chains) as many:
+            s = self._search(many)
+        if len(s.best) < self.chains * len(
+            oracle
+        ):  # some are broken: the rest of the points tell nothing of them
+            return oracle.x
+        best = s.best.view(-1, self.chains).argmax(1)
+        return s.point.view(-1, self.chains, *s.point.shape[1:])[torch.arange(len(best)), best]
+
+    def _search(self, oracle: Oracle) -> State:
         s = oracle.state()
         s.clean = oracle.clean_margin
         s.point, s.toward = oracle.x, oracle.y[:, None]
@@ -103,7 +126,7 @@ class BasinHopping(Attack):
             if self.hope is not None and hop:
                 oracle.rest(self._hopeless(s))
             s.marks = torch.cat([s.marks[:, 1:], s.best[:, None]], 1)
-        return s.point
+        return s
 
     def _start(self, oracle: Oracle, s: State, rank: int) -> None:
         streams = oracle.random("start", rank)
@@ -123,7 +146,8 @@ class BasinHopping(Attack):
         streams = oracle.random("hop", hop)
         s.aim = s.toward
         push = random_start(oracle.x, oracle.threat, streams) - oracle.x
-        s.x_adv = oracle.project(s.point + self.push * push)
+        lengths = torch.tensor(self._pushes, device=push.device)[oracle.copy_numbers % len(self._pushes)]
+        s.x_adv = oracle.project(s.point + per_row(lengths, push) * push)
         diversify(oracle, s, self.hop_odi_steps, streams)
         self._ascend(oracle, s, self.hop_steps, (1.0,), size=1.0)
 
