@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -187,7 +186,9 @@ def run(options: argparse.Namespace) -> str:
             "|---|---|",
             *(f"| {key} | {value} |" for key, value in rows),
             "",
-            f"{name}, torch {torch.__version__}. Command: python {' '.join(sys.argv)}",
+            f"{name}, torch {torch.__version__}. Command: python benchmarks/harden_cifar.py --data FOLDER "
+            f"--model {options.model} --defense {options.defense} --epochs {options.epochs} --batch {options.batch} "
+            f"--precision {options.precision} --ema {options.ema}",
         ]
     )
     path = options.results or RESULTS / f"harden-cifar-{device.type}.md"
