@@ -37,7 +37,6 @@ _SECOND: Final = Square(queries=48)
 _ASKED, _ASKED_SHARE = 16, 0.25  # survivors of the whole at least, and up to this share of it
 _OF_PASSES: Final = 0.05  # of those spent on a survivor, what asking may cost beyond that, on average
 _NEARER: Final = 0.1  # of the clean margin
-_SIGHT: Final = 1.5  # eps: what lies farther off says little of the inside
 MISCLASSIFIED, BROKEN, SURVIVED, ERROR = range(4)
 
 
@@ -356,13 +355,12 @@ class Run:
     def _reasons(self, stage: Stage) -> list[Tensor]:
         """Of each condition that a stage sets, which samples meet it: (n,) bool."""
         distance, share = self.reach / self.threat.radius, self.margin / self.clean_margin
-        lag = share - (1 - 1 / distance)
+        straight = 1 - 1 / distance
         given: list[tuple[float | None, Callable[[Any], Tensor]]] = [
             (stage.near, lambda most: self.margin >= most * self.clean_margin),
             (stage.within, lambda most: distance <= most),
             (stage.beyond, lambda least: distance > least),
-            (stage.behind, lambda least: (lag > least) & (distance <= _SIGHT)),
-            (stage.ahead, lambda least: lag < -least),
+            (stage.ahead, lambda least: share < straight - least),
             (stage.longer, lambda least: self.spent > least),
         ]
         return [meets(value) for value, meets in given if value is not None]

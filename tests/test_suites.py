@@ -25,7 +25,7 @@ def test_the_default_suite_works_for_every_norm_it_claims(
     assert 0 < report.statuses["survived"] < report.clean_correct
 
 
-@pytest.mark.parametrize(("norm", "passes"), [("linf", 11 + 11 + 28), ("l2", 11 + 21 + 53)])
+@pytest.mark.parametrize(("norm", "passes"), [("linf", 11 + 11 + 28), ("l2", 11 + 21 + 53 + 61)])
 def test_what_is_far_from_its_boundary_costs_little(
     norm: str, passes: int, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
@@ -68,7 +68,6 @@ def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tupl
     assert chosen(beyond=12) == standing(range(40, 64))
     assert chosen(within=1.07, beyond=12) == standing(range(20), range(40, 64))
     assert chosen(beyond=4) == standing(range(20, 64))
-    assert chosen(behind=0.9) == standing(range(20))  # nothing has moved, though a break was seen close by
     assert chosen(ahead=0.1) == []
     run.gaps[20:40] *= 0.5  # as if at 2 eps; none was seen within 5
     assert chosen(ahead=0.1) == standing(range(20, 40))
