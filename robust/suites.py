@@ -231,7 +231,7 @@ def _longer_l0() -> list[Attack]:
 @SUITES.register("autoattack")
 def autoattack(threat: Threat) -> list[Stage]:
     """AutoAttack's four components in its order and with its budgets (linf and l2)."""
-    return _all(APGD(), APGD(targets=9), FAB(), Square())
+    return _all(APGD(), APGD(targets=9), FAB(), Square(stretched=False))
 
 
 @SUITES.register("demo")

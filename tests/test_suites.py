@@ -90,7 +90,12 @@ def test_no_sample_costs_more_than_is_stated(
 
 def test_autoattack_has_the_original_budgets() -> None:
     attacks = [stage.attack for stage in resolve("autoattack", Threat("linf", "8/255"))[1]]
-    assert [attack.label for attack in attacks] == ["apgd", "apgd(targets=9)", "fab", "square"]
+    assert [attack.label for attack in attacks] == [
+        "apgd",
+        "apgd(targets=9)",
+        "fab",
+        "square(stretched=False)",
+    ]
     found = [attack.parameters for attack in attacks]
     assert [found[0]["steps"], found[1]["steps"], found[2]["steps"], found[2]["targets"], found[3]["queries"]] == [
         100, 100, 100, 9, 5000,

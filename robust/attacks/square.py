@@ -33,6 +33,8 @@ class Square(Attack):
         queries: forward passes a restart, >= 2.
         restarts: independent searches, >= 1.
         p_init: share of the image that the first squares cover, in (0, 1].
+        stretched: the paper's schedule of shrinking, made for 10,000 queries, ends with the queries; else they see
+            only its first part, as in AutoAttack.
         targets: 0 against any class; else one search (and its restarts) for each of so many likeliest
             classes, on the gap to it.
     """
@@ -45,6 +47,7 @@ class Square(Attack):
     queries: int = 5000
     restarts: int = 1
     p_init: float = 0.8
+    stretched: bool = True
     targets: int = 0
 
     def __post_init__(self) -> None:
@@ -77,8 +80,8 @@ class Square(Attack):
             s.x_adv = choose(better, proposal, s.x_adv)
 
     def _area(self, query: int) -> float:
-        """Share of the image a square covers, by the paper's schedule stretched to the budget."""
-        position = query * 10_000 // self.queries
+        """Share of the image a square covers."""
+        position = query * 10_000 // self.queries if self.stretched else query
         return self.p_init / 2.0 ** sum(position > at for at in _HALVINGS)
 
 
