@@ -239,7 +239,8 @@ class Run:
                 entry["errors"] += len(rows) - done
                 break
         self.rose = self.margin > before
-        self.spent = (self.forwards + self.backwards - passes) // self.target.draws
+        if attack.minimum_norm:
+            self.spent = (self.forwards + self.backwards - passes) // self.target.draws
         entry["survived"] = max(0, len(rows) - entry["broke"] - entry["errors"])
         entry["seconds"] = time.perf_counter() - start
         self.entries.append(entry)

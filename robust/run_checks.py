@@ -20,7 +20,7 @@ from robust.suites import Stage
 from robust.target import in_parts
 
 _BOX_ROWS: Final = 8  # fewer say nothing about the box
-_SECOND: Final = Square(queries=48)
+_SECOND: Final = Square(queries=48, proposals=4)
 _ASKED, _ASKED_SHARE = 16, 0.25  # survivors of the whole at least, and up to this share of it
 _OF_PASSES: Final = 0.05  # of those spent on a survivor, what asking may cost beyond that, on average
 _NEARER: Final = 0.1  # of the clean margin

@@ -46,8 +46,8 @@ class Stage:
             leads nowhere there may be masked.
         ahead: only samples of which searches inside say the boundary is nearer than any point seen: their share is by more
             than this under 1 - eps / distance, which a straight surface has.
-        longer: only samples on which the stage before spent more passes than so many: its attack ends early where it
-            has no hope. Of near, within, beyond, ahead and longer any will do.
+        longer: only samples on which the latest minimum-norm search spent more passes than so many: it ends early where
+            it has no hope. Of near, within, beyond, ahead and longer any will do.
         share: of the other samples, those whose random draw is under this share are seen too.
         follows: only samples that the stage before brought nearer than they were.
     """
@@ -115,8 +115,8 @@ _WIDE_HOPS: Final = replace(
 )
 _CHAIN: Final = Stage(replace(_HOPS, targets=1), near=0.2)
 # What a few squares bring nearer than all gradients did is searched on.
-_MOVED: Final = Stage(Square(queries=2000), follows=True)
-_FEW_SQUARES: Final = Stage(Square(queries=50), near=0.35, share=0.05)
+_MOVED: Final = Stage(Square(queries=2000, proposals=8), follows=True)
+_FEW_SQUARES: Final = Stage(Square(queries=48, proposals=4), near=0.35, share=0.05)
 
 
 def _linf() -> list[Stage]:
@@ -127,7 +127,7 @@ def _linf() -> list[Stage]:
         Stage(replace(_HOPS, steps=25), near=0.1),
         Stage(_WIDE_HOPS, near=0.15),
         # Where hops still gain, so may squares.
-        Stage(Square(queries=1000), near=0.04, follows=True),
+        Stage(Square(queries=1000, proposals=8), near=0.04, follows=True),
         _FEW_SQUARES,
         _MOVED,
     ]
@@ -143,16 +143,16 @@ _SETTLED: Final = 31  # passes of it where the first ten steps were enough, as o
 def _l2() -> list[Stage]:
     return [
         Stage(_TO_BOUNDARY),
-        Stage(_FAR, near=0.4, within=1.2, beyond=6, ahead=0.1, longer=_SETTLED),
+        Stage(_FAR, near=0.3, within=1.2, beyond=6, ahead=0.1, longer=_SETTLED),
         # Where gradients mislead, as in l2 on nets trained for linf, the likeliest class need not be the nearest.
-        Stage(FAB(steps=100, targets=4, skip=1, hope=4)),
-        Stage(replace(_FAR, targets=1), near=0.25, ahead=0.1),
+        Stage(FAB(steps=100, targets=4, skip=1, hope=4), near=0.15, beyond=4, ahead=0.1, longer=_SETTLED),
+        Stage(replace(_FAR, targets=1), near=0.15, ahead=0.1),
         *_l2_ending(),
     ]
 
 
 def _l2_ending() -> list[Stage]:
-    probe = Stage(Square(queries=100), near=0.06, share=0.05)
+    probe = Stage(Square(queries=100, proposals=4), near=0.06, share=0.05)
     return [Stage(_MIFPE, near=0.15), Stage(_HOPS, near=0.06), probe, _MOVED]
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Normalization = tuple[float | Sequence[float], float | Sequence[float]]
 _CANDIDATE_BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 _SLOW_ROW, _SLOW_ROW_BATCH = 5e-3, 32  # seconds a row costs, and the batch that is enough for it
+_BETWEEN = 3e-4  # seconds that an attack takes between two passes
+_SHORT = 0.01  # seconds
 _NAMING: ContextVar[bool] = ContextVar("naming", default=False)
 _TINY = 1e-38  # smallest normal float32, under which log-probabilities are cut off
 
@@ -177,26 +179,30 @@ class Target:
             rows: gives that many samples on the device.
             limit: never more than this.
 
-        Sizes grow while they pay (by 5 % at least) and memory lasts. Where a row costs milliseconds,
-        larger batches gain little and measuring them costs seconds: the search ends early.
+        Sizes grow while they pay (by 5 % at least; where passes are short, until two in turn did not) and memory lasts. Where
+        a row costs milliseconds, larger batches gain little and measuring them costs seconds: the search ends early.
         """
-        best, best_cost = 1, float("inf")
+        best, best_cost, vain = 1, float("inf"), 0
         for size in (s for s in _CANDIDATE_BATCHES if s <= max(limit, _CANDIDATE_BATCHES[0])):
             try:
-                cost = self._cost(rows(min(size, limit))) / min(size, limit)
+                seconds = self._cost(rows(min(size, limit)))
             except torch.OutOfMemoryError:
                 break
+            cost = (seconds + _BETWEEN) / min(size, limit)
             if cost > 0.95 * best_cost:
-                break
-            best, best_cost = min(size, limit), cost
+                vain += 1
+                if vain == 2 or seconds > _SHORT:
+                    break
+                continue
+            best, best_cost, vain = min(size, limit), cost, 0
             if cost > _SLOW_ROW and size >= _SLOW_ROW_BATCH:
                 break
         return best
 
     def _cost(self, x: Tensor) -> float:
-        """Seconds for a forward and input-gradient pass, the better of two."""
-        seconds = []
-        for _ in range(2):
+        """Seconds for a forward and input-gradient pass, the best of three (of two where it takes long)."""
+        seconds: list[float] = []
+        while len(seconds) < 2 or (len(seconds) < 3 and seconds[-1] < _SHORT):
             self.synchronize()
             start = time.perf_counter()
             x = x.detach().requires_grad_()

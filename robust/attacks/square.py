@@ -37,6 +37,9 @@ class Square(Attack):
             only its first part, as in AutoAttack.
         targets: 0 against any class; else one search (and its restarts) for each of so many likeliest
             classes, on the gap to it.
+        proposals: changes that are tried at once, of which the best is taken if it gains, >= 1: fewer steps of larger
+            batches for the same queries, which is faster where few samples are searched and loses little where few
+            changes gain.
     """
 
     name: ClassVar[str] = "square"
@@ -49,15 +52,28 @@ class Square(Attack):
     p_init: float = 0.8
     stretched: bool = True
     targets: int = 0
+    proposals: int = 1
 
     def __post_init__(self) -> None:
-        if self.queries < 2 or self.restarts < 1 or not 0 < self.p_init <= 1 or self.targets < 0:
+        if (
+            min(self.restarts, self.proposals) < 1
+            or self.queries < 2 * self.proposals
+            or not 0 < self.p_init <= 1
+            or self.targets < 0
+        ):
             raise InputError(
-                "square: expected queries >= 2, restarts >= 1, p_init in (0, 1] and targets >= 0, got "
-                f"{self.queries}, {self.restarts}, {self.p_init} and {self.targets}"
+                "square: expected restarts and proposals >= 1, queries >= 2 for each proposal, p_init in (0, 1] and targets "
+                f">= 0, got {self.restarts}, {self.proposals}, {self.queries}, {self.p_init} and {self.targets}"
             )
 
     def run(self, oracle: Oracle) -> Tensor:
+        if self.proposals == 1:
+            return self._run(oracle)
+        with oracle.multiplied(self.proposals) as many:
+            x_adv = self._run(many)
+        return x_adv[:: self.proposals] if len(x_adv) == self.proposals * len(oracle) else oracle.x
+
+    def _run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
         s.ranking = likeliest_wrong(oracle.logits(oracle.x), oracle.y) if self.targets else oracle.y[:, None]
         for rank in oracle.steps(min(max(self.targets, 1), s.ranking.shape[1])):
@@ -71,13 +87,23 @@ class Square(Attack):
         first, change = (_stripes, _flip_square) if threat.norm == "linf" else (_tiles, _move_mass)
         s.x_adv = first(oracle.x, threat.radius, threat.bounds, oracle.random(run))
         s.best = aimed_margin(oracle.logits(s.x_adv), oracle.y, s.aim)
-        for query in oracle.steps(self.queries - 1):
-            draw = oracle.random(run, query)
-            proposal = change(s.x_adv, oracle.x, threat.radius, threat.bounds, self._area(query), draw)
+        for step in oracle.steps(self.queries // self.proposals - 1):
+            draw, area = oracle.random(run, step), self._area(step * self.proposals)
+            self._share(s)
+            proposal = change(s.x_adv, oracle.x, threat.radius, threat.bounds, area, draw)
             value = aimed_margin(oracle.logits(proposal), oracle.y, s.aim)
             better = value > s.best
             s.best = torch.where(better, value, s.best)
             s.x_adv = choose(better, proposal, s.x_adv)
+        self._share(s)
+
+    def _share(self, s: State) -> None:
+        """Give all copies of a sample the best point among them."""
+        if self.proposals > 1:
+            best = s.best.view(-1, self.proposals).argmax(1)
+            best += torch.arange(0, len(s.best), self.proposals, device=best.device)
+            s.best = s.best[best].repeat_interleave(self.proposals)
+            s.x_adv = s.x_adv[best].repeat_interleave(self.proposals, 0)
 
     def _area(self, query: int) -> float:
         """Share of the image a square covers."""
