@@ -1,8 +1,8 @@
 """The only door from an attack to the model.
 
 An attack sees N rows and writes the loop of its paper. Everything else happens here: rows leave when
-they are broken and the rest closes ranks, passes are counted per sample, budgets end the run, the
-nearest adversarial point is kept, randomness is drawn per sample.
+they are broken and the rest closes ranks (`rows`), passes are counted per sample, budgets end the run, the
+nearest adversarial point is kept (`observer`), randomness is drawn per sample.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from robust.errors import ModelError
 from robust.ledger import Ledger, Prior
+from robust.observer import Observer
 from robust.rng import Streams
+from robust.row_copies import absorb, by_row, copied_observer, copied_rows, repeated
 from robust.rows import Absent, LiveRows
 from robust.rows import State as State  # attacks have it from here
 from robust.target import Target
@@ -93,20 +95,19 @@ class Oracle:
     ) -> None:
         self.threat = threat
         self._live = LiveRows(x, y, ids, self._settle)
-        self._ledger = Ledger.empty(x, prior.gaps if prior else None)
+        self._observer = Observer(
+            self._live, Ledger.empty(x, prior.gaps if prior else None), threat,
+            blur=target.blur, judge=judge, minimize=minimize, stays_inside=stays_inside,
+        )  # fmt: skip
+        self._watched, self._minimize = observe, minimize
         self._clean_margin = prior.clean_margin if prior else None
         self._near = prior.near if prior else None
-        self._stays_inside = stays_inside
-        self._target, self._judge = target, judge
+        self._target = target
         self._seed, self._purpose = seed, purpose
         self._access, self._micro_batch = access, max(1, micro_batch // target.draws)
         self._budget, self._spent, self._tick = budget, 0, tick
-        self._minimize, self._observe = minimize, observe
         self._unbooked = [0, 0]  # passes of the live rows that the ledger does not show yet
         self._ball: tuple[Tensor, Tensor] | None = None  # ends of the live rows' linf ball within the box
-        self._projected: tuple[Tensor, int] | None = None  # the last point vouched for, and its version then
-        # What a blurred copy gave as gap where the judge saw no break, at its highest.
-        self._denied = torch.full((len(x),), -torch.inf, device=x.device)
 
     def __len__(self) -> int:
         """Live rows."""
@@ -136,21 +137,22 @@ class Oracle:
     def ledger(self) -> Ledger:
         """What is known of every row, live or not."""
         self._book()
-        return self._ledger
+        return self._observer.ledger
 
     @property
     def gaps(self) -> Tensor:
         """Each class's logit minus the label's at its highest so far inside the threat: live (N, C)."""
-        if self._ledger.gaps is None:
+        known = self._observer.ledger
+        if known.gaps is None:
             self.logits(self.x)
-        assert self._ledger.gaps is not None
-        return self._ledger.gaps[self._rows]
+        assert known.gaps is not None
+        return known.gaps[self._rows]
 
     @property
     def spent(self) -> Tensor:
         """Forwards plus backwards of the live rows so far, (N,)."""
-        self._book()
-        return (self._ledger.forwards + self._ledger.backwards)[self._rows]
+        ledger = self.ledger
+        return (ledger.forwards + ledger.backwards)[self._rows]
 
     @property
     def clean_margin(self) -> Tensor:
@@ -166,7 +168,7 @@ class Oracle:
 
     def _known_margin(self) -> Tensor:
         _ = self.gaps
-        return self._ledger.margin
+        return self._observer.ledger.margin
 
     # -- what an attack asks --------------------------------------------------------------------
 
@@ -202,7 +204,7 @@ class Oracle:
 
     def visit(self, x_adv: Tensor) -> None:
         """Have a point recorded whose logits the attack does not need: one forward where points are watched."""
-        if self._observe:
+        if self._watched:
             self._visit(x_adv)
 
     def decide(self, x_adv: Tensor) -> Tensor:
@@ -224,8 +226,7 @@ class Oracle:
 
     def vouch(self, point: Tensor) -> Tensor:
         """The point, which lies inside the threat by the attack's word: unless it is changed, it is not measured."""
-        self._projected = point, point._version
-        return point
+        return self._observer.vouch(point)
 
     def _project(self, x_adv: Tensor) -> Tensor:
         if self.threat.norm != "linf":
@@ -277,7 +278,7 @@ class Oracle:
 
     def give_up(self, rows: Tensor) -> None:
         """Let these live rows ((N,) bool) go unattacked: nowhere was found to begin. The report says so."""
-        self._ledger.stuck[self._rows[rows]] = True
+        self._observer.ledger.stuck[self._rows[rows]] = True
         self._live.leave(rows.clone())
 
     @contextmanager
@@ -288,55 +289,31 @@ class Oracle:
         when one of them is broken. What they cost and find is the sample's, once the context ends.
         """
         self._book()
-        many = copy.copy(self)
-        many._copy(self, count)
+        many = self._of_copies(count)
         try:
             yield many
         finally:
-            self._absorb(many, count)
+            self._take_over(many, count)
 
-    def _copy(self, other: Oracle, count: int) -> None:
-        """Begin with the live rows of another oracle, `count` times each."""
+    def _of_copies(self, count: int) -> Oracle:
+        """An oracle that begins with the live rows of this one, `count` times each."""
+        many, rows = copy.copy(self), self._rows
+        many._live = copied_rows(self._live, count, many._settle)
+        many._observer = copied_observer(self._observer, self._live, many._live, count)
+        many._clean_margin = None if self._clean_margin is None else repeated(self._clean_margin[rows], count)
+        many._near = None if self._near is None else repeated(self._near[rows], count)
+        many._budget = None if self._budget is None else (self._budget - self._spent) // count
+        if (tick := self._tick) is not None:
+            many._tick = lambda spent: tick(self._spent + count * spent)
+        many._spent, many._unbooked, many._ball = 0, [0, 0], None
+        return many
 
-        def times(rows: Tensor) -> Tensor:
-            return rows.repeat_interleave(count, 0)
-
-        live, known = other._rows, other._ledger
-        x, ids = times(other.x), times(other.ids) * count
-        ids += torch.arange(len(ids), device=ids.device) % count
-        self._live = LiveRows(x, times(other.y), ids, self._settle, count)
-        self._ledger = Ledger.empty(x, None if known.gaps is None else times(known.gaps[live]))
-        self._clean_margin = None if other._clean_margin is None else times(other._clean_margin[live])
-        self._near = None if other._near is None else times(other._near[live])
-        self._denied = times(other._denied[live])
-        self._budget = None if other._budget is None else (other._budget - other._spent) // count
-        if (tick := other._tick) is not None:
-            self._tick = lambda spent: tick(other._spent + count * spent)
-        self._spent, self._unbooked, self._ball, self._projected = 0, [0, 0], None, None
-
-    def _absorb(self, many: Oracle, count: int) -> None:
-        """Take what copies of the live rows found, and what they cost."""
-        found, ledger, rows = many.ledger, self._ledger, self._rows
-
-        def each(values: Tensor) -> Tensor:
-            return values.view(len(rows), count, *values.shape[1:])
-
-        forwards, backwards = each(found.forwards).sum(1), each(found.backwards).sum(1)
-        ledger.forwards[rows] += forwards
-        ledger.backwards[rows] += backwards
-        self._spent += int((forwards + backwards).max()) if len(rows) else 0
-        if found.gaps is not None:
-            self._note_gaps(each(found.gaps).amax(1))
-        self._denied[rows] = each(many._denied).amax(1)
-        distance, nearest = each(found.distance).min(1)
-        nearer = (distance < ledger.distance[rows]).nonzero().squeeze(1)
-        ledger.distance[rows[nearer]] = distance[nearer]
-        ledger.x_adv[rows[nearer]] = each(found.x_adv)[nearer, nearest[nearer]]
-        done = each(found.broken).any(1)
-        ledger.broken[rows] |= done
-        failed = each(found.failed).any(1)
-        ledger.failed[rows] |= failed
-        self._live.leave(failed if self._minimize else done | failed)
+    def _take_over(self, many: Oracle, count: int) -> None:
+        """Book for the live rows what their copies cost, and note what they found."""
+        cost = many.ledger
+        self._book_at_once(by_row(cost.forwards, count).sum(1), by_row(cost.backwards, count).sum(1))
+        broken, failed = absorb(self._observer, self._live, many._observer, count)
+        self._live.leave(failed if self._minimize else broken | failed)
 
     @property
     def copy_numbers(self) -> Tensor:
@@ -369,10 +346,7 @@ class Oracle:
 
     def charge(self, forwards: Tensor, backwards: Tensor) -> None:
         """Book the answers and gradients that were had on loan, (N,) int64 each."""
-        forwards, backwards = forwards * self._target.draws, backwards * self._target.draws
-        self._ledger.forwards[self._rows] += forwards
-        self._ledger.backwards[self._rows] += backwards
-        self._spent += int((forwards + backwards).max()) if len(forwards) else 0
+        self._book_at_once(forwards * self._target.draws, backwards * self._target.draws)
 
     # -- how it is driven -----------------------------------------------------------------------
 
@@ -444,126 +418,21 @@ class Oracle:
     def _book(self) -> None:
         """Write the live rows' passes into the ledger: before rows change, and before it is read."""
         if any(self._unbooked):
-            self._ledger.forwards[self._rows] += self._unbooked[0]
-            self._ledger.backwards[self._rows] += self._unbooked[1]
+            ledger, rows = self._observer.ledger, self._rows
+            ledger.forwards[rows] += self._unbooked[0]
+            ledger.backwards[rows] += self._unbooked[1]
             self._unbooked = [0, 0]
 
+    def _book_at_once(self, forwards: Tensor, backwards: Tensor) -> None:
+        """Write passes that differ from row to row, (N,) int64 each, into the ledger."""
+        ledger, rows = self._observer.ledger, self._rows
+        ledger.forwards[rows] += forwards
+        ledger.backwards[rows] += backwards
+        self._spent += int((forwards + backwards).max()) if len(rows) else 0
+
     def _record(self, x_adv: Tensor, logits: Tensor) -> None:
-        """Note margins, failures and new adversarial points of the live rows."""
-        if not self._observe:
-            return
-        place = None if self._is_inside(x_adv) else self.threat.measure(x_adv, self.x)
-        gaps = logits - logits.gather(1, self.y[:, None])
-        gaps = gaps.scatter_(1, self.y[:, None], -torch.inf)
-        lead = gaps.amax(1)
-        if self._target.blur:
-            lead, gaps = self._allow_for_blur(logits, lead, gaps)
-        if not bool(((lead <= 0) & logits.sum(1).isfinite()).all()):  # not all right and finite
-            gaps = self._look_closer(x_adv, logits, gaps, lead, place)
-        self._note_gaps(gaps if place is None else gaps.masked_fill(~place[0][:, None], -torch.inf))
-
-    def _allow_for_blur(self, logits: Tensor, lead: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
-        """What the copy may be wrong about is for the judge to say, once: for the leads that it denied, and lower ones."""
-        doubt = self._target.blur * (logits.amax(1) - logits.amin(1))
-        known = lead <= self._denied[self._rows]
-        return torch.where(known, -doubt, lead + doubt), torch.where(known[:, None], gaps.clamp_max(0), gaps)
-
-    def _look_closer(
-        self, x_adv: Tensor, logits: Tensor, gaps: Tensor, lead: Tensor, place: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        """Mark rows that are broken or failed.
-
-        Returns:
-            the gaps, at most 0 where the copy's blur explains that the judge denies a claim.
-        """
-        done = ~logits.isfinite().all(1)
-        if bool(done.any()):
-            done = self._fails(x_adv, done)
-            self._ledger.failed[self._rows[done]] = True
-        wrong = ((lead > 0) & ~done).nonzero().squeeze(1)
-        if len(wrong):
-            gap = gaps.amax(1)
-            found, denied = self._keep(x_adv, wrong, gap[wrong] > 0, place)
-            if not self._minimize:
-                done = done.index_copy(0, wrong, found)
-            excused = wrong[denied & (2 * gap[wrong] <= lead[wrong])]  # within the blur, which is lead - gap
-            gaps[excused] = gaps[excused].clamp_max(0)
-            if not self._minimize:  # which may ask about a nearer point that is no surer
-                self._denied[self._rows[excused]] = gap[excused]
-        self._live.leave(done)
-        return gaps
-
-    def _fails(self, x_adv: Tensor, failed: Tensor) -> Tensor:
-        """Which rows fail ((N,) bool): of those that a copy of the model fails on, those that the judge does."""
-        if self._judge is None or not bool(failed.any()):
-            return failed
-        with torch.no_grad():
-            fine = self._judge.logits(x_adv[failed]).isfinite().all(1)
-        return failed.masked_scatter(failed, ~fine)
-
-    def _is_inside(self, x_adv: Tensor) -> bool:
-        """Whether that is known without measuring: by the attack's word, or of this point."""
-        if self._stays_inside or self._projected is None:
-            return self._stays_inside
-        point, version = self._projected
-        return x_adv is point and point._version == version
-
-    def _note_gaps(self, gaps: Tensor) -> None:
-        ledger = self._ledger
-        if ledger.gaps is None:
-            ledger.gaps = gaps.new_full((len(ledger.broken), gaps.shape[1]), -torch.inf)
-        if len(self) == len(ledger.broken):
-            ledger.gaps = ledger.gaps.fmax(gaps)
-        else:
-            ledger.gaps[self._rows] = ledger.gaps[self._rows].fmax(gaps)
-
-    def _keep(
-        self, x_adv: Tensor, wrong: Tensor, sure: Tensor, place: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Keep adversarial points that are nearer than before; tell which lie inside the threat, and which are none.
-
-        Args:
-            x_adv: (N, ...).
-            wrong: the misclassified among the live rows, or what may be, (M,) int64.
-            sure: which are by the target's word, (M,) bool.
-            place: `Threat.measure` of x_adv where that is known.
-
-        Returns:
-            (M,) bool each; the judge's word is the last.
-        """
-        rows, ledger = self._rows[wrong], self._ledger
-        inside, distance = (
-            self.threat.measure(x_adv[wrong], self.x[wrong])
-            if place is None
-            else (place[0][wrong], place[1][wrong])
-        )
-        denied = torch.zeros_like(inside)
-        if self._judge is not None:
-            claimed, distance = inside, distance.masked_fill(~(inside | sure), torch.inf)
-            inside, distance = self._confirm(self._judge, x_adv, wrong, inside, distance)
-            denied = claimed & ~inside
-        if not self._stays_inside:  # a point outside the box is none, however near
-            distance = distance.masked_fill(~self.threat.in_box(x_adv[wrong]), torch.inf)
-        nearer = (distance < ledger.distance[rows]).nonzero().squeeze(1)
-        if len(nearer):
-            ledger.distance[rows[nearer]] = distance[nearer]
-            ledger.x_adv[rows[nearer]] = x_adv[wrong[nearer]].detach()
-        ledger.broken[rows] |= inside
-        return inside, denied
-
-    def _confirm(
-        self, judge: Target, x_adv: Tensor, wrong: Tensor, inside: Tensor, distance: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What the plain model says of the claims; those it denies are as if they had not been seen."""
-        asked = inside if not self._minimize else torch.ones_like(inside)
-        if not bool(asked.any()):
-            return inside, distance
-        live = wrong[asked]
-        with torch.no_grad():
-            right = judge.logits(x_adv[live]).argmax(1) == self.y[live]
-        self._ledger.forwards[self._rows[live]] += judge.draws
-        real = torch.ones_like(inside).masked_scatter(asked, ~right)
-        return inside & real, distance.masked_fill(~real, torch.inf)
+        if self._watched:
+            self._observer.observe(x_adv, logits)
 
 
 def _require_graph(value: Tensor) -> None:

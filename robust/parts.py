@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 import robust
-from robust import diagnose
+from robust import diagnose, run_checks
 from robust.bpda import BPDA
 from robust.diagnose import Finding
+from robust.entries import total
 from robust.eot import EOT
 from robust.errors import InputError
 from robust.report import Report
@@ -30,18 +31,6 @@ from robust.suites import Stage
 from robust.target import Target, naming_failures
 from robust.threat import Threat
 
-_COUNTS = (
-    "attacked",
-    "broke",
-    "survived",
-    "rejected",
-    "silent",
-    "unstarted",
-    "errors",
-    "forwards",
-    "backwards",
-    "seconds",
-)
 _BEFORE, _AFTER = -1, 1 << 30  # ranks of what was found before the first attack, and after the last
 
 
@@ -127,10 +116,10 @@ def attack_part(
                 run.stop()
                 break
         if not run.interrupted:
-            run.second_opinion(plan.stages)
+            run_checks.second_opinion(run, plan.stages)
         before_probes = len(run.findings)
         if not rows.start and not run.interrupted:
-            run.probe(plan.stages, full=plan.full_checks)
+            run_checks.probe(run, plan.stages, full=plan.full_checks)
     part = part_of(run, rows, describe(target), time.perf_counter() - start, before_probes)
     if run.interrupted:
         raise PartInterrupted(part)
@@ -193,7 +182,10 @@ def join(
     parts = sorted(parts, key=lambda part: part.rows)
     _check_cover(parts, n, stopped=stopped)
     cascade = plan.cascade and not plan.minimize
-    attacks = [_total(entries) for entries in zip_longest(*(part.attacks for part in parts))]
+    attacks = [
+        total([entry for entry in entries if entry is not None])
+        for entries in zip_longest(*(part.attacks for part in parts))
+    ]
     checks = {key: sum(part.checks.get(key, 0) for part in parts) for key in parts[0].checks}
     reviewed = diagnose.review(attacks, sum(part.correct for part in parts), cascade=cascade, checks=checks)
     findings = [*_in_order(parts), *reviewed]
@@ -239,12 +231,6 @@ def _check_cover(parts: Sequence[Part], n: int, *, stopped: bool) -> None:
     for key, holds in same.items():
         if not holds:
             raise InputError(f"parts: they differ in {key}; join only what one plan made")
-
-
-def _total(own: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-    """One attack's entry over all parts that it came to."""
-    entries = [entry for entry in own if entry is not None]
-    return {**entries[0], **{key: sum(entry[key] for entry in entries) for key in _COUNTS}}
 
 
 def _in_order(parts: Sequence[Part]) -> list[Finding]:

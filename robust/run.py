@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from robust import diagnose, engine, memory
-from robust.attacks import Attack, Square
+from robust.attacks import Attack
 from robust.audit import audit
 from robust.diagnose import Check, Finding
+from robust.entries import new_entry
 from robust.errors import RobustError
 from robust.ledger import Ledger, Prior
 from robust.oracle import Oracle
@@ -32,11 +33,6 @@ Precision = Literal["auto", "float32", "bfloat16"]
 WAVE: Final = 4
 _LONG: Final = 500  # queries from which a search shows its progress within a wave
 _TELL_EVERY: Final = 0.2  # seconds
-_BOX_ROWS: Final = 8  # fewer say nothing about the box
-_SECOND: Final = Square(queries=48)
-_ASKED, _ASKED_SHARE = 16, 0.25  # survivors of the whole at least, and up to this share of it
-_OF_PASSES: Final = 0.05  # of those spent on a survivor, what asking may cost beyond that, on average
-_NEARER: Final = 0.1  # of the clean margin
 MISCLASSIFIED, BROKEN, SURVIVED, ERROR = range(4)
 
 
@@ -114,8 +110,8 @@ class Run:
         self.correct = 0
         self.interrupted = False
         self._examples = Kept("adversarial examples")
-        self._micro_batch = settings.micro_batch or 0
-        self._differentiable = True
+        self.micro_batch = settings.micro_batch or 0
+        self.differentiable = True
         self._held = memory.give_back(0)  # bytes that the process holds, without what waits to be used again
 
     # -- before the attacks ---------------------------------------------------------------------
@@ -128,23 +124,23 @@ class Run:
         if known is None:
             self._examine()
         else:
-            self._differentiable, self.search, self.engine = known._differentiable, known.search, known.engine
-            if known._micro_batch < len(known.samples):
-                self._micro_batch = known._micro_batch
-        if not self._micro_batch:
-            self._micro_batch = self.search.pick_micro_batch(
-                lambda size: self._load(torch.arange(size) % len(self.samples))[0], len(self.samples)
+            self.differentiable, self.search, self.engine = known.differentiable, known.search, known.engine
+            if known.micro_batch < len(known.samples):
+                self.micro_batch = known.micro_batch
+        if not self.micro_batch:
+            self.micro_batch = self.search.pick_micro_batch(
+                lambda size: self.load(torch.arange(size) % len(self.samples))[0], len(self.samples)
             )
         self._classify()
 
     def _examine(self) -> None:
         start = time.perf_counter()
         few = torch.arange(min(diagnose.PREFLIGHT_SAMPLES, len(self.whole)))
-        x, y, _ = self._load(few, self.whole)
+        x, y, _ = self.load(few, self.whole)
         seen = diagnose.preflight(self.target, x, y, self.threat)
         self.findings += seen.findings
         self.target.probabilities |= seen.probabilities
-        self._differentiable = seen.differentiable
+        self.differentiable = seen.differentiable
         self.checks |= {
             "forwards": seen.forwards,
             "backwards": seen.backwards,
@@ -161,13 +157,13 @@ class Run:
             memory.keep_freed_memory()
         if self.settings.precision == "bfloat16":
             self.search, self.engine = engine.half(self.search, x, y), "bfloat16"
-        elif self.settings.precision == "auto" and self._differentiable and not self.findings:
+        elif self.settings.precision == "auto" and self.differentiable and not self.findings:
             self.search, self.engine = engine.fastest(self.search, x, y, len(self.whole))
 
     @torch.no_grad()
     def _classify(self) -> None:
-        for rows in torch.arange(len(self.samples)).split(self._micro_batch):
-            x, y, _ = self._load(rows)
+        for rows in torch.arange(len(self.samples)).split(self.micro_batch):
+            x, y, _ = self.load(rows)
             logits = self.target.logits(x)
             finite = logits.isfinite().all(1).cpu()
             self.prediction[rows] = logits.argmax(1).cpu()
@@ -178,95 +174,15 @@ class Run:
             wrong = self.prediction[rows] != self.samples.y[rows]
             self.status[rows[wrong]] = MISCLASSIFIED
             self.status[rows[~finite]] = ERROR
-            self._tell("clean", int(rows[-1]) + 1, len(self.samples))
+            self.tell("clean", int(rows[-1]) + 1, len(self.samples))
         self.forwards += self.target.draws
         self.clean_margin = self.gaps.amax(1)
         self._clean_gaps = self.gaps.clone()
         self.prediction_adv = self.prediction.clone()
         self.correct = self.standing
         if self.errors:
-            self._note_failure("clean", f"non-finite logits on {self.errors} clean samples")
-            self._find(diagnose.NON_FINITE, "NaN or infinity on clean samples")
-
-    def probe(self, stages: Sequence[Stage], *, full: bool) -> None:
-        """Run the checks that search, on few samples: one by default, all where asked for."""
-        full = full and self.threat.family is None  # they search norm balls
-        few = diagnose.PROBED if full else min(diagnose.PREFLIGHT_SAMPLES, len(self.whole) // 8)
-        rows = self._first_correct(few)
-        if len(rows) < (1 if full else _BOX_ROWS) or not self._differentiable:
-            return
-        start = time.perf_counter()
-        mine = rows[rows < len(self.samples)]
-        survived = torch.zeros(len(rows), dtype=torch.bool)
-        survived[: len(mine)] = self.status[mine] == SURVIVED
-        subject = diagnose.Subject(
-            self.target.searcher(), self.threat, *self._load(rows, self.whole), survived.to(self.target.device),
-            [stage.attack for stage in stages], self._micro_batch, self.settings.seed,
-        )  # fmt: skip
-        probes = diagnose.FULL if full else diagnose.BRIEF
-        for done, probe in enumerate(probes):
-            self._tell("checks", done, len(probes))
-            try:
-                found = probe(subject)
-            except Exception:  # the verdicts are found: a check must not lose them
-                self._note_failure(probe.__name__, f"crashed:\n{traceback.format_exc()}")
-                self._find(diagnose.CRASH, f"the check {probe.__name__} crashed")
-                continue
-            self.findings += [found] if found else []
-        self._tell("checks", len(probes), len(probes))
-        self.checks |= subject.figures
-        self.checks["forwards"] += subject.forwards
-        self.checks["backwards"] += subject.backwards
-        self.checks["seconds"] += time.perf_counter() - start
-
-    def second_opinion(self, stages: Sequence[Stage]) -> None:
-        """Random search on a few survivors: does it come nearer than all gradient attacks did?
-
-        Who is asked depends on the sample and the size of the whole alone: above all what much was spent on in vain.
-        `diagnose.review` judges the counts.
-        """
-        gradients = any(s.attack.access == "gradient" and getattr(s.attack, "steps", 0) >= 10 for s in stages)
-        random = self.target.draws > 1 or any(found.check == "randomized" for found in self.findings)
-        if not gradients or random or self.threat.norm not in _SECOND.norms or not self._differentiable:
-            return
-        draw = Streams(self.settings.seed, self.samples.ids, ("second opinion",)).uniform((1,)).squeeze(1)
-        passes = (self.forwards + self.backwards) / self.target.draws
-        share = (passes * (_OF_PASSES / _SECOND.queries)).clamp_min(
-            min(_ASKED_SHARE, _ASKED / len(self.whole))
-        )
-        rows = ((self.status == SURVIVED) & (draw < share)).nonzero().squeeze(1)
-        start = time.perf_counter()
-        try:
-            for part in in_parts(rows, WAVE * self._micro_batch):
-                self._search_blindly(part)
-        except Exception:  # the verdicts are found: a check must not lose them
-            self._note_failure("second_opinion", f"crashed:\n{traceback.format_exc()}")
-            self._find(diagnose.CRASH, "the check second_opinion crashed")
-        self.checks["seconds"] += time.perf_counter() - start
-
-    def _search_blindly(self, rows: Tensor) -> None:
-        oracle = Oracle(
-            self.target, *self._load(rows), self.threat, seed=self.settings.seed, purpose="second opinion",
-            access=_SECOND.access, micro_batch=self._micro_batch,
-        )  # fmt: skip
-        _SECOND(oracle)
-        gain = oracle.ledger.margin.cpu() - self.margin[rows]
-        self.checks["asked"] += len(rows)
-        self.checks["nearer"] += int((gain > _NEARER * -self.clean_margin[rows]).sum())
-        self.checks["forwards"] += int(oracle.ledger.forwards.sum())
-
-    @torch.no_grad()
-    def _first_correct(self, count: int) -> Tensor:
-        """Positions of the first `count` correctly classified samples of the whole."""
-        if self.whole is self.samples:
-            return (self.prediction == self.samples.y).nonzero().squeeze(1)[:count]
-        found = torch.empty(0, dtype=torch.int64)
-        for rows in torch.arange(len(self.whole)).split(self._micro_batch):
-            if len(found) >= count:
-                break
-            x, y, _ = self._load(rows, self.whole)
-            found = torch.cat([found, rows[(self.target.logits(x).argmax(1) == y).cpu()]])
-        return found[:count]
+            self.note_failure("clean", f"non-finite logits on {self.errors} clean samples")
+            self.find(diagnose.NON_FINITE, "NaN or infinity on clean samples")
 
     # -- attacks --------------------------------------------------------------------------------
 
@@ -289,17 +205,11 @@ class Run:
         """Run a stage of the suite over the samples that it is to see, nearest to the boundary first."""
         attack = stage.attack
         rows = self._chosen(stage, cascade=cascade).nonzero().squeeze(1)
-        if attack.access == "gradient" and not self._differentiable:
+        if attack.access == "gradient" and not self.differentiable:
             rows = rows[:0]
         rows = rows[self.margin[rows].argsort(descending=True, stable=True)]
         before, passes = self.margin, self.forwards + self.backwards
-        entry: dict[str, Any] = {
-            "name": attack.name, "label": attack.label, "parameters": attack.parameters, "access": attack.access,
-            "source": attack.source, "batch_dependent": attack.batch_dependent, "notes": list(attack.notes),
-            "minimum_norm": attack.minimum_norm,
-            "selection": {key: value for key, value in vars(stage).items() if key != "attack"}, "attacked": len(rows),
-            "broke": 0, "survived": 0, "rejected": 0, "silent": 0, "unstarted": 0, "errors": 0, "forwards": 0, "backwards": 0, "seconds": 0.0,
-        }  # fmt: skip
+        entry = new_entry(stage, len(rows))
         start, done = time.perf_counter(), 0
         while done < len(rows):
             wave = rows[done : done + self._wave(attack, len(rows) - done)]
@@ -312,10 +222,10 @@ class Run:
             except Exception as error:  # a crash on some samples must not lose the others
                 if not out_of_memory(error):
                     self._crash(attack, wave, entry)
-                elif self._micro_batch == 1:
+                elif self.micro_batch == 1:
                     raise
                 else:
-                    self._micro_batch //= 2
+                    self.micro_batch //= 2
                     continue
             if self.interrupted:
                 entry["errors"] += len(rows) - done - (entry["broke"] - broke)
@@ -323,7 +233,7 @@ class Run:
             done += len(wave)
             self._held = memory.give_back(self._held)
             try:
-                self._tell(attack.label, done, len(rows))
+                self.tell(attack.label, done, len(rows))
             except KeyboardInterrupt:  # as within the attack
                 self.interrupted = True
                 entry["errors"] += len(rows) - done
@@ -336,7 +246,7 @@ class Run:
 
     def _wave(self, attack: Attack, left: int) -> int:
         """Rows to attack at once: as many as fill some micro-batches, in waves of about equal size."""
-        most = WAVE * self._micro_batch
+        most = WAVE * self.micro_batch
         most = min(most, attack.at_once or most)
         return -(-left // -(-left // most))
 
@@ -376,7 +286,7 @@ class Run:
             nonlocal told
             if time.monotonic() - told > _TELL_EVERY:
                 told = time.monotonic()
-                self._tell(attack.label, done + wave * min(spent, queries) // queries, total)
+                self.tell(attack.label, done + wave * min(spent, queries) // queries, total)
 
         return tick
 
@@ -384,8 +294,8 @@ class Run:
         """After an interruption: samples that the whole suite did not pass over have no verdict."""
         hurt = self.status == SURVIVED
         self.status[hurt] = ERROR
-        self._note_failure("interrupted", f"{int(hurt.sum())} samples were not attacked to the end")
-        self._find(diagnose.INTERRUPTED, f"{int(hurt.sum())} samples were not attacked to the end")
+        self.note_failure("interrupted", f"{int(hurt.sum())} samples were not attacked to the end")
+        self.find(diagnose.INTERRUPTED, f"{int(hurt.sum())} samples were not attacked to the end")
 
     def _attack_wave(
         self,
@@ -396,13 +306,13 @@ class Run:
         *,
         cascade: bool,
     ) -> None:
-        x, y, ids = self._load(rows)
+        x, y, ids = self.load(rows)
         known = (self.gaps if cascade else self._clean_gaps)[rows]  # alone, an attack starts from nothing
         near = None if self.near is None else self.near[rows].to(x.device)
         prior = Prior(known.to(x.device), self.clean_margin[rows].to(x.device), near)
         oracle = Oracle(
             self.search, x, y, ids, self.threat,
-            seed=self.settings.seed, purpose=attack.label, access=attack.access, micro_batch=self._micro_batch,
+            seed=self.settings.seed, purpose=attack.label, access=attack.access, micro_batch=self.micro_batch,
             judge=None if self.search is self.target else self.target,
             prior=prior, stays_inside=attack.stays_inside, minimize=self.settings.minimize, tick=tick,
         )  # fmt: skip
@@ -422,14 +332,14 @@ class Run:
         stuck = int((ledger.stuck & ~ledger.broken).sum())
         if stuck:
             entry["unstarted"] += stuck
-            self._find(diagnose.NO_START, f"{attack.label} found nowhere to begin")
+            self.find(diagnose.NO_START, f"{attack.label} found nowhere to begin")
         entry["silent"] += int(((ledger.margin > 0) & ~ledger.broken & ~ledger.failed).sum())
         failed = (ledger.failed & ~ledger.broken).cpu()
         if bool(failed.any()):
             self.status[rows[failed]] = ERROR
             entry["errors"] += int(failed.sum())
-            self._note_failure(attack.label, f"non-finite logits on {int(failed.sum())} samples")
-            self._find(diagnose.NON_FINITE, f"NaN or infinity under {attack.label}")
+            self.note_failure(attack.label, f"non-finite logits on {int(failed.sum())} samples")
+            self.find(diagnose.NON_FINITE, f"NaN or infinity under {attack.label}")
 
     def _judge(self, rows: Tensor, ledger: Ledger, x: Tensor, y: Tensor, entry: dict[str, Any]) -> int:
         """Re-measure the claims on the plain model and write the verdicts; returns the passes that took."""
@@ -437,7 +347,7 @@ class Run:
         ball = self.threat.family is None
         anywhere = replace(self.threat, eps="1e9") if minimize and ball else self.threat
         claims = (ledger.distance.isfinite() if minimize else ledger.broken).nonzero().squeeze(1)
-        for part in in_parts(claims, self._micro_batch):
+        for part in in_parts(claims, self.micro_batch):
             points, where = ledger.x_adv[part], rows[part.cpu()]
             found = audit(self.target, points, x[part], y[part], anywhere if minimize else self.threat)
             valid = found.valid.cpu()
@@ -462,26 +372,29 @@ class Run:
         hurt = rows[self.status[rows] == SURVIVED]
         self.status[hurt] = ERROR
         entry["errors"] += len(rows)
-        self._note_failure(attack.label, f"crashed on {len(rows)} samples:\n{traceback.format_exc()}")
-        self._find(diagnose.CRASH, f"{attack.label} crashed")
+        self.note_failure(attack.label, f"crashed on {len(rows)} samples:\n{traceback.format_exc()}")
+        self.find(diagnose.CRASH, f"{attack.label} crashed")
 
     # -- helpers --------------------------------------------------------------------------------
 
-    def _load(self, rows: Tensor, source: Samples | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def load(self, rows: Tensor, source: Samples | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x in the threat's box, y and ids of samples at these positions, on the model's device."""
         device, source = self.target.device, source or self.samples
         x = source.rows(rows).to(device)
         return x.clamp(*self.threat.bounds), source.y[rows].to(device), source.ids[rows].to(device)
 
-    def _note_failure(self, stage: str, text: str) -> None:
+    def note_failure(self, stage: str, text: str) -> None:
+        """Note for the report what went wrong."""
         self.failures.append(f"{stage}: {text}")
 
-    def _find(self, check: Check, seen: str) -> None:
+    def find(self, check: Check, seen: str) -> None:
         """Note that a check fired, once."""
         if check.name not in {finding.check for finding in self.findings}:
             self.since[check.name] = len(self.entries)
             self.findings.append(check.finding(seen))
 
-    def _tell(self, stage: str, done: int, total: int) -> None:
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Show progress."""
         if self.settings.progress:
             self.settings.progress(Progress(stage, done, total, self.standing, len(self.samples)))
 

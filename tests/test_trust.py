@@ -16,6 +16,7 @@ from robust.bpda import Substituted
 from robust.parts import Plan, attack_part, join
 from robust.report import Report
 from robust.run import Run, Settings
+from robust.run_checks import second_opinion
 from robust.sources import as_samples
 from robust.suites import Stage
 from robust.target import Target
@@ -162,7 +163,7 @@ def test_the_second_opinion_is_on_what_much_was_spent_on(
     with run.target:
         run.look()
         run.forwards += 480  # half of them are to be asked
-        run.second_opinion([Stage(PGD(steps=10))])
+        second_opinion(run, [Stage(PGD(steps=10))])
     assert 0.3 * run.standing < run.checks["asked"] < 0.7 * run.standing
     assert run.checks["nearer"] > 2  # no gradient was ever used here
 

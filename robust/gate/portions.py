@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from robust import run_checks
 from robust.parts import Part, Plan, describe, part_of
 from robust.rng import Streams
 from robust.run import Run, Settings
@@ -149,9 +150,9 @@ def _parts(runs: Sequence[Run], plan: Plan, seconds: Sequence[float], *, complet
         found = len(run.findings)
         began = time.perf_counter()
         if complete:
-            run.second_opinion(plan.stages)
+            run_checks.second_opinion(run, plan.stages)
         if not start:
-            run.probe(plan.stages, full=plan.full_checks)
+            run_checks.probe(run, plan.stages, full=plan.full_checks)
         rows = range(start, start + len(run.samples))
         parts.append(part_of(run, rows, model, spent + time.perf_counter() - began, found))
         start = rows.stop

@@ -1,0 +1,187 @@
+"""What is noted of the points that an attack visits: margins, failures, the nearest adversarial one."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from robust.ledger import Ledger
+from robust.rows import LiveRows
+from robust.target import Target
+from robust.threat import Threat
+
+
+class Observer:
+    """Writes into a ledger what the live rows' points show, and lets rows leave that are done.
+
+    Args:
+        live: the rows that points are of.
+        ledger: of all rows.
+        threat: what a point has to lie in.
+        blur: how far the observed logits may be off, in units of their spread; see `Target.blur`.
+        judge: whose word is the last on what is adversarial; None: the observed logits'.
+        minimize: broken rows stay, for a nearer point.
+        stays_inside: every point lies in the threat; else only those that do count for the gaps.
+    """
+
+    def __init__(
+        self,
+        live: LiveRows,
+        ledger: Ledger,
+        threat: Threat,
+        *,
+        blur: float = 0.0,
+        judge: Target | None = None,
+        minimize: bool = False,
+        stays_inside: bool = True,
+    ) -> None:
+        self.ledger = ledger
+        # What a blurred copy gave as gap where the judge saw no break, at its highest: (n,) of all rows.
+        self.denied = torch.full_like(ledger.distance, -torch.inf)
+        self._live, self._threat = live, threat
+        self._blur, self._judge = blur, judge
+        self._minimize, self._stays_inside = minimize, stays_inside
+        self._vouched: tuple[Tensor, int] | None = None  # the last point vouched for, and its version then
+
+    def of(self, live: LiveRows, ledger: Ledger, denied: Tensor) -> Observer:
+        """The same for other rows."""
+        other = copy.copy(self)
+        other._live, other.ledger, other.denied, other._vouched = live, ledger, denied, None
+        return other
+
+    def vouch(self, point: Tensor) -> Tensor:
+        """The point, which lies inside the threat by the attack's word: unless it is changed, it is not measured."""
+        self._vouched = point, point._version
+        return point
+
+    def observe(self, x_adv: Tensor, logits: Tensor) -> None:
+        """Note margins, failures and new adversarial points of the live rows: (N, ...), (N, C)."""
+        y = self._live.y[:, None]
+        place = None if self._is_inside(x_adv) else self._threat.measure(x_adv, self._live.x)
+        gaps = logits - logits.gather(1, y)
+        gaps = gaps.scatter_(1, y, -torch.inf)
+        lead = gaps.amax(1)
+        if self._blur:
+            lead, gaps = self._allow_for_blur(logits, lead, gaps)
+        if not bool(((lead <= 0) & logits.sum(1).isfinite()).all()):  # not all right and finite
+            gaps = self._look_closer(x_adv, logits, gaps, lead, place)
+        self.note_gaps(gaps if place is None else gaps.masked_fill(~place[0][:, None], -torch.inf))
+
+    def note_gaps(self, gaps: Tensor) -> None:
+        """Raise the live rows' gaps to these, (N, C), where they are higher."""
+        ledger, rows = self.ledger, self._live.rows
+        if ledger.gaps is None:
+            ledger.gaps = gaps.new_full((len(ledger.broken), gaps.shape[1]), -torch.inf)
+        if len(rows) == len(ledger.broken):
+            ledger.gaps = ledger.gaps.fmax(gaps)
+        else:
+            ledger.gaps[rows] = ledger.gaps[rows].fmax(gaps)
+
+    def note_points(self, rows: Tensor, x_adv: Tensor, distance: Tensor) -> None:
+        """Keep those adversarial points that are nearer than before.
+
+        Args:
+            rows: whose they are, (M,) int64, as the ledger numbers them.
+            x_adv: (M, ...).
+            distance: (M,); inf where there is none.
+        """
+        ledger = self.ledger
+        nearer = (distance < ledger.distance[rows]).nonzero().squeeze(1)
+        if len(nearer):
+            ledger.distance[rows[nearer]] = distance[nearer]
+            ledger.x_adv[rows[nearer]] = x_adv[nearer].detach()
+
+    def _is_inside(self, x_adv: Tensor) -> bool:
+        """Whether that is known without measuring: by the attack's word, or of this point."""
+        if self._stays_inside or self._vouched is None:
+            return self._stays_inside
+        point, version = self._vouched
+        return x_adv is point and point._version == version
+
+    def _allow_for_blur(self, logits: Tensor, lead: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
+        """What the copy may be wrong about is for the judge to say, once: for the leads that it denied, and lower ones."""
+        doubt = self._blur * (logits.amax(1) - logits.amin(1))
+        known = lead <= self.denied[self._live.rows]
+        return torch.where(known, -doubt, lead + doubt), torch.where(known[:, None], gaps.clamp_max(0), gaps)
+
+    def _look_closer(
+        self, x_adv: Tensor, logits: Tensor, gaps: Tensor, lead: Tensor, place: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Mark rows that are broken or failed.
+
+        Returns:
+            the gaps, at most 0 where the copy's blur explains that the judge denies a claim.
+        """
+        rows = self._live.rows
+        done = ~logits.isfinite().all(1)
+        if bool(done.any()):
+            done = self._fails(x_adv, done)
+            self.ledger.failed[rows[done]] = True
+        wrong = ((lead > 0) & ~done).nonzero().squeeze(1)
+        if len(wrong):
+            gap = gaps.amax(1)
+            found, denied = self._keep(x_adv, wrong, gap[wrong] > 0, place)
+            if not self._minimize:
+                done = done.index_copy(0, wrong, found)
+            excused = wrong[denied & (2 * gap[wrong] <= lead[wrong])]  # within the blur, which is lead - gap
+            gaps[excused] = gaps[excused].clamp_max(0)
+            if not self._minimize:  # which may ask about a nearer point that is no surer
+                self.denied[rows[excused]] = gap[excused]
+        self._live.leave(done)
+        return gaps
+
+    def _fails(self, x_adv: Tensor, failed: Tensor) -> Tensor:
+        """Which rows fail ((N,) bool): of those that a copy of the model fails on, those that the judge does."""
+        if self._judge is None or not bool(failed.any()):
+            return failed
+        with torch.no_grad():
+            fine = self._judge.logits(x_adv[failed]).isfinite().all(1)
+        return failed.masked_scatter(failed, ~fine)
+
+    def _keep(
+        self, x_adv: Tensor, wrong: Tensor, sure: Tensor, place: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keep adversarial points that are nearer than before; tell which lie inside the threat, and which are none.
+
+        Args:
+            x_adv: (N, ...).
+            wrong: the misclassified among the live rows, or what may be, (M,) int64.
+            sure: which are by the target's word, (M,) bool.
+            place: `Threat.measure` of x_adv where that is known.
+
+        Returns:
+            (M,) bool each; the judge's word is the last.
+        """
+        rows = self._live.rows[wrong]
+        points = x_adv[wrong]
+        inside, distance = (
+            self._threat.measure(points, self._live.x[wrong])
+            if place is None
+            else (place[0][wrong], place[1][wrong])
+        )
+        denied = torch.zeros_like(inside)
+        if self._judge is not None:
+            claimed, distance = inside, distance.masked_fill(~(inside | sure), torch.inf)
+            inside, distance = self._confirm(self._judge, x_adv, wrong, inside, distance)
+            denied = claimed & ~inside
+        if not self._stays_inside:  # a point outside the box is none, however near
+            distance = distance.masked_fill(~self._threat.in_box(points), torch.inf)
+        self.note_points(rows, points, distance)
+        self.ledger.broken[rows] |= inside
+        return inside, denied
+
+    def _confirm(
+        self, judge: Target, x_adv: Tensor, wrong: Tensor, inside: Tensor, distance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the plain model says of the claims; those it denies are as if they had not been seen."""
+        asked = inside if not self._minimize else torch.ones_like(inside)
+        if not bool(asked.any()):
+            return inside, distance
+        live = wrong[asked]
+        with torch.no_grad():
+            right = judge.logits(x_adv[live]).argmax(1) == self._live.y[live]
+        self.ledger.forwards[self._live.rows[live]] += judge.draws
+        real = torch.ones_like(inside).masked_scatter(asked, ~right)
+        return inside & real, distance.masked_fill(~real, torch.inf)

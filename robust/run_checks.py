@@ -1,0 +1,115 @@
+"""The checks that search, once a run's attacks are done. Their findings and cost go into the run."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from robust import diagnose
+from robust.attacks import Square
+from robust.oracle import Oracle
+from robust.rng import Streams
+from robust.run import SURVIVED, WAVE, Run
+from robust.suites import Stage
+from robust.target import in_parts
+
+_BOX_ROWS: Final = 8  # fewer say nothing about the box
+_SECOND: Final = Square(queries=48)
+_ASKED, _ASKED_SHARE = 16, 0.25  # survivors of the whole at least, and up to this share of it
+_OF_PASSES: Final = 0.05  # of those spent on a survivor, what asking may cost beyond that, on average
+_NEARER: Final = 0.1  # of the clean margin
+
+
+def probe(run: Run, stages: Sequence[Stage], *, full: bool) -> None:
+    """Look closer at few samples: by the brief checks, or by all where asked for."""
+    full = full and run.threat.family is None  # they search norm balls
+    few = diagnose.PROBED if full else min(diagnose.PREFLIGHT_SAMPLES, len(run.whole) // 8)
+    rows = _first_correct(run, few)
+    if len(rows) < (1 if full else _BOX_ROWS) or not run.differentiable:
+        return
+    start = time.perf_counter()
+    mine = rows[rows < len(run.samples)]
+    survived = torch.zeros(len(rows), dtype=torch.bool)
+    survived[: len(mine)] = run.status[mine] == SURVIVED
+    subject = diagnose.Subject(
+        run.target.searcher(), run.threat, *run.load(rows, run.whole), survived.to(run.target.device),
+        [stage.attack for stage in stages], run.micro_batch, run.settings.seed,
+    )  # fmt: skip
+    probes = diagnose.FULL if full else diagnose.BRIEF
+    for done, check in enumerate(probes):
+        run.tell("checks", done, len(probes))
+        with _noting_a_crash(run, check.__name__):
+            found = check(subject)
+            run.findings += [found] if found else []
+    run.tell("checks", len(probes), len(probes))
+    run.checks |= subject.figures
+    run.checks["forwards"] += subject.forwards
+    run.checks["backwards"] += subject.backwards
+    run.checks["seconds"] += time.perf_counter() - start
+
+
+def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
+    """Random search on a few survivors: does it come nearer than all gradient attacks did?
+
+    Who is asked depends on the sample and the size of the whole alone: above all what much was spent on in vain.
+    `diagnose.review` judges the counts.
+    """
+    gradients = any(s.attack.access == "gradient" and getattr(s.attack, "steps", 0) >= 10 for s in stages)
+    random = run.target.draws > 1 or any(found.check == "randomized" for found in run.findings)
+    if not gradients or random or run.threat.norm not in _SECOND.norms or not run.differentiable:
+        return
+    start = time.perf_counter()
+    with _noting_a_crash(run, "second_opinion"):
+        for part in in_parts(_doubtful(run), WAVE * run.micro_batch):
+            _search_blindly(run, part)
+    run.checks["seconds"] += time.perf_counter() - start
+
+
+def _doubtful(run: Run) -> Tensor:
+    """Positions of the survivors that random search is asked about."""
+    draw = Streams(run.settings.seed, run.samples.ids, ("second opinion",)).uniform((1,)).squeeze(1)
+    passes = (run.forwards + run.backwards) / run.target.draws
+    share = (passes * (_OF_PASSES / _SECOND.queries)).clamp_min(min(_ASKED_SHARE, _ASKED / len(run.whole)))
+    return ((run.status == SURVIVED) & (draw < share)).nonzero().squeeze(1)
+
+
+def _search_blindly(run: Run, rows: Tensor) -> None:
+    oracle = Oracle(
+        run.target, *run.load(rows), run.threat, seed=run.settings.seed, purpose="second opinion",
+        access=_SECOND.access, micro_batch=run.micro_batch,
+    )  # fmt: skip
+    _SECOND(oracle)
+    gain = oracle.ledger.margin.cpu() - run.margin[rows]
+    run.checks["asked"] += len(rows)
+    run.checks["nearer"] += int((gain > _NEARER * -run.clean_margin[rows]).sum())
+    run.checks["forwards"] += int(oracle.ledger.forwards.sum())
+
+
+@torch.no_grad()
+def _first_correct(run: Run, count: int) -> Tensor:
+    """Positions of the first `count` correctly classified samples of the whole."""
+    if run.whole is run.samples:
+        return (run.prediction == run.samples.y).nonzero().squeeze(1)[:count]
+    found = torch.empty(0, dtype=torch.int64)
+    for rows in torch.arange(len(run.whole)).split(run.micro_batch):
+        if len(found) >= count:
+            break
+        x, y, _ = run.load(rows, run.whole)
+        found = torch.cat([found, rows[(run.target.logits(x).argmax(1) == y).cpu()]])
+    return found[:count]
+
+
+@contextmanager
+def _noting_a_crash(run: Run, check: str) -> Iterator[None]:
+    """The verdicts are found: a check must not lose them."""
+    try:
+        yield
+    except Exception:
+        run.note_failure(check, f"crashed:\n{traceback.format_exc()}")
+        run.find(diagnose.CRASH, f"the check {check} crashed")
