@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,7 +144,7 @@ def project(
     sign = delta.sign()  # and no masks: one costs more than ten of these
     room = base.add(sign, alpha=min(high - low, MOST)).clamp_(low, high).sub_(base).abs_()
     size = _shrink_l1(delta.abs_(), room, radius)
-    return (x + sign.mul_(size).view_as(x)).clamp_(low, high)
+    return sign.mul_(size).add_(base).clamp_(low, high).view_as(x)
 
 
 def norm_of(flat: Tensor, norm: str) -> Tensor:
@@ -151,7 +152,7 @@ def norm_of(flat: Tensor, norm: str) -> Tensor:
     if norm == "linf":
         return flat.abs().amax(1)
     if norm == "l2":
-        return flat.norm(dim=1)
+        return torch.linalg.vector_norm(flat, dim=1)
     if norm == "l1":
         return flat.abs().sum(1)
     count = flat.sign().abs_().sum(1)  # a mask takes three times as long
@@ -165,15 +166,15 @@ def _scale_l2(delta: Tensor, least: Tensor, most: Tensor, eps: float | Tensor) -
     fits the ball without the box, then let the free values take up what the capped ones leave.
     Capped sets only grow, so the loop ends; few rounds suffice. Where all are capped the factor matters no more.
     """
-    factor = (eps / delta.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1.0)
+    factor = (eps / norm_of(delta, "l2")[:, None].clamp_min(1e-30)).clamp_max(1.0)
     for _ in range(20):
         scaled = factor * delta
         inside = scaled.clamp(least, most)
-        whole = inside.norm(dim=1, keepdim=True)
+        whole = norm_of(inside, "l2")[:, None]
         done = torch.maximum(whole / eps, factor) >= 1 - 1e-5
         if bool(done.all()):
             return inside
-        free = inside.eq_(scaled).mul_(scaled).norm(dim=1, keepdim=True)  # masks cost ten times as much
+        free = norm_of(inside.eq_(scaled).mul_(scaled), "l2")[:, None]  # masks cost ten times as much
         left = (eps**2 - whole.square() + free.square()).clamp_min_(0).sqrt_()
         growth = left.div_(free.clamp_min_(1e-30)).clamp_min_(1.0)
         growth = growth.mul_(factor).clamp_max_(1.0)  # over 1 nothing is scaled down
@@ -188,32 +189,32 @@ def _shrink_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     are on the right piece after a few rounds, where sorting the ends of the pieces takes several times as long.
     The sum may end 1e-5 of eps short of it, and then so may a value.
     """
-    rest, kept = size, torch.minimum(size, room)
+    kept = torch.minimum(size, room)
     whole = kept.sum(1, keepdim=True)
-    done = whole <= eps  # rows that are done wait: none depends on the others
-    if bool(done.all()):
+    if bool((inside := whole <= eps).all()):
         return kept
-    aim = torch.where(done, whole, eps * (1 - 2e-7))  # what rounding adds to the sum stays under eps
-    t = low = nothing = torch.zeros_like(aim)
-    high = size.amax(1, keepdim=True)
+    aim = torch.where(inside, whole, eps * (1 - 2e-7))  # what rounding adds to the sum stays under eps
+    enough = 1e-5 * aim
+    rest, t = size.clone(), torch.zeros_like(aim)
+    low, high = t, size.amax(1, keepdim=True)
     for turn in range(_ROUNDS):
         over = whole - aim
+        done = over.abs() <= enough  # rows that are done wait: none depends on the others
+        if bool(done.all()):
+            break
         low, high = torch.where(over > 0, t, low), torch.where(over > 0, high, t)
         between = kept.eq_(rest)
         if turn == 0:  # later, with t above 0, a value is 0 before it is clamped by chance alone
-            between.mul_(rest.sign())
+            between.mul_(rest.sign_())
         falling = between.sum(1, keepdim=True)
-        further, near = t + over / falling.clamp_min(1), over.abs() <= 1e-5 * aim
-        astray = (falling == 0) | (further <= low) | (further >= high)
+        further = t + over / falling.clamp_min_(1e-9)
+        astray = (further <= low) | (further >= high)
         if turn > _PATIENCE and turn % 2:
             astray = torch.ones_like(astray)
-        t = torch.where(done, t, torch.where(near | ~astray, further, (low + high) / 2))
-        done = done | near
-        rest = size - t
-        kept = torch.clamp(rest, nothing, room)
+        t = torch.where(done, t, torch.where(astray, (low + high) / 2, further))
+        torch.sub(size, t, out=rest)
+        torch.minimum(rest, room, out=kept).clamp_min_(0)
         whole = kept.sum(1, keepdim=True)
-        if bool(done.all()):
-            break
     else:  # float32 has no finer t: from a little outside rather than from inside
         kept = torch.minimum((size - torch.where(done, t, low)).clamp_min_(0), room)
         whole = kept.sum(1, keepdim=True)
@@ -222,9 +223,22 @@ def _shrink_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
 
 def _keep_l0(delta: Tensor, inside: Tensor, eps: float | Tensor) -> Tensor:
     """Of what of delta lies inside the box, the floor(eps) values whose keeping saves most of the squared distance."""
-    gain = (2 * delta - inside).mul_(inside)  # delta^2 - (delta - inside)^2
+    gain = (2 * delta).sub_(inside).mul_(inside)  # delta^2 - (delta - inside)^2
+    values = delta.shape[1]
+    if (
+        gain.device.type == "cpu" and values
+    ):  # sorted by NumPy, in a fraction of the time that finding the largest takes
+        places = torch.as_tensor(eps).floor().clamp(0, values).long().expand(len(gain), 1)
+        least = torch.from_numpy(np.sort(gain.numpy(), axis=1)).gather(
+            1, (values - places).clamp_max_(values - 1)
+        )
+        kept = (gain - least).sign_().add_(1).clamp_max_(1).mul_(inside)
+        if bool(
+            (norm_of(kept, "l0") <= places[:, 0]).all()
+        ):  # else some are equal, and there is a choice to make
+            return kept
     most = int(eps.amax() if isinstance(eps, Tensor) else eps)
-    top = gain.topk(min(most, delta.shape[1]), dim=1).indices
+    top = gain.topk(min(most, values), dim=1).indices
     kept = inside.gather(1, top)
     if isinstance(eps, Tensor):
         kept *= torch.arange(1, top.shape[1] + 1, device=delta.device) <= eps

@@ -15,6 +15,7 @@ from robust.errors import InputError
 from robust.evaluation import Interrupted
 from robust.ledger import Ledger
 from robust.oracle import Oracle
+from robust.rng import Streams
 from robust.run import Progress
 from robust.target import Target
 from robust.threat import Threat
@@ -106,20 +107,40 @@ def test_a_class_that_no_start_falls_into_is_not_aimed_at() -> None:
 def test_squares_bump_fills_its_window_and_nothing_else(
     image: tuple[int, int], size: tuple[int, int]
 ) -> None:
-    unit, (height, width) = torch.rand(30, 2, 2, generator=torch.Generator().manual_seed(0)), image
-    corners, windows = square._windows(height, width, size, unit)
-    pattern, lies = square._bump(*size, unit.device), (torch.arange(30) % 2 == 0) & (size[0] == size[1])
-    placed = square._placed(pattern, corners[:, 0], lies, height, width)
-    assert {tuple(c) for c in corners.flatten(0, 1).tolist()} <= {
-        (top, left) for top in range(height - size[0] + 1) for left in range(width - size[1] + 1)
-    }
-    for i in range(30):
-        top, left = corners[i, 0].tolist()
-        there = (slice(top, top + size[0]), slice(left, left + size[1]))
-        expected, inside = torch.zeros(height, width), torch.zeros(height, width)
-        expected[there], inside[there] = (pattern.T if lies[i] else pattern), 1
-        assert torch.equal(placed[i, 0], expected)
-        assert torch.equal(windows[i, 0], inside)
+    unit, (height, width) = torch.rand(30, 2, generator=torch.Generator().manual_seed(0)), image
+    shape = torch.Size((30, 2, height, width))
+    places, bumps = square._places(shape, size, unit), square._bumps(size, unit.device)
+    ways = (
+        [square._bump(*size, unit.device)]
+        if len(bumps) == 1
+        else [bump := square._bump(*size, unit.device), bump.T]
+    )
+    assert len(ways) == 1 + (size[0] == size[1])
+    for i, corner in enumerate(unit.tolist()):
+        top, left = int(corner[0] * (height - size[0] + 1)), int(corner[1] * (width - size[1] + 1))
+        way = i % len(ways)
+        expected = torch.zeros(2, height, width)
+        expected[:, top : top + size[0], left : left + size[1]] = ways[way]
+        placed = torch.zeros(2 * height * width).scatter(0, places[i], bumps[way].expand(2, -1).flatten())
+        assert torch.equal(placed.view_as(expected), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (1, 9, 14), (40,)], ids=str)
+def test_squares_move_keeps_the_norm_of_each_channel_and_all_else(shape: tuple[int, ...]) -> None:
+    """Inside a wide box, what one window loses and what is unspent is in the other; no other value changes."""
+    generator = torch.Generator().manual_seed(0)
+    x, eps, draw = torch.zeros(50, *shape), 2.0, Streams(0, torch.arange(50), ("move",))
+    x_adv = x + 0.1 * torch.randn(50, *shape, generator=generator)
+    x_adv *= (0.9 * eps / x_adv.flatten(1).norm(dim=1)).view(-1, *[1] * len(shape))
+    there = square._move_mass(x_adv, x, eps, (-9.0, 9.0), 0.05, draw)
+    torch.testing.assert_close(there.flatten(1).norm(dim=1), torch.full((50,), eps))
+    before, after = (square._as_images(point).flatten(2) for point in (x_adv, there))
+    spare = eps**2 * (1 - 0.9**2) / before.shape[1]
+    torch.testing.assert_close(after.square().sum(2), before.square().sum(2) + spare, rtol=1e-4, atol=1e-5)
+    side = max(3, round((0.05 * square._as_images(x)[0, 0].numel()) ** 0.5)) | 1
+    changed = (after - before).abs().gt(1e-5).sum(2)
+    assert (changed >= 1).all()
+    assert (changed <= 2 * side**2).all()
 
 
 def test_spsa_follows_the_slope() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.planes import plane_distance
-from robust.losses import LOSSES, best_other
+from robust.losses import LOSSES, gap_to, likeliest_other
 from robust.oracle import Jacobian, Oracle, State
 from robust.threat import norm_of
 
@@ -62,9 +62,7 @@ def nearest_boundary(near: Jacobian, norm: str) -> tuple[Tensor, Tensor]:
 
 def aimed_margin(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
     """The aimed class's logit minus the label's; with the label for an aim, the margin: -> (N,)."""
-    target = logits.gather(1, aim).squeeze(1)
-    other = torch.where(aim.squeeze(1) == y, best_other(logits, y), target)
-    return other - logits.gather(1, y[:, None]).squeeze(1)
+    return gap_to(logits, y, torch.where(aim == y[:, None], likeliest_other(logits, y), aim))
 
 
 def aimed(loss: str) -> AimedLoss:

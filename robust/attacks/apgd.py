@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust.attacks.apgd_l1 import ascend_l1
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import brought_in, choose, per_row, random_boundary_start, steepest
+from robust.attacks.geometry import brought_in, choose, moved, random_boundary_start, replace
 from robust.errors import InputError
 from robust.losses import LOSSES, dlr_targeted
 from robust.oracle import Access, Oracle, State
@@ -81,7 +81,7 @@ class APGD(Attack):
         s.previous = s.x_adv
         s.step = torch.full_like(oracle.y, 2 * threat.radius, dtype=s.x_adv.dtype)
         s.best = torch.full_like(s.step, -torch.inf)
-        s.best_x, s.best_gradient = s.x_adv, torch.zeros_like(s.x_adv)
+        s.best_x, s.best_gradient = s.x_adv.clone(), torch.zeros_like(s.x_adv)
         s.last = s.best
         s.best_at_checkpoint, s.halved = s.best, torch.ones_like(oracle.y, dtype=torch.bool)
         s.rises = torch.zeros_like(s.step)
@@ -93,8 +93,7 @@ class APGD(Attack):
             if step in checkpoints:
                 gradient = self._checkpoint(s, gradient, checkpoints[step])
             weight = self.momentum if step > 0 else 1.0
-            ahead = torch.addcmul(s.x_adv, per_row(s.step, gradient), steepest(gradient, threat.norm))
-            z = brought_in(oracle, ahead)
+            z = brought_in(oracle, moved(s.x_adv, gradient, threat.norm, s.step))
             move = z.mul_(weight).add_(s.x_adv, alpha=2 * (1 - weight)).sub_(s.previous, alpha=1 - weight)
             s.previous, s.x_adv = s.x_adv, brought_in(oracle, move)
 
@@ -103,8 +102,7 @@ class APGD(Attack):
             s.rises = s.rises + (value > s.last)
         better = value > s.best
         s.best = torch.where(better, value, s.best)
-        s.best_x = choose(better, s.x_adv, s.best_x)
-        s.best_gradient = choose(better, gradient, s.best_gradient)
+        replace(better, (s.best_x, s.x_adv), (s.best_gradient, gradient))
         s.last = value
         if first:
             s.best_at_checkpoint = s.best
@@ -116,7 +114,8 @@ class APGD(Attack):
         s.halved = oscillates | stuck
         s.best_at_checkpoint, s.rises = s.best, torch.zeros_like(s.rises)
         s.step = torch.where(s.halved, s.step / 2, s.step)
-        s.x_adv = choose(s.halved, s.best_x, s.x_adv)
+        s.x_adv = s.x_adv.clone()  # best_x changes in place, and must be no other point's memory
+        replace(s.halved, (s.x_adv, s.best_x))
         return choose(s.halved, s.best_gradient, gradient)
 
 

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from robust.attacks.geometry import choose, per_row, signs_of_largest
+from robust.attacks.geometry import choose, count_of, per_row, replace, signs_of_largest
 from robust.oracle import Oracle, State
 from robust.threat import norm_of, project
 
@@ -67,19 +67,20 @@ def _ascend(
     if first:
         s.changed, s.density = torch.full_like(s.changed, values), torch.full_like(s.density, 0.2)
     s.step = torch.full_like(s.changed, radius)
-    s.best, s.best_x = torch.full_like(s.step, -torch.inf), s.x_adv
+    s.best, s.best_x = torch.full_like(s.step, -torch.inf), s.x_adv.clone()
     s.best_gradient = torch.zeros_like(s.x_adv)
     period = max(1, int(0.04 * steps))
     for step in oracle.steps(steps + 1):
         gradient, value, _ = oracle.gradient(s.x_adv, loss, *columns())
         better = value > s.best
         s.best = torch.where(better, value, s.best)
-        s.best_x = choose(better, s.x_adv, s.best_x)
-        s.best_gradient = choose(better, gradient, s.best_gradient)
+        replace(better, (s.best_x, s.x_adv), (s.best_gradient, gradient))
         if step and step % period == 0:
             gradient = _adapt(s, oracle.x, gradient, radius)
-        move = per_row(s.step, gradient) * _sparse_signs(gradient, s.density)
-        s.x_adv = project(s.x_adv + move, oracle.x, "l1", radius, bounds)
+        signs = _sparse_signs(gradient, s.density)  # equal parts, a step in all
+        share = s.step / count_of(signs).clamp_min_(1.0)
+        move = torch.addcmul(s.x_adv, signs.view_as(gradient), per_row(share, gradient))
+        s.x_adv = project(move, oracle.x, "l1", radius, bounds)
     s.x_adv = s.best_x
 
 
@@ -94,8 +95,7 @@ def _adapt(s: State, x: Tensor, gradient: Tensor, radius: float) -> Tensor:
 
 
 def _sparse_signs(gradient: Tensor, density: Tensor) -> Tensor:
-    """Equal parts, one in all, along the signs of each row's largest values, a share `density` of them."""
+    """The signs of each row's largest values, a share `density` of them, and 0 for the others: (N, D)."""
     flat = gradient.flatten(1)
     count = (density * flat.shape[1]).long().clamp(0, flat.shape[1] - 1) + 1
-    signs = signs_of_largest(flat, count)
-    return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1e-10)).view_as(gradient)
+    return signs_of_largest(flat, count)

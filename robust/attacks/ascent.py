@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust.attacks.geometry import toward_set, uphill
+from robust.attacks.geometry import ahead, toward_set
 from robust.errors import InputError
+from robust.losses import gap_to
 from robust.oracle import Oracle, State
 from robust.rng import Streams
 from robust.threat import Threat
@@ -63,7 +64,7 @@ def diversify(oracle: Oracle, s: State, steps: int, streams: Streams, factor: fl
     s.weights = weights.scatter(1, s.aim, 0.8).scatter(1, oracle.y[:, None], -0.8)
     for _ in oracle.steps(steps):
         gradient = oracle.gradient(s.x_adv, _weighted, s.weights).gradient
-        s.x_adv = inside.project(s.x_adv + inside.radius * uphill(gradient, s.x_adv, inside), oracle.x)
+        s.x_adv = inside.project(ahead(s.x_adv, gradient, inside, inside.radius), oracle.x)
 
 
 def climb(oracle: Oracle, s: State, step: Step, momentum: float) -> Tensor:
@@ -75,17 +76,17 @@ def climb(oracle: Oracle, s: State, step: Step, momentum: float) -> Tensor:
     inside = step.inside
     gradient, gap, _ = oracle.gradient(s.x_adv, class_gap, s.aim)
     at = inside.project(s.x_adv, oracle.x) if step.first else s.x_adv
-    ahead = toward_set(at.add(uphill(gradient, at, inside), alpha=step.size), oracle.x, inside)
+    goal = toward_set(ahead(at, gradient, inside, step.size), oracle.x, inside)
     if not step.first:
-        ahead = _carried(ahead, at, s.previous, momentum)
-    s.previous, s.x_adv = at, inside.project(ahead, oracle.x)
+        goal = _carried(goal, at, s.previous, momentum)
+    s.previous, s.x_adv = at, inside.project(goal, oracle.x)
     return gap
 
 
-def _carried(ahead: Tensor, at: Tensor, previous: Tensor, momentum: float) -> Tensor:
-    """at + momentum (ahead - at) + (1 - momentum) (at - previous), in three passes over the values."""
+def _carried(goal: Tensor, at: Tensor, previous: Tensor, momentum: float) -> Tensor:
+    """at + momentum (goal - at) + (1 - momentum) (at - previous), in three passes over the values of the goal."""
     stay = 1 - momentum
-    return ahead.mul(momentum).add_(at, alpha=2 * stay).sub_(previous, alpha=stay)
+    return goal.mul_(momentum).add_(at, alpha=2 * stay).sub_(previous, alpha=stay)
 
 
 def scaled(threat: Threat, factor: float) -> Threat:
@@ -103,7 +104,7 @@ def check_radii(name: str, radii: tuple[float, ...], steps: int) -> None:
 
 def class_gap(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
     """z_aim - z_y, (N,); aim is (N, 1)."""
-    return (logits.gather(1, aim) - logits.gather(1, y[:, None])).squeeze(1)
+    return gap_to(logits, y, aim)
 
 
 def _weighted(logits: Tensor, y: Tensor, weights: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from robust.attacks.aims import aimed, aimed_margin, runs
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import per_row, steepest
+from robust.attacks.geometry import moved, per_row
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
+from robust.threat import norm_of
 
 
 @ATTACKS.register("ddn")
@@ -57,19 +58,20 @@ class DDN(Attack):
         s = oracle.state()
         for _ in runs(oracle, s, self.targets):
             self._search(oracle, s)
-        return oracle.x + s.delta
+        return s.x_adv
 
     def _search(self, oracle: Oracle, s: State) -> None:
         loss, start = aimed(self.loss), self.init_norm or oracle.threat.radius
-        s.delta = torch.zeros_like(oracle.x)
+        s.x_adv, s.delta = oracle.x, torch.zeros_like(oracle.x)
         s.norm = torch.full_like(oracle.y, start, dtype=oracle.x.dtype)
         for step in oracle.steps(self.steps):
-            gradient, _, logits = oracle.gradient(oracle.x + s.delta, loss, s.aim)
+            gradient, _, logits = oracle.gradient(s.x_adv, loss, s.aim)
             wrong = aimed_margin(logits, oracle.y, s.aim) > 0
             s.norm = s.norm * torch.where(wrong, 1 - self.gamma, 1 + self.gamma)
             rate = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
-            moved = torch.add(s.delta, steepest(gradient, "l2"), alpha=rate)
-            length = moved.flatten(1).norm(dim=1).clamp_min(1e-12)
-            there = torch.addcmul(oracle.x, moved, per_row(s.norm / length, moved))
-            s.delta = oracle.clip(there).sub_(oracle.x)
-        oracle.visit(oracle.x + s.delta)
+            ahead = moved(s.delta, gradient, "l2", rate)
+            length = norm_of(ahead.flatten(1), "l2").clamp_min_(1e-12)
+            there = torch.addcmul(oracle.x, ahead, per_row(s.norm / length, ahead), out=ahead)
+            s.x_adv = there.clamp_(*oracle.threat.bounds)
+            s.delta = s.x_adv - oracle.x
+        oracle.visit(s.x_adv)

@@ -53,9 +53,9 @@ class DeepFool(Attack):
             near = oracle.jacobian(s.x_adv, self.candidates)
             crossed = near.gaps[:, 0] > 0
             step = to_nearest_boundary(near, oracle.threat.norm)
-            moved = oracle.clip(oracle.x + s.delta + step) - oracle.x
+            moved = step.add_(s.delta).add_(oracle.x).clamp_(*oracle.threat.bounds).sub_(oracle.x)
             s.delta = choose(crossed, s.delta, moved)
-            s.x_adv = oracle.clip(oracle.x + (1 + self.overshoot) * s.delta)
+            s.x_adv = oracle.x.add(s.delta, alpha=1 + self.overshoot).clamp_(*oracle.threat.bounds)
             oracle.rest(crossed)
         oracle.visit(s.x_adv)
         return s.x_adv
@@ -67,5 +67,5 @@ def to_nearest_boundary(near: Jacobian, norm: str) -> Tensor:
     steepness = norm_of(slope.flatten(1), "l1" if norm == "linf" else "l2").clamp_min(1e-12)
     length = gap.abs() / steepness + 1e-4  # beyond it by as much as the authors' code goes
     if norm == "linf":
-        return slope.sign() * per_row(length, slope)
-    return slope * per_row(length / steepness, slope)
+        return slope.sign_().mul_(per_row(length, slope))
+    return slope.mul_(per_row(length / steepness, slope))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust.attacks.aims import aimed_margin, boundary_distance, runs
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import steepest
+from robust.attacks.geometry import into_box_then_ball, moved
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 from robust.threat import norm_of, project
@@ -79,8 +79,11 @@ class FMN(Attack):
             gamma = self.gamma * (0.02 + 0.98 * fall)
             s.radius = _radius(norm, s.radius, s.best, value > 0, size, value, gradient, gamma)
             rate = first * (bounds[1] - bounds[0]) * (0.01 + 0.99 * fall)
-            moved = torch.add(s.x_adv, steepest(gradient, "l2"), alpha=rate)
-            s.x_adv = project(moved, oracle.x, norm, s.radius, bounds)
+            ahead = moved(s.x_adv, gradient, "l2", rate)
+            if norm == "l2":  # not the nearest point of both, but no weaker
+                s.x_adv = into_box_then_ball(ahead, oracle.x, s.radius, bounds)
+            else:
+                s.x_adv = project(ahead, oracle.x, norm, s.radius, bounds)
         oracle.visit(s.x_adv)
 
     def _first_step(self, norm: str, values: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from robust.oracle import Oracle, State
 from robust.rng import Streams
-from robust.threat import Threat
+from robust.threat import Threat, norm_of
 
-_ANY: Final = 1e30  # that much of any room is more than a gradient
+_ANY: Final = 99  # two to that power times any room is more than a gradient; and no rounding in it
+_LEAST: Final = 1e-38  # under which float32 has few digits
 
 
 def steepest(gradient: Tensor, norm: str, *, sparsity: float = 0.01) -> Tensor:
@@ -22,26 +24,48 @@ def steepest(gradient: Tensor, norm: str, *, sparsity: float = 0.01) -> Tensor:
     `sparsity` share of the values, in equal parts, the relaxed steepest direction of Tramer & Boneh
     2019 (arXiv 1904.13000), since a single value a step soon meets the box.
     """
+    along, length = _along(gradient, norm, sparsity)
+    return along if length is None else along * per_row(length.reciprocal(), along)
+
+
+def _along(gradient: Tensor, norm: str, sparsity: float = 0.01) -> tuple[Tensor, Tensor | None]:
+    """`steepest` before it is brought to unit norm, and its norm, (N,): None where that is 1 already."""
     if norm == "linf":
-        return gradient.sign()
+        return gradient.sign(), None
     flat = gradient.flatten(1)
     if norm == "l2":
-        return (flat / flat.norm(dim=1, keepdim=True).clamp_min_(1e-30)).view_as(gradient)
+        return gradient, norm_of(flat, "l2").clamp_min_(1e-30)
     count = max(1, round(sparsity * flat.shape[1]))
-    signs = signs_of_largest(flat, torch.full_like(flat[:, 0], count, dtype=torch.int64))
-    return (signs / signs.abs().sum(1, keepdim=True).clamp_min(1.0)).view_as(gradient)
+    signs = signs_of_largest(flat, count)
+    return signs.view_as(gradient), count_of(signs).clamp_min_(1.0)
 
 
-def signs_of_largest(flat: Tensor, count: Tensor) -> Tensor:
+def signs_of_largest(flat: Tensor, count: int | Tensor) -> Tensor:
     """The signs of each row's `count` largest values by size (more where the last are equal), 0 for the others.
 
     Args:
         flat: (N, D).
-        count: (N,) int64 in [1, D].
+        count: in [1, D], for all rows or, (N,) int64, for each.
     """
-    size = flat.abs()
-    least = rising(size).gather(1, flat.shape[1] - count[:, None])
-    return size.sub_(least).sign_().add_(1).clamp_max_(1).mul_(flat.sign())
+    return (
+        flat.div(_last_of_largest(flat.abs(), count).clamp_min_(_LEAST)).trunc_().clamp_(-1, 1)
+    )  # and no masks
+
+
+def _last_of_largest(size: Tensor, count: int | Tensor) -> Tensor:
+    """The least of each row's `count` largest values, none below 0: (N, D) -> (N, 1)."""
+    if isinstance(count, Tensor):
+        return rising(size).gather(1, size.shape[1] - count[:, None])
+    if size.device.type != "cpu":
+        return size.topk(count, dim=1).values[:, -1:]
+    place = size.shape[1] - count
+    bits = np.partition(size.view(torch.int32).numpy(), place, axis=1)  # as they are ordered, and sooner done
+    return torch.from_numpy(bits[:, place : place + 1].copy()).view(torch.float32)
+
+
+def count_of(signs: Tensor) -> Tensor:
+    """How many values of each row, all of them -1, 0 or 1, are not 0: (N, D) -> (N,), a whole number but for rounding."""
+    return norm_of(signs, "l2").square_()  # in a third of the time that adding up sizes takes
 
 
 def uphill(gradient: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
@@ -55,24 +79,53 @@ def uphill(gradient: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
     return steepest(gradient, threat.norm)
 
 
+def ahead(x_adv: Tensor, gradient: Tensor, threat: Threat, size: float) -> Tensor:
+    """x_adv + size * uphill(gradient, x_adv, threat), in fewer passes over the values: (N, ...) -> (N, ...)."""
+    if threat.norm != "linf":
+        gradient = movable(gradient, x_adv, threat.bounds)
+    return moved(x_adv, gradient, threat.norm, size)
+
+
+def moved(x_adv: Tensor, gradient: Tensor, norm: str, size: float | Tensor) -> Tensor:
+    """x_adv + size * steepest(gradient, norm), in fewer passes over the values: (N, ...) -> (N, ...).
+
+    Args:
+        size: one for all, or one each, (N,).
+    """
+    along, length = _along(gradient, norm)
+    free = None if along is gradient else along  # memory to write to
+    if length is not None:
+        size = size / length
+    if isinstance(size, Tensor):
+        return torch.addcmul(x_adv, along, per_row(size, along), out=free)
+    return torch.add(x_adv, along, alpha=size, out=free)
+
+
 def movable(gradient: Tensor, x_adv: Tensor, bounds: tuple[float, float]) -> Tensor:
     """The gradient, but 0 for values that have no room in its direction: (N, ...), (N, ...) -> (N, ...)."""
-    low, high = bounds  # no masks: they take several times as long
-    most, least = (high - x_adv).mul_(_ANY), (low - x_adv).mul_(_ANY)  # 0 where there is no room
-    return torch.clamp(gradient, least, most, out=most)
+    scale = 2.0 ** (_ANY - math.frexp(max(map(abs, bounds)))[1])
+    least, most = (torch.rsub(x_adv, end * scale, alpha=scale) for end in bounds)  # 0 where there is no room
+    return torch.clamp(gradient, least, most, out=most)  # no masks: they take several times as long
 
 
 def toward_set(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     """A point on the way, to be projected in the end: l2 into the box, then the ball; others for good.
 
     Not the nearest point of both, but a sixth of the work, and no weaker. The ball alone would be: what lies
-    beyond the box takes its share of the radius.
+    beyond the box takes its share of the radius. In l2 it comes in the memory of x_adv.
     """
     if threat.norm != "l2":
         return threat.project(x_adv, x)
-    delta = x_adv.clamp(*threat.bounds).sub_(x)
-    size = delta.flatten(1).norm(dim=1)
-    return torch.addcmul(x, delta, per_row((threat.radius / size.clamp_min(1e-30)).clamp_max(1.0), x))
+    return into_box_then_ball(x_adv, x, threat.radius, threat.bounds)
+
+
+def into_box_then_ball(
+    x_adv: Tensor, x: Tensor, radius: float | Tensor, bounds: tuple[float, float]
+) -> Tensor:
+    """Clipped to the box, then drawn towards x into the l2 ball, in the memory of x_adv; a radius for all or, (N,), each."""
+    delta = x_adv.clamp_(*bounds).sub_(x)
+    factor = (radius / norm_of(delta.flatten(1), "l2").clamp_min_(1e-30)).clamp_max_(1.0)
+    return torch.addcmul(x, delta, per_row(factor, x), out=delta)
 
 
 def brought_in(oracle: Oracle, point: Tensor) -> Tensor:
@@ -143,6 +196,16 @@ def choose(rows: Tensor, there: Tensor, elsewhere: Tensor) -> Tensor:
     if len(named) in (0, len(rows)):
         return there if len(named) else elsewhere
     return elsewhere.index_copy(0, named, there.index_select(0, named))
+
+
+def replace(rows: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
+    """Put into each pair's first tensor what the second holds in the named rows ((N,) bool)."""
+    named = rows.nonzero().squeeze(1)
+    for kept, new in pairs if len(named) else ():
+        if len(named) == len(rows):
+            kept.copy_(new)
+        else:
+            kept.index_copy_(0, named, new.index_select(0, named))
 
 
 class Adam:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import choose, per_row
+from robust.attacks.geometry import choose, per_row, steepest
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
+from robust.threat import norm_of
 
 _HALVINGS = 12  # of a step until it stays misclassified
 
@@ -116,11 +117,7 @@ class HopSkipJump(Attack):
             scale = math.sqrt(values) * theta if l2 else values * theta
             s.delta = torch.full_like(s.distance, 0.1 * (high - low)) if step == 0 else scale * s.before
             normal = self._normal(oracle, s, step, probes)
-            s.direction = (
-                normal / per_row(normal.flatten(1).norm(dim=1).clamp_min(1e-30), normal)
-                if l2
-                else normal.sign()
-            )
+            s.direction = steepest(normal, oracle.threat.norm)
             s.before = s.distance
             self._step(oracle, s, step)
             self._search(oracle, s, halvings, l2=l2)
@@ -144,11 +141,12 @@ class HopSkipJump(Attack):
         for probe in oracle.steps(probes):
             streams, shape = oracle.random("probe", step, probe), oracle.x.shape[1:]
             noise = streams.normal(shape) if oracle.threat.norm == "l2" else streams.uniform(shape, -1, 1)
-            noise = noise / per_row(noise.flatten(1).norm(dim=1).clamp_min(1e-30), noise)
-            point = oracle.clip(s.x_adv + per_row(s.delta, noise) * noise)
-            went = (point - s.x_adv) / per_row(s.delta, noise).clamp_min(1e-30)
+            length = s.delta / norm_of(noise.flatten(1), "l2").clamp_min_(1e-30)
+            point = torch.addcmul(s.x_adv, noise, per_row(length, noise)).clamp_(*oracle.threat.bounds)
+            went, unit = point - s.x_adv, s.delta.clamp_min(1e-30).reciprocal_()
             label = _reached(oracle, s, point).to(went.dtype) * 2 - 1
-            s.along, s.sum = s.along + per_row(label, went) * went, s.sum + went
+            s.along.addcmul_(went, per_row(label * unit, went))
+            s.sum.addcmul_(went, per_row(unit, went))
             s.labels = s.labels + label
         mean = per_row(s.labels / probes, s.sum)
         one_sided = mean.abs() == 1
@@ -172,8 +170,7 @@ def _reached(oracle: Oracle, s: State, point: Tensor) -> Tensor:
 
 
 def _distance(delta: Tensor, *, l2: bool) -> Tensor:
-    flat = delta.flatten(1)
-    return flat.norm(dim=1) if l2 else flat.abs().amax(1)
+    return norm_of(delta.flatten(1), "l2" if l2 else "linf")
 
 
 def _towards(end: Tensor, x: Tensor, share: Tensor, *, l2: bool) -> Tensor:

@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from robust.attacks.aims import AimedLoss, aimed_margin, runs
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import brought_in, random_start, uphill
+from robust.attacks.geometry import ahead, brought_in, random_start
 from robust.errors import InputError
 from robust.losses import best_other
 from robust.oracle import Access, Oracle, State
@@ -63,8 +62,7 @@ class MD(Attack):
             gradient = oracle.gradient(s.x_adv, first if step < half else self._margin, s.aim).gradient
             done = step / half if step < half else (step - half) / (self.steps - half)
             size = threat.radius * (1 + math.cos(math.pi * done))
-            ahead = torch.add(s.x_adv, uphill(gradient, s.x_adv, threat), alpha=size)
-            s.x_adv = brought_in(oracle, ahead)
+            s.x_adv = brought_in(oracle, ahead(s.x_adv, gradient, threat, size))
         oracle.visit(s.x_adv)
 
     def _scores(self, logits: Tensor) -> Tensor:

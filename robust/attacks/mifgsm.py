@@ -10,9 +10,10 @@ from torch import Tensor
 
 from robust.attacks.aims import aimed, runs
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import brought_in, per_row, steepest
+from robust.attacks.geometry import brought_in, moved, per_row
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
+from robust.threat import norm_of
 
 
 @ATTACKS.register("mifgsm")
@@ -59,8 +60,9 @@ class MIFGSM(Attack):
         s.x_adv, s.sum = oracle.x, torch.zeros_like(oracle.x)
         for _ in oracle.steps(self.steps):
             gradient = oracle.gradient(s.x_adv, loss, s.aim).gradient
-            size = gradient.flatten(1).abs().sum(1).clamp_min(1e-30)
-            s.sum = torch.addcdiv(self.decay * s.sum, gradient, per_row(size, gradient))
-            ahead = torch.add(s.x_adv, steepest(s.sum, threat.norm), alpha=length)
-            s.x_adv = brought_in(oracle, ahead)
+            size = norm_of(gradient.flatten(1), "l1").clamp_min_(1e-30)
+            if self.decay != 1:
+                s.sum.mul_(self.decay)
+            s.sum.addcmul_(gradient, per_row(size.reciprocal_(), gradient))
+            s.x_adv = brought_in(oracle, moved(s.x_adv, s.sum, threat.norm, length))
         oracle.visit(s.x_adv)

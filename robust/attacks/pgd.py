@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import brought_in, random_start, uphill
+from robust.attacks.geometry import ahead, brought_in, random_start
 from robust.errors import InputError
 from robust.losses import LOSSES
 from robust.oracle import Access, Oracle
@@ -59,9 +58,7 @@ class PGD(Attack):
             for step in oracle.steps(self.steps):
                 gradient = oracle.gradient(s.x_adv, loss).gradient
                 size = self._size(step) * threat.radius
-                s.x_adv = brought_in(
-                    oracle, torch.add(s.x_adv, uphill(gradient, s.x_adv, threat), alpha=size)
-                )
+                s.x_adv = brought_in(oracle, ahead(s.x_adv, gradient, threat, size))
             oracle.visit(s.x_adv)
         return s.x_adv
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from robust.attacks.aims import aimed_margin
 from robust.attacks.apgd import likeliest_wrong
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import choose, per_row
+from robust.attacks.geometry import per_row, replace
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 from robust.rng import Streams
+from robust.threat import norm_of
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
 
@@ -94,7 +95,7 @@ class Square(Attack):
             value = aimed_margin(oracle.logits(proposal), oracle.y, s.aim)
             better = value > s.best
             s.best = torch.where(better, value, s.best)
-            s.x_adv = choose(better, proposal, s.x_adv)
+            replace(better, (s.x_adv, proposal))
         self._share(s)
 
     def _share(self, s: State) -> None:
@@ -102,8 +103,8 @@ class Square(Attack):
         if self.proposals > 1:
             best = s.best.view(-1, self.proposals).argmax(1)
             best += torch.arange(0, len(s.best), self.proposals, device=best.device)
-            s.best = s.best[best].repeat_interleave(self.proposals)
-            s.x_adv = s.x_adv[best].repeat_interleave(self.proposals, 0)
+            best = best.repeat_interleave(self.proposals)
+            s.best, s.x_adv = s.best[best], s.x_adv[best]
 
     def _area(self, query: int) -> float:
         """Share of the image a square covers."""
@@ -116,18 +117,15 @@ def _as_images(x: Tensor) -> Tensor:
     return x if x.dim() == 4 else x.flatten(1)[:, None, None]
 
 
-def _windows(height: int, width: int, size: tuple[int, int], unit: Tensor) -> tuple[Tensor, Tensor]:
-    """Random windows from (N, K, 2) numbers in [0, 1): corners (N, K, 2), and 1 within and 0 elsewhere (N, K, H, W)."""
-    top = (unit[..., :1] * (height - size[0] + 1)).floor_()
-    left = (unit[..., 1:] * (width - size[1] + 1)).floor_()
-    down, across = _stretch(top, size[0], height), _stretch(left, size[1], width)
-    return torch.cat([top, left], -1).long(), down[..., :, None] * across[..., None, :]
-
-
-def _stretch(start: Tensor, size: int, length: int) -> Tensor:
-    """1 on `size` places from the start on and 0 elsewhere: (N, K, 1) -> (N, K, length)."""
-    away = (torch.arange(length, device=start.device) - (size - 1) / 2 - start).abs_()
-    return (away < size / 2).to(start.dtype)
+def _places(shape: torch.Size, size: tuple[int, int], unit: Tensor) -> Tensor:
+    """The pixels of random windows, from (N, 2) numbers in [0, 1): (N, C * h * w) int64, to look up in flat images."""
+    _, channels, height, width = shape
+    top, left = (unit[:, 0] * (height - size[0] + 1)).long(), (unit[:, 1] * (width - size[1] + 1)).long()
+    within = torch.arange(size[0], device=unit.device)[:, None] * width + torch.arange(
+        size[1], device=unit.device
+    )
+    planes = torch.arange(channels, device=unit.device)[:, None] * (height * width)
+    return (top * width + left)[:, None] + (planes + within.flatten()).flatten()
 
 
 def _stripes(x: Tensor, eps: float, bounds: tuple[float, float], streams: Streams) -> Tensor:
@@ -142,13 +140,15 @@ def _flip_square(
     x_adv: Tensor, x: Tensor, eps: float, bounds: tuple[float, float], area: float, draw: Streams
 ) -> Tensor:
     """linf proposal: one square set to +-eps, a sign per channel."""
-    images, current = _as_images(x), _as_images(x_adv)
-    _, channels, height, width = images.shape
+    shape = _as_images(x).shape
+    _, channels, height, width = shape
     side = max(1, round(math.sqrt(area * height * width)))
     size = (min(side, height), min(side, width))
-    _, inside = _windows(height, width, size, draw.uniform((1, 2)))
-    signs = draw.child("signs").integers((channels, 1, 1), 0, 2) * 2 - 1
-    return current.lerp((images + eps * signs).clamp_(*bounds), inside).view_as(x)
+    places = _places(shape, size, draw.uniform((2,)))
+    signs = draw.child("signs").integers((channels, 1), 0, 2) * 2 - 1
+    values = x.flatten(1).gather(1, places).view(-1, channels, size[0] * size[1])
+    values = (values + eps * signs).clamp_(*bounds).flatten(1)
+    return x_adv.flatten(1).scatter(1, places, values).view_as(x)
 
 
 @functools.lru_cache(maxsize=16)
@@ -185,48 +185,43 @@ def _tiles(x: Tensor, eps: float, bounds: tuple[float, float], streams: Streams)
 
 
 def _on_sphere(delta: Tensor, x: Tensor, eps: float, bounds: tuple[float, float]) -> Tensor:
-    size = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
-    return torch.addcmul(x, delta, per_row(eps / size, x)).clamp_(*bounds)
+    size = norm_of(delta.flatten(1), "l2").clamp_min_(1e-12)
+    return torch.addcmul(x, delta, per_row(eps / size, x), out=delta).clamp_(*bounds)
 
 
 def _move_mass(
     x_adv: Tensor, x: Tensor, eps: float, bounds: tuple[float, float], area: float, draw: Streams
 ) -> Tensor:
     """l2 proposal: the norm of one window goes, with what is unspent, into a bump in another."""
-    delta = _as_images(x_adv - x)
-    _, channels, height, width = delta.shape
+    shape = _as_images(x).shape
+    _, channels, height, width = shape
     side = max(3, round(math.sqrt(area * height * width))) | 1
     size = (min(side, height), min(side, width))
     unit = draw.uniform((5 + channels,))
-    corners, windows = _windows(height, width, size, unit[:, :4].view(-1, 2, 2))
-    into = windows[:, :1]  # into the first, out of the second
-    both = torch.maximum(into, windows[:, 1:])
+    into, out = (_places(shape, size, unit[:, at : at + 2]) for at in (0, 2))
     lies = (unit[:, 4] < 0.5) & (size[0] == size[1])  # as often as it stands
-    signs = unit[:, 5:, None, None].lt(0.5).to(delta.dtype) * 2 - 1
-    kept, rest = delta * into, delta * (1 - both)
-    bump = _placed(_bump(*size, x.device), corners[:, 0], lies, height, width)
-    fresh = bump * signs + kept / _channel_norm(kept).clamp_min_(1e-12)
-    squares = delta.square()
-    moved = (squares * both).sum((2, 3), keepdim=True)
-    unspent = (eps**2 - squares.flatten(1).sum(1)).clamp_min_(0) / channels
-    length = (per_row(unspent, delta) + moved).sqrt_()
-    proposal = rest.addcmul_(fresh, length / _channel_norm(fresh).clamp_min_(1e-12))
-    return _on_sphere(proposal.view_as(x), x, eps, bounds)
+    signs = unit[:, 5:, None].lt(0.5).to(x.dtype) * 2 - 1
+
+    delta = (x_adv - x).flatten(1)
+    unspent = (eps**2 - norm_of(delta, "l2").square_()).clamp_min_(0) / channels
+    kept = delta.gather(1, into).view(-1, channels, size[0] * size[1])
+    emptied = delta.scatter_(1, into, 0.0).gather(1, out).view_as(kept)  # but for what is in both
+    moved = _squares(kept) + _squares(emptied)
+    fresh = _bumps(size, x.device)[lies.long()] * signs + kept / _squares(kept).sqrt_().clamp_min_(1e-12)
+    length = (unspent[:, None, None] + moved).sqrt_()
+    fresh *= length / _squares(fresh).sqrt_().clamp_min_(1e-12)
+    delta.scatter_(1, out, 0.0).scatter_(1, into, fresh.flatten(1))
+    return _on_sphere(delta.view_as(x), x, eps, bounds)
 
 
-def _placed(pattern: Tensor, corner: Tensor, lies: Tensor, height: int, width: int) -> Tensor:
-    """The pattern with its corner at (N, 2), transposed where it lies, and 0 around it: (N, 1, H, W).
-
-    Cut out of a wide canvas: to look up every pixel takes ten times as long.
-    """
-    h, w = pattern.shape
-    canvas = pattern.new_zeros(2, 2 * height - h, 2 * width - w)
-    canvas[0, height - h : height, width - w : width] = pattern
-    if h == w:
-        canvas[1, height - h : height, width - w : width] = pattern.T
-    cuts = canvas.unfold(1, height, 1).unfold(2, width, 1)
-    return cuts[lies.long(), height - h - corner[:, 0], width - w - corner[:, 1]][:, None]
+@functools.lru_cache(maxsize=16)
+def _bumps(size: tuple[int, int], device: torch.device) -> Tensor:
+    """The pattern as it stands and, where it is as wide as high, as it lies: (2 or 1, 1, h * w)."""
+    bump = _bump(*size, device)
+    ways = [bump, bump.T] if size[0] == size[1] else [bump]
+    return torch.stack([way.flatten() for way in ways])[:, None]
 
 
-def _channel_norm(images: Tensor) -> Tensor:
-    return images.flatten(2).norm(dim=2)[:, :, None, None]
+def _squares(values: Tensor) -> Tensor:
+    """Sum of squares by channel: (N, C, P) -> (N, C, 1)."""
+    return torch.linalg.vector_norm(values, dim=2, keepdim=True).square_()
