@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -107,7 +108,7 @@ class Oracle:
         self._access, self._micro_batch = access, max(1, micro_batch // target.draws)
         self._budget, self._spent, self._tick = budget, 0, tick
         self._unbooked = [0, 0]  # passes of the live rows that the ledger does not show yet
-        self._ball: tuple[Tensor, Tensor] | None = None  # ends of the live rows' linf ball within the box
+        self._balls: dict[float, tuple[Tensor, Tensor]] = {}  # by radius, ends of the live rows' linf balls within the box
 
     def __len__(self) -> int:
         """Live rows."""
@@ -178,12 +179,17 @@ class Oracle:
         The loss is called with (logits, y, *columns); `columns` are per-row tensors such as target
         classes. The point counts as visited: if it is adversarial, that is recorded.
         """
+        self._require("gradient")
         self._pay(1, 1)
-        parts = [
-            self._gradient(x_adv[rows], loss, self.y[rows], *(column[rows] for column in columns))
-            for rows in self._batches()
-        ]
-        out = parts[0] if len(parts) == 1 else Evaluation(*(torch.cat(p) for p in zip(*parts, strict=True)))
+        out = self._in_batches(partial(_differentiate, self._target, loss), x_adv, self.y, *columns)
+        self._record(x_adv, out.logits)
+        return out
+
+    def slope(self, x_adv: Tensor, weights: Tensor) -> Evaluation:
+        """As `gradient`, of the logits' sum with these weights, (N, C): without a graph beyond the logits, so sooner."""
+        self._require("gradient")
+        self._pay(1, 1)
+        out = self._in_batches(partial(_weigh, self._target), x_adv, weights)
         self._record(x_adv, out.logits)
         return out
 
@@ -217,25 +223,24 @@ class Oracle:
 
     def gradient_of(self, surrogate: Target, x_adv: Tensor, loss: Callable[..., Tensor]) -> Evaluation:
         """As `gradient`, but of another model: costs no pass of the target, and nothing is recorded."""
-        parts = [self._differentiate(surrogate, x_adv[rows], loss, self.y[rows]) for rows in self._batches()]
-        return parts[0] if len(parts) == 1 else Evaluation(*(torch.cat(p) for p in zip(*parts, strict=True)))
+        return self._in_batches(partial(_differentiate, surrogate, loss), x_adv, self.y)
 
     def project(self, x_adv: Tensor) -> Tensor:
         """Nearest point inside the threat."""
-        return self.vouch(self._project(x_adv))
+        return self.vouch(self.brought_into(self.threat, x_adv))
 
     def vouch(self, point: Tensor) -> Tensor:
         """The point, which lies inside the threat by the attack's word: unless it is changed, it is not measured."""
         return self._observer.vouch(point)
 
-    def _project(self, x_adv: Tensor) -> Tensor:
-        if self.threat.norm != "linf":
-            return self.threat.project(x_adv, self.x)
-        if self._ball is None:  # the same for every step until rows leave
-            low, high = self.threat.bounds
-            eps = self.threat.radius
-            self._ball = (self.x - eps).clamp_(min=low), (self.x + eps).clamp_(max=high)
-        return torch.clamp(x_adv, *self._ball)
+    def brought_into(self, inside: Threat, x_adv: Tensor) -> Tensor:
+        """Nearest point inside a set around x of any radius."""
+        if inside.norm != "linf":
+            return inside.project(x_adv, self.x)
+        eps, (low, high) = inside.radius, inside.bounds
+        if eps not in self._balls:  # the same for every step until rows leave
+            self._balls[eps] = (self.x - eps).clamp_(min=low), (self.x + eps).clamp_(max=high)
+        return torch.clamp(x_adv, *self._balls[eps])
 
     def clip(self, x_adv: Tensor) -> Tensor:
         """Nearest point inside the box."""
@@ -305,7 +310,7 @@ class Oracle:
         many._budget = None if self._budget is None else (self._budget - self._spent) // count
         if (tick := self._tick) is not None:
             many._tick = lambda spent: tick(self._spent + count * spent)
-        many._spent, many._unbooked, many._ball = 0, [0, 0], None
+        many._spent, many._unbooked, many._balls = 0, [0, 0], {}
         return many
 
     def _take_over(self, many: Oracle, count: int) -> None:
@@ -358,21 +363,12 @@ class Oracle:
         self._record(x_adv, logits)
         return logits
 
-    def _gradient(self, x: Tensor, loss: Callable[..., Tensor], *columns: Tensor) -> Evaluation:
-        self._require("gradient")
-        return self._differentiate(self._target, x, loss, *columns)
-
-    @staticmethod
-    def _differentiate(
-        target: Target, x: Tensor, loss: Callable[..., Tensor], *columns: Tensor
-    ) -> Evaluation:
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = target.logits(x)
-            value = loss(logits, *columns)
-        _require_graph(value)
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-        return Evaluation(gradient, value.detach(), logits.detach())
+    def _in_batches(self, evaluate: Callable[..., Evaluation], *columns: Tensor) -> Evaluation:
+        """`evaluate` of the live rows' columns, (N, ...) each, in micro-batches."""
+        if len(self) <= self._micro_batch:
+            return evaluate(*columns)
+        parts = [evaluate(*(column[rows] for column in columns)) for rows in self._batches()]
+        return Evaluation(*(torch.cat(p) for p in zip(*parts, strict=True)))
 
     def _jacobian(self, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Jacobian]:
         x = x.detach().requires_grad_()
@@ -413,7 +409,7 @@ class Oracle:
     def _settle(self) -> None:
         """What has to be done before the live rows change."""
         self._book()
-        self._ball = None
+        self._balls = {}
 
     def _book(self) -> None:
         """Write the live rows' passes into the ledger: before rows change, and before it is read."""
@@ -433,6 +429,28 @@ class Oracle:
     def _record(self, x_adv: Tensor, logits: Tensor) -> None:
         if self._watched:
             self._observer.observe(x_adv, logits)
+
+
+def _differentiate(
+    target: Target, loss: Callable[..., Tensor], x: Tensor, *columns: Tensor
+) -> Evaluation:
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = target.logits(x)
+        value = loss(logits, *columns)
+    _require_graph(value)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    return Evaluation(gradient, value.detach(), logits.detach())
+
+
+def _weigh(target: Target, x: Tensor, weights: Tensor) -> Evaluation:
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = target.logits(x)
+    _require_graph(logits)
+    (gradient,) = torch.autograd.grad(logits, x, weights)
+    logits = logits.detach()
+    return Evaluation(gradient, (logits * weights).sum(1), logits)
 
 
 def _require_graph(value: Tensor) -> None:

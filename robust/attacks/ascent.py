@@ -29,7 +29,8 @@ class Step(NamedTuple):
 def classes_in_turn(oracle: Oracle, s: State, most: int) -> Iterator[int]:
     """A loop over the wrong classes, whichever was seen to come nearest of those left: 0, 1, ... below `most`.
 
-    s.aim (N, 1) is the class in turn. Also begins s.x_adv, s.previous and s.weights, for `diversify` and `climb`.
+    s.aim (N, 1) is the class in turn. Also begins s.x_adv, s.previous and s.weights (N, C), of the logits, for `diversify`
+    and `climb`.
     """
     s.x_adv = s.previous = oracle.x
     s.aim = oracle.y[:, None]
@@ -63,23 +64,30 @@ def diversify(oracle: Oracle, s: State, steps: int, streams: Streams, factor: fl
     weights = streams.child("odi").uniform((oracle.gaps.shape[1],), -1, 1)
     s.weights = weights.scatter(1, s.aim, 0.8).scatter(1, oracle.y[:, None], -0.8)
     for _ in oracle.steps(steps):
-        gradient = oracle.gradient(s.x_adv, _weighted, s.weights).gradient
-        s.x_adv = inside.project(ahead(s.x_adv, gradient, inside, inside.radius), oracle.x)
+        gradient = oracle.slope(s.x_adv, s.weights).gradient
+        s.x_adv = oracle.brought_into(inside, ahead(s.x_adv, gradient, inside, inside.radius))
+
+
+def begin_ascent(oracle: Oracle, s: State) -> None:
+    """Before the first `climb` of an ascent from s.x_adv towards s.aim."""
+    s.previous = s.x_adv
+    s.weights = torch.zeros_like(oracle.gaps).scatter_(1, s.aim, 1.0).scatter_(1, oracle.y[:, None], -1.0)
 
 
 def climb(oracle: Oracle, s: State, step: Step, momentum: float) -> Tensor:
-    """One momentum step of s.x_adv towards s.aim, with the move before it from s.previous.
+    """One momentum step of s.x_adv towards s.aim, after `begin_ascent`.
 
     Returns:
         the gap to s.aim at the point that was left, (N,); it lies inside the step's set unless the step is first.
     """
     inside = step.inside
-    gradient, gap, _ = oracle.gradient(s.x_adv, class_gap, s.aim)
-    at = inside.project(s.x_adv, oracle.x) if step.first else s.x_adv
-    goal = toward_set(ahead(at, gradient, inside, step.size), oracle.x, inside)
+    gradient, gap, _ = oracle.slope(s.x_adv, s.weights)
+    at = oracle.brought_into(inside, s.x_adv) if step.first else s.x_adv
+    goal = ahead(at, gradient, inside, step.size)
+    goal = toward_set(goal, oracle.x, inside) if inside.norm == "l2" else oracle.brought_into(inside, goal)
     if not step.first:
         goal = _carried(goal, at, s.previous, momentum)
-    s.previous, s.x_adv = at, inside.project(goal, oracle.x)
+    s.previous, s.x_adv = at, oracle.brought_into(inside, goal)
     return gap
 
 
@@ -105,7 +113,3 @@ def check_radii(name: str, radii: tuple[float, ...], steps: int) -> None:
 def class_gap(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
     """z_aim - z_y, (N,); aim is (N, 1)."""
     return gap_to(logits, y, aim)
-
-
-def _weighted(logits: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    return (logits * weights).sum(1)

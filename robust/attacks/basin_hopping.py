@@ -8,7 +8,7 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from robust.attacks.ascent import check_radii, class_gap, classes_in_turn, climb, diversify, schedule
+from robust.attacks.ascent import begin_ascent, check_radii, class_gap, classes_in_turn, climb, diversify, schedule
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import choose, per_row, random_start
 from robust.errors import InputError
@@ -153,7 +153,7 @@ class BasinHopping(Attack):
 
     def _ascend(self, oracle: Oracle, s: State, count: int, radii: tuple[float, ...], *, size: float) -> None:
         """Ascend towards s.aim, keeping the best point inside the threat."""
-        s.previous = s.x_adv
+        begin_ascent(oracle, s)
         steps = list(schedule(oracle.threat, radii, count, size=size))
         for step in oracle.steps(count):
             at, inside = s.x_adv, steps[step].inside is oracle.threat and not (steps[step].first and step)

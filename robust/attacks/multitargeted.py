@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robust.attacks.ascent import check_radii, classes_in_turn, climb, diversify, schedule
+from robust.attacks.ascent import begin_ascent, check_radii, classes_in_turn, climb, diversify, schedule
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import random_start
 from robust.errors import InputError
@@ -85,7 +85,7 @@ class MultiTargeted(Attack):
         diversify(oracle, s, self.odi_steps, streams, self.radii[0])
 
     def _ascend(self, oracle: Oracle, s: State) -> None:
-        s.previous = s.x_adv
+        begin_ascent(oracle, s)
         steps = list(schedule(oracle.threat, self.radii, self.steps))
         for step in oracle.steps(self.steps):
             climb(oracle, s, steps[step], self.momentum)
