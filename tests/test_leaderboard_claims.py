@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import Outcome as Ended
+from pydantic import ValidationError
 from reports import make_record, make_report
 from torch import Tensor, nn
 
@@ -29,12 +30,15 @@ from robust.leaderboard import (
     verify,
 )
 from robust.leaderboard import compare as compare_records
-from robust.leaderboard.artefacts import read_verdicts, verdicts_bytes
+from robust.leaderboard.artefacts import COLUMNS, read_verdicts, verdicts_bytes
 from robust.leaderboard.claims import check_suite, check_trust
 from robust.leaderboard.compare import Paired
+from robust.leaderboard.derive import confusion
 from robust.leaderboard.drawn import survived, weigh
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.rebuild import rebuild
+from robust.leaderboard.schema import MOST_CLASSES, Group, Rate
+from robust.leaderboard.site.charts import confusion_table
 from robust.leaderboard.site.exports import badge
 from robust.report import Report
 from robust.sources import load_data, save_weights
@@ -387,7 +391,12 @@ def _with(name: str, values: Any) -> pa.Table:
         (parquet(_with("forwards", [None, *range(99)])), "column forwards: 1 values are missing"),
         (parquet(_with("label", [10**15] * 100)), "column label: expected classes in"),
         (parquet(_with("prediction", [-1] * 100)), "column prediction: expected classes in"),
+        (parquet(TABLE.append_column("prediction_adv", pa.array([10**15] * 100))), "column prediction_adv: expected classes in"),
+        (parquet(_with("status", [*TABLE["status"].to_pylist()[:-1], "robust"])),
+         "column status: expected misclassified, broken, survived or error, got 'robust' for sample 99"),
         (parquet(_with("attack", ["a" * 10**8] + [""] * 99)), "expected at most 10000 bytes a row"),
+        (parquet(_with("attack", ["a" * 10**6] * 100)), "expected at most 10000 bytes a row, got 100,0"),
+        (parquet(TABLE.append_column("more", pa.array([[1] * 1000] * 100))), "column more: expected numbers or texts, got list"),
         (parquet(TABLE.append_column("margin", pa.array(["m"] * 100))), "column margin: expected floats"),
         (parquet(pa.table({**{n: TABLE[n] for n in TABLE.schema.names}, **{f"c{i}": TABLE["label"] for i in range(99)}})),
          "expected at most 100 columns"),
@@ -399,6 +408,50 @@ def test_tables_of_another_form_are_not_read(content: bytes, reason: str) -> Non
         read_verdicts(content, 100)
     assert str(caught.value).startswith("verdicts: ")
     assert reason in str(caught.value)
+
+
+def test_a_table_of_a_billion_rows_is_not_read() -> None:
+    """Whatever its record says: so many rows of one value are a few bytes."""
+    one = {
+        name: pa.array([TABLE[name][0].as_py()] * 10**6, TABLE.schema.field(name).type) for name in COLUMNS
+    }
+    million = parquet(pa.table(one))
+    assert len(million) < 50_000
+    assert len(read_verdicts(million, 10**6)) == 10**6
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, pa.table(one).schema) as writer:
+        for _ in range(10):
+            writer.write_table(pa.table(one))
+    with pytest.raises(
+        StoreError, match=r"expected at most 50,000,000 values, got 10,000,000 rows of 8 columns"
+    ):
+        read_verdicts(sink.getvalue(), 10**7)
+
+
+def test_a_class_of_a_high_number_costs_a_page_no_memory() -> None:
+    verdicts = make_report().verdicts
+    verdicts.loc[0, "prediction"] = MOST_CLASSES - 1
+    found = confusion(verdicts)
+    assert found.size == MOST_CLASSES
+    assert int(found.count.sum()) == 100
+    assert f"{MOST_CLASSES} classes" in confusion_table(found, [str(label) for label in range(MOST_CLASSES)])
+    rate = Rate.of(1, 1)
+    with pytest.raises(ValidationError, match="less than 100000"):
+        Group(name="far", label=MOST_CLASSES, clean=rate, robust=rate)
+
+
+def test_publish_names_the_sample_of_an_unknown_status(tmp_path: Path, inside: Cli) -> None:
+    report = make_report()
+    report.verdicts.loc[report.verdicts["sample_id"] == 42, "status"] = "robust"
+    content = make_record().model_dump(mode="json")
+    file = parquet(pa.Table.from_pandas(report.verdicts, preserve_index=False))
+    content["artefacts"] |= {"verdicts_file_sha256": sha256(file)}
+    Store(tmp_path / "store").add(Record.model_validate(content), file)
+    done = inside(
+        "leaderboard", "publish", str(tmp_path / "store"), "--out", str(tmp_path / "site"), cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "broken, survived or error, got 'robust' for sample 42" in done.stderr
 
 
 def test_verify_says_what_is_wrong_with_a_table(net: nn.Module, tmp_path: Path) -> None:
