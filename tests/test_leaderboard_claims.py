@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from reports import make_record, make_report
 from torch import Tensor, nn
 
 from robust import evaluate
-from robust.errors import InputError, StoreError
+from robust.errors import InputError, StoreError, UnsupportedError
 from robust.leaderboard import (
     Record,
     Store,
@@ -37,12 +38,15 @@ from robust.leaderboard.derive import confusion
 from robust.leaderboard.drawn import survived, weigh
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.rebuild import rebuild
-from robust.leaderboard.schema import MOST_CLASSES, Group, Rate
+from robust.leaderboard.schema import MOST_CLASSES, AttackInfo, Group, Rate
 from robust.leaderboard.site.charts import confusion_table
 from robust.leaderboard.site.exports import badge
+from robust.leaderboard.suite_history import HISTORY, fingerprint
 from robust.report import Report
 from robust.sources import load_data, save_weights
+from robust.suites import SUITES, VERSIONS, Stage, resolve
 from robust.target import Target
+from robust.threat import NORMS, Threat
 
 DEFENSE: dict[str, Any] = {"name": "none", "parameters": {}}
 UNRELIABLE = {"check": "randomized", "severity": "unreliable", "message": "m"}
@@ -154,9 +158,77 @@ def test_one_step_is_not_the_suite_standard(few: Callable[[Any], Report]) -> Non
     report.attacks[0]["label"] = "standard"
     report.verdicts["attack"] = report.verdicts["attack"].replace("fgsm", "standard")
     assert suite_of(report).ok is False
+    report.suite_version = None
     older = suite_of(report, environment={"robust": "0.0.1"})
     assert (older.ok, older.asked) == (None, True)
-    assert "the record is of 0.0.1" in older.message
+    assert "the record, of robust 0.0.1, does not say which version of standard it is of" in older.message
+
+
+@pytest.mark.parametrize(
+    ("version", "ok", "reason"),
+    [
+        (VERSIONS["standard"], False, "not those that standard version 5 stands for"),
+        (VERSIONS["standard"] + 1, None, "the record is of standard version 6, and version 5 is installed; upgrade"),
+        (1, False, "of standard version 1, yet versions are stated from 5 on; version 5 is installed"),
+    ],
+)  # fmt: skip
+def test_an_older_program_excuses_no_record_that_states_its_suites_version(
+    few: Callable[[Any], Report], version: int, ok: bool | None, reason: str
+) -> None:
+    report = few("fgsm")
+    report.suite, report.suite_version = "standard", version
+    outcome = suite_of(report, environment={"robust": "0.0.1"})
+    assert (outcome.ok, outcome.asked) == (ok, ok is None)
+    assert reason in outcome.message
+
+
+def test_a_record_of_an_older_version_is_held_to_what_that_was(
+    few: Callable[[Any], Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = few("quick")
+    monkeypatch.setitem(VERSIONS, "quick", 2)
+    outcome = suite_of(report)
+    assert outcome.ok is True
+    assert outcome.message == "the attacks are those that quick version 1 stood for; version 2 is installed"
+    report.attacks[1]["selection"]["near"] = 1e-9
+    assert suite_of(report).ok is False
+
+
+def test_a_record_without_a_version_stands_where_its_attacks_do(few: Callable[[Any], Report]) -> None:
+    report = few("quick")
+    report.suite_version = None
+    assert suite_of(report).ok is True
+
+
+def test_a_suite_that_changes_has_a_version_of_its_own() -> None:
+    """Where this fails: raise the suite's number in VERSIONS, and add to HISTORY what is printed."""
+    now: dict[tuple[str, int], dict[str, str]] = {}
+    for name, version in VERSIONS.items():
+        for norm, eps in {
+            **dict.fromkeys(NORMS, "0.5"),
+            "spatial": "30,0.1",
+            "corruptions": "1-5",
+            "patch": "5x5",
+        }.items():
+            with suppress(UnsupportedError):
+                _, stages = resolve(name, Threat(norm, eps))
+                now.setdefault((name, version), {})[norm] = fingerprint([_listed(stage) for stage in stages])
+    print("HISTORY =", now)
+    assert {key: HISTORY.get(key) for key in now} == now
+    assert set(VERSIONS) <= set(SUITES)
+
+
+def _listed(stage: Stage) -> AttackInfo:
+    attack, selection = stage.attack, {key: value for key, value in vars(stage).items() if key != "attack"}
+    counts = dict.fromkeys(("attacked", "broke", "survived", "forwards", "backwards"), 0)
+    return AttackInfo(
+        name=attack.name,
+        label=attack.label,
+        parameters=attack.parameters,
+        selection=selection,
+        seconds=0,
+        **counts,
+    )
 
 
 def test_attacks_shown_other_samples_than_the_suite_says_are_another_suite(

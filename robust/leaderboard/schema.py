@@ -146,11 +146,14 @@ class AttackInfo(Part):
 class SuiteInfo(Part):
     """The suite; with `cascade` each attack saw only what the ones before it left standing.
 
+    `version` is None where the suite has no versions, such as a list of attacks, and in records from before they were
+    recorded.
     `eot` says how a randomised model was judged: {"samples", "vote"}. With `minimize` every search went on for
     the nearest adversarial point, which the verdict table gives under "nearest".
     """
 
     name: Text
+    version: Annotated[int, Field(ge=1)] | None = None
     cascade: bool
     eot: Parameters | None = None
     minimize: bool = False
