@@ -153,7 +153,7 @@ class Watch:
             self._show()
 
     def _lost(self, event: Event) -> None:
-        self._line(f"trained again: {self._name(event.title)}: {event.fields['reason']}")
+        self._line(f"training again: {self._name(event.title)}: {event.fields['reason']}")
 
     def _retry(self, event: Event) -> None:
         self._end(event)
