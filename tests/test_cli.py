@@ -276,6 +276,32 @@ def test_doctor_names_versions_and_what_is_missing(tmp_path: Path, inside: Calla
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_what_libraries_do_at_exit_changes_no_status(tmp_path: Path) -> None:
+    """Native threads of a GPU's libraries were seen to abort a finished process; here it is a C exit function."""
+    code = (
+        "import atexit, ctypes, sys, torch, robust.cli\n"
+        "sys.argv = ['robust', 'list', 'suites']\n"
+        "atexit.register(print, 'over')\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)\n"
+        "torch.cuda.is_initialized = lambda: {}\n"
+        "robust.cli.command()"
+    )
+    ends = [
+        subprocess.run(
+            [sys.executable, "-c", code.format(used)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+        for used in (False, True)
+    ]
+    assert [done.returncode for done in ends] == [-signal.SIGABRT, 0]
+    assert "autoattack" in ends[1].stdout
+    assert ends[1].stdout.endswith("over\n")
+
+
 def test_help_does_not_import_torch() -> None:
     for arguments in ([], ["attack"], ["sweep"]):
         code = f"import sys; sys.argv = ['robust', *{arguments!r}, '--help']\nimport robust.cli\n" + (
