@@ -1,6 +1,6 @@
 """`python -m robust`."""
 
-from robust.cli import main
+from robust.cli import command
 
 if __name__ == "__main__":
-    main()
+    command()

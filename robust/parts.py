@@ -27,7 +27,7 @@ from robust.errors import InputError
 from robust.report import Report
 from robust.run import Run, Settings
 from robust.sources import Samples, model_sha256
-from robust.suites import Stage
+from robust.suites import VERSIONS, Stage
 from robust.target import Target, naming_failures
 from robust.threat import Threat
 
@@ -197,6 +197,7 @@ def join(
     return Report(
         threat=plan.threat,
         suite=plan.suite,
+        suite_version=VERSIONS.get(plan.suite),
         seed=seed,
         verdicts=verdicts,
         attacks=attacks,

@@ -41,6 +41,7 @@ class Report:
         attacks: a dict per attack: name, label, parameters, attacked, broke, survived, rejected (claims
             that the audit refused), silent (samples with a misclassified point in the search and no claim),
             unstarted (the attack found nowhere to begin), errors, forwards, backwards, seconds.
+        suite_version: which version of the suite, where it has versions.
         cascade: each attack saw only what the ones before it left standing; otherwise each saw every
             correctly classified sample, and `survived` is its robust count alone.
         trust: "trusted", "suspect" or "unreliable", from `findings` [{check, severity, message}].
@@ -66,6 +67,7 @@ class Report:
     versions: dict[str, str]
     seconds: float
     engine: str = "plain"
+    suite_version: int | None = None
     cascade: bool = True
     minimize: bool = False
     eot: dict[str, Any] | None = None
@@ -201,6 +203,7 @@ class Report:
                 "bounds": list(self.threat.bounds),
             },
             "suite": self.suite,
+            "suite_version": self.suite_version,
             "seed": self.seed,
             "model": self.model,
             "data": self.data,
@@ -277,6 +280,7 @@ class Report:
             minimize=raw.get("minimize", False),
             examples=load_file(examples) if examples.exists() else None,
             eot=raw.get("eot"),
+            suite_version=raw.get("suite_version"),
             **{key: raw[key] for key in (*kept, "seconds", "engine", "cascade", "failures")},
         )
 

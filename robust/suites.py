@@ -64,6 +64,8 @@ class Stage:
 
 Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
+# Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
+VERSIONS: Final = {"quick": 1, "standard": 5, "thorough": 5, "autoattack": 2, "demo": 1}
 
 
 @SUITES.register("quick")

@@ -17,6 +17,9 @@ import pytest
 from conftest import Outcome
 from torch import nn
 
+from robust.attacks import ATTACKS, PGD
+from robust.cli import common
+from robust.defenses import DEFENSES
 from robust.leaderboard import Store
 from robust.report import Report
 from robust.sources import save_weights
@@ -258,12 +261,45 @@ def test_list_fits_eighty_columns(tmp_path: Path, inside: Callable[..., Outcome]
     assert max(map(len, lines)) <= 80
 
 
+def test_every_attack_and_defense_is_described_in_eighty_columns() -> None:
+    for registry in (ATTACKS, DEFENSES):
+        for name in registry:
+            assert max(map(len, common.described(registry[name]).splitlines())) <= 80, name
+    assert "\n    steps: gradient steps a restart, >= 1.\n    step_size: in units" in common.described(PGD)
+
+
 def test_doctor_names_versions_and_what_is_missing(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
     done = inside("doctor", cwd=tmp_path)
     assert done.returncode == 0
     assert "torch" in done.stdout
     assert "python" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_what_libraries_do_at_exit_changes_no_status(tmp_path: Path) -> None:
+    """Native threads of a GPU's libraries were seen to abort a finished process; here it is a C exit function."""
+    code = (
+        "import atexit, ctypes, sys, torch, robust.cli\n"
+        "sys.argv = ['robust', 'list', 'suites']\n"
+        "atexit.register(print, 'over')\n"
+        "libc = ctypes.CDLL(None)\n"
+        "libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)\n"
+        "torch.cuda.is_initialized = lambda: {}\n"
+        "robust.cli.command()"
+    )
+    ends = [
+        subprocess.run(
+            [sys.executable, "-c", code.format(used)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+        for used in (False, True)
+    ]
+    assert [done.returncode for done in ends] == [-signal.SIGABRT, 0]
+    assert "autoattack" in ends[1].stdout
+    assert ends[1].stdout.endswith("over\n")
 
 
 def test_help_does_not_import_torch() -> None:
@@ -354,10 +390,11 @@ def test_what_fails_in_one_way_is_said_once(tmp_path: Path, inside: Callable[...
     done = inside("sweep", "plan.toml", "--out", "out", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 3
     assert "`robust leaderboard show" not in done.stdout
-    summary = [line for line in done.stderr.splitlines() if line.startswith("robust: ")]
+    summary = done.stderr.partition("robust: ")[2].replace("\n    ", " ").splitlines()
     assert len(summary) == 3, summary
-    assert summary[0].startswith("robust: failed: digits-mlp x none(epochs=2) (and 1 more): data damaged.npz")
+    assert summary[0].startswith("failed: digits-mlp x none(epochs=2) (and 1 more): data damaged.npz")
     assert summary[1].startswith("robust: 4 missing: digits-mlp x none(epochs=2), linf:0.05, quick, seed 0; ")
+    assert max(map(len, done.stderr.splitlines())) <= 80
 
 
 @pytest.mark.slow

@@ -193,6 +193,7 @@ def test_the_message_has_everything() -> None:
     ):
         assert part in text
     assert text.count("\n  sample ") == 3
+    assert max(map(len, text.splitlines())) <= 80
     rows = worst(report, 100)
     assert [row["margin"] for row in rows] == sorted((row["margin"] for row in rows), reverse=True)
 

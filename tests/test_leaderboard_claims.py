@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import Outcome as Ended
+from pydantic import ValidationError
 from reports import make_record, make_report
 from torch import Tensor, nn
 
 from robust import evaluate
-from robust.errors import InputError, StoreError
+from robust.errors import InputError, StoreError, UnsupportedError
 from robust.leaderboard import (
     Record,
     Store,
@@ -29,16 +31,22 @@ from robust.leaderboard import (
     verify,
 )
 from robust.leaderboard import compare as compare_records
-from robust.leaderboard.artefacts import read_verdicts, verdicts_bytes
+from robust.leaderboard.artefacts import COLUMNS, read_verdicts, verdicts_bytes
 from robust.leaderboard.claims import check_suite, check_trust
 from robust.leaderboard.compare import Paired
+from robust.leaderboard.derive import confusion
 from robust.leaderboard.drawn import survived, weigh
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.rebuild import rebuild
+from robust.leaderboard.schema import MOST_CLASSES, AttackInfo, Group, Rate
+from robust.leaderboard.site.charts import confusion_table
 from robust.leaderboard.site.exports import badge
+from robust.leaderboard.suite_history import HISTORY, fingerprint
 from robust.report import Report
 from robust.sources import load_data, save_weights
+from robust.suites import SUITES, VERSIONS, Stage, resolve
 from robust.target import Target
+from robust.threat import NORMS, Threat
 
 DEFENSE: dict[str, Any] = {"name": "none", "parameters": {}}
 UNRELIABLE = {"check": "randomized", "severity": "unreliable", "message": "m"}
@@ -150,9 +158,77 @@ def test_one_step_is_not_the_suite_standard(few: Callable[[Any], Report]) -> Non
     report.attacks[0]["label"] = "standard"
     report.verdicts["attack"] = report.verdicts["attack"].replace("fgsm", "standard")
     assert suite_of(report).ok is False
+    report.suite_version = None
     older = suite_of(report, environment={"robust": "0.0.1"})
     assert (older.ok, older.asked) == (None, True)
-    assert "the record is of 0.0.1" in older.message
+    assert "the record, of robust 0.0.1, does not say which version of standard it is of" in older.message
+
+
+@pytest.mark.parametrize(
+    ("version", "ok", "reason"),
+    [
+        (VERSIONS["standard"], False, "not those that standard version 5 stands for"),
+        (VERSIONS["standard"] + 1, None, "the record is of standard version 6, and version 5 is installed; upgrade"),
+        (1, False, "of standard version 1, yet versions are stated from 5 on; version 5 is installed"),
+    ],
+)  # fmt: skip
+def test_an_older_program_excuses_no_record_that_states_its_suites_version(
+    few: Callable[[Any], Report], version: int, ok: bool | None, reason: str
+) -> None:
+    report = few("fgsm")
+    report.suite, report.suite_version = "standard", version
+    outcome = suite_of(report, environment={"robust": "0.0.1"})
+    assert (outcome.ok, outcome.asked) == (ok, ok is None)
+    assert reason in outcome.message
+
+
+def test_a_record_of_an_older_version_is_held_to_what_that_was(
+    few: Callable[[Any], Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = few("quick")
+    monkeypatch.setitem(VERSIONS, "quick", 2)
+    outcome = suite_of(report)
+    assert outcome.ok is True
+    assert outcome.message == "the attacks are those that quick version 1 stood for; version 2 is installed"
+    report.attacks[1]["selection"]["near"] = 1e-9
+    assert suite_of(report).ok is False
+
+
+def test_a_record_without_a_version_stands_where_its_attacks_do(few: Callable[[Any], Report]) -> None:
+    report = few("quick")
+    report.suite_version = None
+    assert suite_of(report).ok is True
+
+
+def test_a_suite_that_changes_has_a_version_of_its_own() -> None:
+    """Where this fails: raise the suite's number in VERSIONS, and add to HISTORY what is printed."""
+    now: dict[tuple[str, int], dict[str, str]] = {}
+    for name, version in VERSIONS.items():
+        for norm, eps in {
+            **dict.fromkeys(NORMS, "0.5"),
+            "spatial": "30,0.1",
+            "corruptions": "1-5",
+            "patch": "5x5",
+        }.items():
+            with suppress(UnsupportedError):
+                _, stages = resolve(name, Threat(norm, eps))
+                now.setdefault((name, version), {})[norm] = fingerprint([_listed(stage) for stage in stages])
+    print("HISTORY =", now)
+    assert {key: HISTORY.get(key) for key in now} == now
+    assert set(VERSIONS) <= set(SUITES)
+
+
+def _listed(stage: Stage) -> AttackInfo:
+    attack, selection = stage.attack, {key: value for key, value in vars(stage).items() if key != "attack"}
+    counts = dict.fromkeys(("attacked", "broke", "survived", "forwards", "backwards"), 0)
+    return AttackInfo(
+        name=attack.name,
+        label=attack.label,
+        parameters=attack.parameters,
+        selection=selection,
+        seconds=0,
+        **counts,
+    )
 
 
 def test_attacks_shown_other_samples_than_the_suite_says_are_another_suite(
@@ -387,7 +463,12 @@ def _with(name: str, values: Any) -> pa.Table:
         (parquet(_with("forwards", [None, *range(99)])), "column forwards: 1 values are missing"),
         (parquet(_with("label", [10**15] * 100)), "column label: expected classes in"),
         (parquet(_with("prediction", [-1] * 100)), "column prediction: expected classes in"),
+        (parquet(TABLE.append_column("prediction_adv", pa.array([10**15] * 100))), "column prediction_adv: expected classes in"),
+        (parquet(_with("status", [*TABLE["status"].to_pylist()[:-1], "robust"])),
+         "column status: expected misclassified, broken, survived or error, got 'robust' for sample 99"),
         (parquet(_with("attack", ["a" * 10**8] + [""] * 99)), "expected at most 10000 bytes a row"),
+        (parquet(_with("attack", ["a" * 10**6] * 100)), "expected at most 10000 bytes a row, got 100,0"),
+        (parquet(TABLE.append_column("more", pa.array([[1] * 1000] * 100))), "column more: expected numbers or texts, got list"),
         (parquet(TABLE.append_column("margin", pa.array(["m"] * 100))), "column margin: expected floats"),
         (parquet(pa.table({**{n: TABLE[n] for n in TABLE.schema.names}, **{f"c{i}": TABLE["label"] for i in range(99)}})),
          "expected at most 100 columns"),
@@ -399,6 +480,50 @@ def test_tables_of_another_form_are_not_read(content: bytes, reason: str) -> Non
         read_verdicts(content, 100)
     assert str(caught.value).startswith("verdicts: ")
     assert reason in str(caught.value)
+
+
+def test_a_table_of_a_billion_rows_is_not_read() -> None:
+    """Whatever its record says: so many rows of one value are a few bytes."""
+    one = {
+        name: pa.array([TABLE[name][0].as_py()] * 10**6, TABLE.schema.field(name).type) for name in COLUMNS
+    }
+    million = parquet(pa.table(one))
+    assert len(million) < 50_000
+    assert len(read_verdicts(million, 10**6)) == 10**6
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, pa.table(one).schema) as writer:
+        for _ in range(10):
+            writer.write_table(pa.table(one))
+    with pytest.raises(
+        StoreError, match=r"expected at most 50,000,000 values, got 10,000,000 rows of 8 columns"
+    ):
+        read_verdicts(sink.getvalue(), 10**7)
+
+
+def test_a_class_of_a_high_number_costs_a_page_no_memory() -> None:
+    verdicts = make_report().verdicts
+    verdicts.loc[0, "prediction"] = MOST_CLASSES - 1
+    found = confusion(verdicts)
+    assert found.size == MOST_CLASSES
+    assert int(found.count.sum()) == 100
+    assert f"{MOST_CLASSES} classes" in confusion_table(found, [str(label) for label in range(MOST_CLASSES)])
+    rate = Rate.of(1, 1)
+    with pytest.raises(ValidationError, match="less than 100000"):
+        Group(name="far", label=MOST_CLASSES, clean=rate, robust=rate)
+
+
+def test_publish_names_the_sample_of_an_unknown_status(tmp_path: Path, inside: Cli) -> None:
+    report = make_report()
+    report.verdicts.loc[report.verdicts["sample_id"] == 42, "status"] = "robust"
+    content = make_record().model_dump(mode="json")
+    file = parquet(pa.Table.from_pandas(report.verdicts, preserve_index=False))
+    content["artefacts"] |= {"verdicts_file_sha256": sha256(file)}
+    Store(tmp_path / "store").add(Record.model_validate(content), file)
+    done = inside(
+        "leaderboard", "publish", str(tmp_path / "store"), "--out", str(tmp_path / "site"), cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "broken, survived or error, got 'robust' for sample 42" in done.stderr
 
 
 def test_verify_says_what_is_wrong_with_a_table(net: nn.Module, tmp_path: Path) -> None:

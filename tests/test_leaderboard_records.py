@@ -19,6 +19,7 @@ from robust.leaderboard import (
     sha256,
 )
 from robust.leaderboard.artefacts import verdicts_sha256
+from robust.leaderboard.record import _sealed, content_id
 from robust.threat import Threat
 
 
@@ -256,6 +257,15 @@ def test_the_hash_of_a_table_is_of_its_content_whoever_wrote_it() -> None:
     assert verdicts_sha256(verdicts.iloc[::-1]) != digest
     moved = verdicts.rename(columns={"forwards": "backwards", "backwards": "forwards"})
     assert verdicts_sha256(moved) != digest
+
+
+def test_a_record_from_before_suites_had_versions_keeps_its_id() -> None:
+    content = json.loads(make_record().dumps())["record"]
+    del content["suite"]["version"]
+    text = _sealed(content)
+    record = Record.loads(text)
+    assert record.suite.version is None
+    assert (record.id, content_id(content)) == (json.loads(text)["id"],) * 2
 
 
 def test_records_are_frozen() -> None:

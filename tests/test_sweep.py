@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,6 +268,38 @@ def test_worker_processes_come_to_the_same_and_survive_a_killing(
     assert assassin.retries >= 1
     assert ids(result) == ids(first)
     assert tables(tmp_path / "pool") == tables(out)
+
+
+def _cut(weights: Path) -> None:
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def _alter(weights: Path) -> None:
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 0x40
+    weights.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [(Path.unlink, "no such file"), (_cut, "truncated, damaged"), (_alter, "not those that were trained")],
+)
+def test_lost_weights_are_trained_again_and_told(
+    config: SweepConfig, tmp_path: Path, harm: Callable[[Path], object], reason: str
+) -> None:
+    small = config.model_copy(update={"defenses": config.defenses[:1]})
+    first = run_sweep(small, tmp_path, device="cpu")
+    (weights,) = tmp_path.glob("models/*/weights.safetensors")
+    whole = weights.read_bytes()
+    harm(weights)
+    told: list[Event] = []
+    second = run_sweep(small, tmp_path, device="cpu", listener=told.append)
+    assert [reason in event.fields["reason"] for event in told if event.kind == "lost"] == [True]
+    assert (weights.read_bytes(), ids(second)) == (whole, ids(first))
+    assert (second.failures, second.missing, second.reused) == ([], [], first.computed)
+    third = Count()
+    assert run_sweep(small, tmp_path, device="cpu", listener=third).failures == []
+    assert third.trained == 0
 
 
 def test_a_full_disk_is_told_once_and_nothing_is_lost(

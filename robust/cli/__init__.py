@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import NoReturn
 
 import typer
 
 from robust import threads
 from robust.cli import attack, certify, doctor, harden, leaderboard, lists, sweep
 from robust.cli.common import fail
+from robust.cli.ending import leave
 from robust.errors import RobustError
 
 _INTERRUPTED = 130
@@ -30,8 +32,18 @@ app.command("list", epilog=lists.EPILOG)(lists.show)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 
 
+def command() -> NoReturn:
+    """The console's entry point: `main`, and the end of the process."""
+    status: object = None
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code
+    leave(status if isinstance(status, int) else int(status is not None))
+
+
 def main() -> None:
-    """Entry point: errors on purpose are one line and status 2, an interruption is status 130."""
+    """A command, to its SystemExit: errors on purpose are one line and status 2, an interruption is status 130."""
     threads.yield_soon()
     log, lines = logging.getLogger("robust"), _Lines()
     log.addHandler(lines)

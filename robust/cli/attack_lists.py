@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import zip_longest
 from textwrap import fill, wrap
 from typing import TYPE_CHECKING
+
+from robust.cli import common
 
 if TYPE_CHECKING:
     from robust.attacks import Attack
@@ -70,7 +71,7 @@ def _one(name: str, cls: type[Attack]) -> str:
     attack = cls()
     options = [f"{f.name}={getattr(attack, f.name)}" for f in fields(attack)]
     notes = [*attack.notes, *([_BATCH] if attack.batch_dependent else [])]
-    lines = [name, "", inspect.getdoc(cls) or "", ""]
+    lines = [name, "", common.described(cls), ""]
     facts = [
         ("norms", " ".join(cls.norms)),
         ("access", cls.access),

@@ -90,6 +90,24 @@ def wrapped(text: str, indent: str = "    ") -> str:
     return "\n".join(lines)
 
 
+def described(item: object) -> str:
+    """The docstring of an item in at most 80 columns: paragraphs, and a hanging entry per argument."""
+    import inspect
+
+    entries: list[str] = []
+    for line in (inspect.getdoc(item) or "").splitlines():
+        depth = len(line) - len(line.lstrip())
+        before = entries[-1] if entries else ""
+        level = len(before) - len(before.lstrip())
+        if line and before and not before.endswith(":") and (depth > level or depth == level == 0):
+            entries[-1] = f"{before} {line.strip()}"
+        else:
+            entries.append(line)
+    return "\n".join(
+        wrapped(line, " " * (len(line) - len(line.lstrip()) + 4 * line.startswith(" "))) for line in entries
+    )
+
+
 def settings(pairs: Iterable[str] | None) -> dict[str, str]:
     """Read NAME=VALUE options."""
     from robust.errors import InputError

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import MISSING, fields
 from textwrap import fill
 from typing import TYPE_CHECKING, Final
+
+from robust.cli import common
 
 if TYPE_CHECKING:
     from robust.defenses import Defense
@@ -75,5 +76,5 @@ def _one(name: str, cls: type[Defense]) -> str:
         facts.append(("warning", _MASKS))
     if peer and peer.differs:
         facts.append(("note", peer.differs))
-    lines = [name, "", inspect.getdoc(cls) or "", ""]
+    lines = [name, "", common.described(cls), ""]
     return "\n".join(lines + [fill(f"{key}: {value}", 79, subsequent_indent="  ") for key, value in facts])

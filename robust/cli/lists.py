@@ -55,9 +55,10 @@ def _first_line(item: object) -> str:
 
 
 def _suites() -> Table:
-    from robust.suites import SUITES
+    from robust.suites import SUITES, VERSIONS
 
-    return ["suite", "what it is"], [[name, _first_line(SUITES[name])] for name in SUITES], [None, 62]
+    rows = [[name, str(VERSIONS.get(name, "-")), _first_line(SUITES[name])] for name in SUITES]
+    return ["suite", "version", "what it is"], rows, [None, None, 53]
 
 
 def _models() -> Table:

@@ -71,7 +71,7 @@ class Watch:
         handlers = {
             "plan": self._plan, "start": self._begin, "progress": self._progress, "shard": self._shard,
             "trained": self._trained, "cell": self._cell, "curve": self._curve, "reused": self._reused,
-            "retry": self._retry, "failed": self._failed,
+            "lost": self._lost, "retry": self._retry, "failed": self._failed,
         }  # fmt: skip
         if event.kind in handlers:
             handlers[event.kind](event)
@@ -151,6 +151,9 @@ class Watch:
             self._done += 1
             self._found += 1
             self._show()
+
+    def _lost(self, event: Event) -> None:
+        self._line(f"training again: {self._name(event.title)}: {event.fields['reason']}")
 
     def _retry(self, event: Event) -> None:
         self._end(event)

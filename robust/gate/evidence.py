@@ -14,6 +14,7 @@ from torch import Tensor
 from robust.errors import MissingDependencyError
 from robust.explain import draw_panels
 from robust.gate.check import GateResult
+from robust.gate.summary import filled
 from robust.report import Report
 from robust.sources import Samples
 
@@ -34,16 +35,18 @@ def message(result: GateResult, *, replay: str, kept: Path | str | None = None) 
     low, high = result.interval
     at_most = "" if result.complete else "at most "
     shares = f"{at_most}{report.robust_accuracy:.1%} [{low:.1%}, {high:.1%}]"
-    lines = [
+    said = [
         f"{result.outcome}: {result.reason}",
         f"robust accuracy {shares} under {report.threat}, clean {report.clean_accuracy:.1%}",
-        f"gate: {result.gate} at {result.confidence:.1%} confidence; {report.n} of {result.population} samples used; "
-        + counts(report),
-        f"suite {report.suite}, seed {report.seed}; broke most: {broke_most(report)}",
+        f"gate: {result.gate} at {result.confidence:.1%} confidence; {report.n} of {result.population} samples used",
+        f"samples: {counts(report)}",
+        f"suite {report.suite}, seed {report.seed}",
+        f"broke most: {broke_most(report)}",
         f"trust: {report.trust}",
         *(f"  {finding['check']}: {finding['message']}" for finding in report.findings),
         *_worst_lines(report),
     ]
+    lines = [filled(line) for line in said]
     if kept is not None:
         lines.append(f"evidence: {kept}")
     lines.append(f"replay: {replay}")

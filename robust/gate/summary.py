@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Final
 
 from robust.errors import StoreError
@@ -17,6 +18,7 @@ SCHEMA_VERSION: Final = 1
 Record = dict[str, Any]
 """One check, evaluation or comparison of a test; see docs/ci.md for the keys."""
 
+_INDENT: Final = " " * 11
 _SIGNS: Final = {
     "pass": "pass",
     "fail": "**FAIL**",
@@ -31,24 +33,30 @@ def lines(records: Sequence[Record]) -> list[str]:
     shown = []
     for record in records:
         shown.append(f"{record['outcome']:>9}  {record['test']}")
-        shown.append(f"{'':11}{_numbers(record)}")
+        shown += [f"{_INDENT}{line}" for line in _numbers(record)]
         if record["outcome"] not in ("pass", "done", "written"):
-            shown.append(f"{'':11}{record['reason']}")
-        shown += [f"{'':11}{key}: {record[key]}" for key in ("baseline", "evidence") if record.get(key)]
+            shown.append(filled(f"{_INDENT}{record['reason']}", _INDENT))
+        shown += [f"{_INDENT}{key}: {record[key]}" for key in ("baseline", "evidence") if record.get(key)]
     return shown
 
 
-def _numbers(record: Record) -> str:
+def filled(line: str, indent: str = "    ") -> str:
+    """A line in as many of 80 columns as it takes, where words allow it."""
+    return fill(line, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _numbers(record: Record) -> list[str]:
+    """One line, or two where one is too long."""
     if record["kind"] == "regression":
-        return (
+        return [
             f"{record['before']:.1%} -> {record['after']:.1%} on {record['n']} samples, "
             f"{len(record['lost'])} lost, {len(record['won'])} won, p = {record['p']:.3g}"
-        )
+        ]
     goal = f" (at least {record['at_least']:.1%})" if record.get("at_least") is not None else ""
-    return (
-        f"{_accuracy(record)}{goal}, {record['threat']}, "
-        f"{record['n']} of {record['population']} samples, {record['trust']}"
-    )
+    found = f"{_accuracy(record)}{goal}, {record['threat']}, {record['trust']}"
+    samples = f"{record['n']} of {record['population']} samples"
+    both = f"{found}, {samples}"
+    return [both] if len(both) <= 80 - len(_INDENT) else [f"{found},", samples]
 
 
 def _accuracy(record: Record) -> str:

@@ -11,12 +11,15 @@ from typing import Final
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from robust.errors import DataError, StoreError
+from robust.leaderboard.schema import MOST_CLASSES
+from robust.report import STATUSES
 from robust.sources import Samples
 
 
@@ -48,50 +51,82 @@ def read_verdicts(content: bytes, rows: int) -> pd.DataFrame:
         rows: that it must have, for a small file may stand for a table that fills the memory.
 
     Raises:
-        StoreError: no Parquet file, or another table than of verdicts on so many samples.
+        StoreError: no Parquet file, another table than of verdicts on so many samples, or a larger one than is read.
     """
     try:
-        file = pq.ParquetFile(BytesIO(content))
-        if problem := _ill_formed(file, rows):
+        about = pq.read_schema(BytesIO(content)).remove_metadata()
+        texts = [field.name for field in about if _KINDS["text"](field.type)]
+        # A text that many rows share is in the file once: unpacked, few bytes may fill the memory.
+        file = pq.ParquetFile(BytesIO(content), read_dictionary=texts)
+        if problem := _ill_formed(file, about, rows):
             raise StoreError(f"verdicts: {problem}; ask for the record's own file")
         table = file.read(use_threads=False)
         if problem := _odd_values(table):
             raise StoreError(f"verdicts: {problem}; ask for the record's own file")
-        return table.to_pandas(use_threads=False)
+        return table.cast(about).to_pandas(use_threads=False)
     except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"verdicts: no Parquet file that can be read: {error}") from error
 
 
-def _ill_formed(file: pq.ParquetFile, rows: int) -> str:
+def _ill_formed(file: pq.ParquetFile, schema: pa.Schema, rows: int) -> str:
     """What is wrong with a file as a table of verdicts on so many samples."""
-    about, schema = file.metadata, file.schema_arrow
+    about = file.metadata
     if about.num_rows != rows:
         return f"expected {rows} rows, as many as the record has samples, got {about.num_rows}"
     if about.num_columns > _MOST_COLUMNS or len(set(schema.names)) != len(schema.names):
         return f"expected at most {_MOST_COLUMNS} columns, each once, got {about.num_columns}"
+    if rows * about.num_columns > _MOST_VALUES:
+        return f"expected at most {_MOST_VALUES:,} values, got {rows:,} rows of {about.num_columns} columns"
     size = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
-    if size > _MOST_BYTES * (rows + _MOST_COLUMNS):
-        return f"expected at most {_MOST_BYTES} bytes a row, got {size} bytes for {rows} rows"
+    if problem := _oversized(size, rows):
+        return problem
     if missing := [name for name in COLUMNS if name not in schema.names]:
         return f"columns missing: {', '.join(missing)}"
-    for name, kind in (COLUMNS | _OPTIONAL).items():
-        if name in schema.names and not _KINDS[kind](found := schema.field(name).type):
-            return f"column {name}: expected {kind}s, got {found}"
+    for name, found in zip(schema.names, schema.types, strict=True):
+        kind = (COLUMNS | _OPTIONAL).get(name)
+        if not any(_KINDS[each](found) for each in ([kind] if kind else _KINDS)):
+            return f"column {name}: expected {kind or 'numbers or text'}s, got {found}"
     return ""
+
+
+def _oversized(size: int, rows: int) -> str:
+    """What is wrong with so many bytes."""
+    if size > _MOST_BYTES * (rows + _MOST_COLUMNS):
+        return f"expected at most {_MOST_BYTES} bytes a row, got {size:,} bytes for {rows:,} rows"
+    return f"expected at most {_MOST:,} bytes, got {size:,}" if size > _MOST else ""
 
 
 def _odd_values(table: pa.Table) -> str:
-    """What is wrong with the values of a table whose columns are right: gaps, and numbers that are no class."""
+    """What is wrong with the values of a table whose columns are right: gaps, no classes, unknown words, too much text."""
     for name in COLUMNS:
         if name != "distance" and (gaps := table[name].null_count):
             return f"column {name}: {gaps} values are missing"
-    for name in ("label", "prediction"):
-        values = table[name].to_numpy()
-        if len(values) and not 0 <= values.min() <= values.max() < _MOST_CLASSES:
-            return f"column {name}: expected classes in [0, {_MOST_CLASSES}), got {values.min()} to {values.max()}"
-    return ""
+    for name in ("label", "prediction", "prediction_adv"):
+        values = table[name].to_numpy() if name in table.schema.names else np.zeros(0, np.int64)
+        if len(values) and not 0 <= values.min() <= values.max() < MOST_CLASSES:
+            return f"column {name}: expected classes in [0, {MOST_CLASSES}), got {values.min()} to {values.max()}"
+    texts = [
+        table[name]
+        for name, kind in zip(table.schema.names, table.schema.types, strict=True)
+        if pa.types.is_dictionary(kind)
+    ]
+    return _oversized(sum(map(_unpacked, texts)), table.num_rows) or _odd_status(table)
+
+
+def _unpacked(column: pa.ChunkedArray) -> int:
+    """Bytes of a column of texts, with one for each row that has it."""
+    lengths = (pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks)
+    return sum(pc.sum(each).as_py() or 0 for each in lengths)
+
+
+def _odd_status(table: pa.Table) -> str:
+    known = pc.is_in(table["status"].cast(pa.string()), value_set=pa.array(STATUSES))
+    if (odd := known.index(False).as_py()) < 0:
+        return ""
+    got, sample = table["status"][odd].as_py(), table["sample_id"][odd]
+    return f"column status: expected {', '.join(STATUSES[:-1])} or {STATUSES[-1]}, got {got[:40]!r} for sample {sample}"
 
 
 COLUMNS: Final = {
@@ -104,9 +139,10 @@ _KINDS: Final = {
     "float": pa.types.is_floating,
     "text": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
 }
-_MOST_CLASSES: Final = 100_000
 _MOST_COLUMNS: Final = 100
 _MOST_BYTES: Final = 10_000  # a row, once unpacked; names of attacks take some hundreds
+_MOST_VALUES: Final = 50_000_000  # four million samples of as many columns as a report has
+_MOST: Final = 1 << 30  # bytes once unpacked
 
 
 def verdicts_sha256(verdicts: pd.DataFrame) -> str:

@@ -9,13 +9,14 @@ from robust import __version__
 from robust.diagnose import CHECKS, verdict
 from robust.errors import RobustError
 from robust.leaderboard.drawn import preflight_on
-from robust.leaderboard.layout import plain
+from robust.leaderboard.layout import plain, suite_text
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
 from robust.leaderboard.schema import AttackInfo, as_json
+from robust.leaderboard.suite_history import HISTORY, fingerprint
 from robust.leaderboard.trust import ERRORS, follows, misstated, objections
 from robust.sources import Samples
-from robust.suites import SUITES, Stage, resolve
+from robust.suites import SUITES, VERSIONS, Stage, resolve
 from robust.target import Target
 from robust.threat import Threat
 
@@ -39,8 +40,11 @@ def check_trust(record: Record) -> Outcome:
 
 
 def check_suite(record: Record) -> Outcome:
-    """Whether the attacks are those that the suite's name stands for under this threat."""
+    """Whether the attacks are those that the suite's name stands for under this threat, in the version that is stated."""
     name, known = plain(record.suite.name), record.suite.name in SUITES
+    stated, installed = record.suite.version, VERSIONS.get(record.suite.name)
+    if stated is not None and installed is not None and stated != installed:
+        return _another_version(record, stated, installed)
     try:
         named, stages = resolve(record.suite.name if known else _attacks(record), threat_of(record))
     except (RobustError, TypeError, ValueError) as error:
@@ -51,16 +55,34 @@ def check_suite(record: Record) -> Outcome:
     if same and len(stages) > len(record.attacks) and record.statuses.error:
         return Outcome.unverified("suite", f"the last attacks of {name} are missing: the run was cut short")
     if same and len(stages) == len(record.attacks) and named == record.suite.name:
-        return Outcome("suite", True, f"the attacks are those that {name} stands for")
+        return Outcome("suite", True, f"the attacks are those that {suite_text(record.suite)} stands for")
     if not known and same:
         return Outcome.unverified("suite", f"this version knows no suite {name}; ask for its source")
     made_by = record.environment.get("robust")
-    if known and made_by != __version__:
+    if known and stated is None and made_by != __version__:
         return Outcome.unverified(
             "suite",
-            f"{name} has other attacks in this version, {__version__}; the record is of {plain(made_by)}",
+            f"the record, of robust {plain(made_by)}, does not say which version of {name} it is of, and its attacks "
+            f"are not those of version {installed}, which is installed",
         )
-    return Outcome("suite", False, f"the attacks are not those that {name} stands for")
+    return Outcome("suite", False, f"the attacks are not those that {suite_text(record.suite)} stands for")
+
+
+def _another_version(record: Record, stated: int, installed: int) -> Outcome:
+    """Whether the attacks are those of a version of the suite that is not installed."""
+    versions, suite = f"version {installed} is installed", suite_text(record.suite)
+    if stated > installed:
+        return Outcome.unverified("suite", f"the record is of {suite}, and {versions}; upgrade")
+    known = HISTORY.get((record.suite.name, stated))
+    if known is None:
+        first = min((version for name, version in HISTORY if name == record.suite.name), default=installed)
+        reason = f"the record is of {suite}, yet versions are stated from {first} on"
+        return Outcome("suite", False, f"{reason}; {versions}")
+    if known.get(record.threat.norm) == fingerprint(record.attacks):
+        return Outcome("suite", True, f"the attacks are those that {suite} stood for; {versions}")
+    if record.statuses.error:
+        return Outcome.unverified("suite", f"not all attacks of {suite}: the run was cut short; {versions}")
+    return Outcome("suite", False, f"the attacks are not those that {suite} stood for; {versions}")
 
 
 def check_findings(record: Record, samples: Samples | None, target: Target | None) -> Iterator[Outcome]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -94,8 +95,22 @@ def curve(verdicts: pd.DataFrame, radius: float, steps: int = 10) -> list[tuple[
     return found
 
 
-def confusion(verdicts: pd.DataFrame) -> npt.NDArray[np.int64]:
-    """Label against the prediction in the worst case found: (C, C) counts, errors left out.
+@dataclass(frozen=True)
+class Confusion:
+    """Pairs of a label and what its samples were taken for, P in order, with how many samples each has: (P,)."""
+
+    label: npt.NDArray[np.int64]
+    taken: npt.NDArray[np.int64]
+    count: npt.NDArray[np.int64]
+
+    @property
+    def size(self) -> int:
+        """Classes, as far as the highest that occurs tells."""
+        return int(max(self.label.max(initial=0), self.taken.max(initial=0))) + 1
+
+
+def confusion(verdicts: pd.DataFrame) -> Confusion:
+    """Label against the prediction in the worst case found, errors left out.
 
     A broken sample counts under what its adversarial example was taken for, a misclassified one under
     its clean prediction, a survivor under its label.
@@ -106,8 +121,6 @@ def confusion(verdicts: pd.DataFrame) -> npt.NDArray[np.int64]:
         broken = status == "broken"
         found[broken] = verdicts["prediction_adv"].to_numpy()[broken]
     judged = status != "error"
-    label, found = label[judged], found[judged]
-    size = int(max(label.max(initial=0), found.max(initial=0))) + 1
-    counts = np.zeros((size, size), dtype=np.int64)
-    np.add.at(counts, (label, found), 1)
-    return counts
+    pairs = np.stack([label[judged], found[judged]], axis=1).astype(np.int64)
+    different, counts = np.unique(pairs, axis=0, return_counts=True)
+    return Confusion(different[:, 0], different[:, 1], counts)

@@ -13,6 +13,8 @@ from typing import Any, Final
 import pandas as pd
 from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
+from robust.leaderboard.schema import SuiteInfo
+
 # trust: (flag in the table, what it means)
 FLAGS: Final = {"trusted": "", "suspect": "?", "unreliable": "!", "unknown": "*"}  # by trust
 _MEANING: Final = {
@@ -33,6 +35,11 @@ def _format(gap: str) -> TableFormat:
 
 ROOMY: Final = _format("  ")
 TIGHT: Final = _format(" ")
+
+
+def suite_text(suite: SuiteInfo) -> str:
+    """A suite's name with its version."""
+    return plain(suite.name) + ("" if suite.version is None else f" version {suite.version}")
 
 
 def board_text(heading: str, rows: pd.DataFrame, fmt: str, width: int) -> str:

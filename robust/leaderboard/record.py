@@ -274,6 +274,7 @@ def _content(report: Report, name: str, model: dict[str, Any]) -> dict[str, Any]
         },
         "suite": {
             "name": report.suite,
+            "version": report.suite_version,
             "cascade": report.cascade,
             "eot": report.eot,
             "minimize": report.minimize,

@@ -13,7 +13,7 @@ import torch
 from robust.errors import RobustError
 from robust.leaderboard.claims import threat_of
 from robust.leaderboard.drawn import Answers, Draws, survived, weigh
-from robust.leaderboard.layout import plain
+from robust.leaderboard.layout import suite_text
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
 from robust.leaderboard.schema import as_json
@@ -41,7 +41,7 @@ def check_rerun(
     threat = threat_of(record)
     stages = _suite(record, threat)
     if stages is None:
-        reason = f"this version's suite {plain(record.suite.name)} is not the record's"
+        reason = f"the record's suite, {suite_text(record.suite)}, is not the one that is installed"
         yield Outcome.unverified("rerun", reason)
         return
     rows = np.sort(np.random.default_rng(draw).permutation(len(samples))[:count])

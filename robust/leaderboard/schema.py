@@ -13,6 +13,7 @@ from robust.stats import interval
 from robust.threat import Threat
 
 ACCESS: Final = ("decision", "score", "gradient")  # what an attack may see, the least first
+MOST_CLASSES: Final = 100_000
 _interval = lru_cache(maxsize=1 << 16)(interval)  # a store repeats the same few thousand rates
 
 
@@ -36,6 +37,7 @@ Text = Annotated[str, Field(max_length=5000)]
 Url = Annotated[str, Field(max_length=2000, pattern=r"^https?://[^\s<>\"']+$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
+Label = Annotated[int, Field(ge=0, lt=MOST_CLASSES)]
 Samples = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -144,11 +146,14 @@ class AttackInfo(Part):
 class SuiteInfo(Part):
     """The suite; with `cascade` each attack saw only what the ones before it left standing.
 
+    `version` is None where the suite has no versions, such as a list of attacks, and in records from before they were
+    recorded.
     `eot` says how a randomised model was judged: {"samples", "vote"}. With `minimize` every search went on for
     the nearest adversarial point, which the verdict table gives under "nearest".
     """
 
     name: Text
+    version: Annotated[int, Field(ge=1)] | None = None
     cascade: bool
     eot: Parameters | None = None
     minimize: bool = False
@@ -196,7 +201,7 @@ class Group(Part):
     """Clean and robust accuracy on the samples of a class (then `label` is given) or of a user's group."""
 
     name: Name
-    label: Count | None = None
+    label: Label | None = None
     clean: Rate
     robust: Rate
 

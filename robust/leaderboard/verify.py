@@ -18,7 +18,6 @@ from robust.leaderboard.record import Record
 from robust.leaderboard.reforward import check_data, check_examples, check_model, find_data
 from robust.leaderboard.rerun import check_rerun
 from robust.leaderboard.store import Store
-from robust.report import STATUSES
 from robust.target import Target
 from robust.threat import TOLERANCE
 
@@ -83,7 +82,6 @@ def row_problems(record: Record, verdicts: pd.DataFrame) -> Iterator[str]:
     limit = record.threat.radius + TOLERANCE * max(1.0, record.threat.radius)
     rules = {
         "a sample id that occurs twice": verdicts["sample_id"].duplicated(),
-        "an unknown status": ~status.isin(STATUSES),
         "misclassified though the prediction is the label": (status == "misclassified") & right,
         "broken or survived though the clean prediction is wrong": status.isin(["broken", "survived"])
         & ~right,

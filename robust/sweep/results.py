@@ -27,7 +27,7 @@ _META = b"robust"
 class Results:
     """What a sweep has found so far, and where.
 
-    models/KEY/weights.safetensors, cells/KEY.json (the record of a finished cell), parts/KEY/A-B.parquet
+    models/KEY/weights.safetensors and .json (their hash), cells/KEY.json (the record of a finished cell), parts/KEY/A-B.parquet
     and .safetensors (shards of a cell that is not finished), curves/KEY.json and .parquet, failures/KEY.txt, data/KEY
     (decoded samples), events.jsonl, and the records' own folders.
 
@@ -67,6 +67,18 @@ class Results:
     def weights(self, key: str) -> Path:
         """Where a pair's trained weights are, or will be."""
         return self.out / "models" / key / "weights.safetensors"
+
+    def keep_weights(self, key: str, content: bytes, sha256: str) -> Path:
+        """Keep a pair's trained weights, and the hash of the model that they make; where they are."""
+        path = self.weights(key)
+        self.write(path, content)
+        self.write(path.with_suffix(".json"), json.dumps({"sha256": sha256}).encode())
+        return path
+
+    def weights_sha256(self, key: str) -> str | None:
+        """Hash of the model that the kept weights made; None where none were kept."""
+        found = self._json(self.weights(key).with_suffix(".json"))
+        return None if found is None or "sha256" not in found else str(found["sha256"])
 
     def record_of(self, key: str) -> str | None:
         """Id of the record of a finished cell."""
@@ -156,7 +168,7 @@ def _dump(part: Part | CurvePart, examples: str | None) -> bytes:
 
 
 def _load(content: bytes) -> tuple[Part | CurvePart, str | None]:
-    table = pq.read_table(BytesIO(content))
+    table = pq.ParquetFile(BytesIO(content)).read(use_threads=False)  # no thread that outlives Python holds it
     meta = json.loads(table.schema.metadata[_META])
     meta["rows"], examples = tuple(meta["rows"]), meta.pop("shown")
     frame = table.to_pandas()

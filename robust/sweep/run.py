@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Final, cast
 from uuid import uuid4
 
-from robust.errors import StoreError
+from torch import nn
+
+from robust.errors import ModelError, StoreError
 from robust.parts import Part
 from robust.run import Progress
 from robust.sources import Preprocessing, load_weights, model_sha256, open_model, origin_sha256
@@ -189,9 +191,7 @@ class _Sweep:
         held = self._hold(cast("str", pair.train), None, fit)
         key = training_key(pair, self.config, model_sha256(net), held, origin)
         weights = self.results.weights(key)
-        if weights.exists():
-            load_weights(net, weights)
-            self.diary.tell("reused", pair.title, what="model")
+        if self._restore(net, key, pair):
             ref = replace(ref, weights=str(weights.resolve()), behind=pair.behind)
             self._open_cells(pair, ref, model_sha256(net))
             return
@@ -200,6 +200,23 @@ class _Sweep:
             token = uuid4().hex
             self.results.write(weights.with_name("token"), token.encode())
             self.ready.append(train_task(pair, self.config, ref, key, held, weights.parent, token))
+
+    def _restore(self, net: nn.Module, key: str, pair: Pair) -> bool:
+        """Read the weights that were trained before into `net`; told if they are gone or damaged."""
+        weights, sha256 = self.results.weights(key), self.results.weights_sha256(key)
+        if sha256 is None and not weights.exists():
+            return False
+        try:
+            load_weights(net, weights)
+        except ModelError as error:
+            reason = str(error)
+        else:
+            if sha256 in (None, model_sha256(net)):
+                self.diary.tell("reused", pair.title, what="model")
+                return True
+            reason = f"weights {weights}: not those that were trained"
+        self.diary.tell("lost", pair.title, reason=reason)
+        return False
 
     def _open_cells(self, pair: Pair, ref: ModelRef, sha256: str) -> None:
         origin = self.origins[pair.identity]
@@ -270,8 +287,8 @@ class _Sweep:
         self.ready.appendleft(task)
 
     def _trained(self, task: Task, trained: Trained) -> None:
-        waiting, path = self.training.pop(task.id), self.results.weights(task.id)
-        self.results.write(path, trained.weights)
+        waiting = self.training.pop(task.id)
+        path = self.results.keep_weights(task.id, trained.weights, trained.sha256)
         last = trained.history[-1]
         seconds = sum(epoch.seconds for epoch in trained.history)
         self.diary.tell(

@@ -216,8 +216,8 @@ class _Site:
         self, board: pages.Board, row: dict[str, Any], record: Record, examples: bytes | None
     ) -> bytes:
         verdicts = self.verdicts[record.id]
-        counts = confusion(verdicts)
-        names = pages.class_names(record, len(counts))
+        confused = confusion(verdicts)
+        names = pages.class_names(record, confused.size)
         points = pages.curve_points(record, self.curves[pages.curve_key(record)], verdicts)
         return self._page(
             "entry.html",
@@ -235,7 +235,7 @@ class _Site:
             ),
             classes_text=pages.fairness_text(record),
             groups=charts.group_bars(record.groups) if record.groups else "",
-            confusion=charts.confusion_table(counts, names),
+            confusion=charts.confusion_table(confused, names),
             panels=panels(record, verdicts, None if examples is None else load(examples), names),
             cost=pages.cost_facts(record),
             provenance=pages.provenance_facts(record),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup, escape
 
+from robust.leaderboard.derive import Confusion
 from robust.leaderboard.layout import percent, plain
 from robust.leaderboard.record import Record
 from robust.leaderboard.schema import Group, Rate
@@ -113,20 +113,22 @@ def _interval(rate: Rate) -> tuple[str, str]:
     return f"{percent(rate.value)} %", f"[{percent(rate.low)}, {percent(rate.high)}]"
 
 
-def confusion_table(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Markup:
-    """(C, C) counts of label against prediction as a table, darker where there are more of a row.
+def confusion_table(found: Confusion, names: Sequence[str]) -> Markup:
+    """Label against prediction as a table, darker where there are more of a row.
 
     Of many classes, the pairs that are confused most.
     """
     if len(names) > MANY:
-        return _confused(counts, names)
+        return _confused(found, names)
+    counts = np.zeros((len(names), len(names)), dtype=np.int64)
+    counts[found.label, found.taken] = found.count
     names = [str(escape(name)) for name in names]
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     body = []
-    for row, (name, found) in enumerate(zip(names, counts.tolist(), strict=True)):
-        total = max(sum(found), 1)
+    for row, (name, taken) in enumerate(zip(names, counts.tolist(), strict=True)):
+        total = max(sum(taken), 1)
         cells = []
-        for column, count in enumerate(found):
+        for column, count in enumerate(taken):
             diagonal, share = ' class="right"' if row == column else "", round(60 * count / total)
             cells.append(
                 f'<td{diagonal} style="background:color-mix(in srgb,var(--bar-2) {share}%,transparent)">{count or ""}</td>'
@@ -138,16 +140,14 @@ def confusion_table(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Mark
     )
 
 
-def _confused(counts: npt.NDArray[np.int64], names: Sequence[str]) -> Markup:
+def _confused(found: Confusion, names: Sequence[str]) -> Markup:
     """The pairs of label and prediction that occur most often, the diagonal left out."""
-    off = counts.copy()
-    np.fill_diagonal(off, 0)
-    order = np.argsort(-off, axis=None, kind="stable")[:MANY]
+    off = (found.label != found.taken).nonzero()[0]
+    most = off[np.argsort(-found.count[off], kind="stable")[:MANY]]
     body = "".join(
-        f'<tr><th scope="row">{escape(names[row])}</th><td>{escape(names[column])}</td>'
-        f'<td class="n">{off[row, column]} of {counts[row].sum()}</td></tr>'
-        for row, column in zip(*np.unravel_index(order, off.shape), strict=True)
-        if off[row, column]
+        f'<tr><th scope="row">{escape(names[found.label[pair]])}</th><td>{escape(names[found.taken[pair]])}</td>'
+        f'<td class="n">{found.count[pair]} of {found.count[found.label == found.label[pair]].sum()}</td></tr>'
+        for pair in most
     )
     return Markup(
         f"<table><caption>The {MANY} pairs that are confused most, of {len(names)} classes.</caption><thead><tr>"

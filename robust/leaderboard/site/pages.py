@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from robust.leaderboard.artefacts import sha256
 from robust.leaderboard.derive import curve
-from robust.leaderboard.layout import FLAGS, percent, plain, told_apart
+from robust.leaderboard.layout import FLAGS, percent, plain, suite_text, told_apart
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
 from robust.leaderboard.reforward import preprocessing_of
@@ -231,7 +231,7 @@ def provenance_facts(record: Record) -> list[Fact]:
         ("data", f"{record.data.spec}, n = {record.data.n}", None),
         ("data sha256", record.data.sha256, None),
         ("threat", f"{record.threat.norm}:{record.threat.eps} in {list(record.threat.bounds)}, knowledge: {record.threat.knowledge}", None),
-        ("suite", f"{record.suite.name}, seed {record.seed}", None),
+        ("suite", f"{suite_text(record.suite)}, seed {record.seed}", None),
         ("environment", ", ".join(f"{key} {value}" for key, value in sorted(record.environment.items())), None),
         ("created", record.created, None),
         ("command", record.command, None),

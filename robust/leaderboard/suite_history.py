@@ -1,0 +1,49 @@
+"""What each version of a suite has stood for, so that records of older ones can still be held to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from robust.leaderboard.artefacts import sha256
+from robust.leaderboard.schema import AttackInfo, canonical
+
+
+def fingerprint(attacks: Sequence[AttackInfo]) -> str:
+    """Hash of a suite's attacks as a record lists them: names, labels, parameters and whom each is shown."""
+    said = [[entry.name, entry.label, entry.parameters, entry.selection] for entry in attacks]
+    return sha256(canonical(said).encode())[:32]
+
+
+# (suite, version) -> norm -> fingerprint. Lines are added, never changed: records of them are about.
+HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
+    ("quick", 1): {
+        "linf": "f408df9d238498e35a7d498a7fa6b0f5",
+        "l2": "f408df9d238498e35a7d498a7fa6b0f5",
+        "l1": "f408df9d238498e35a7d498a7fa6b0f5",
+    },
+    ("standard", 5): {
+        "linf": "cc61bbd26ab3af3e917fcbb6ae0ff340",
+        "l2": "5007a0439c0259c83858f1231142a0ab",
+        "l1": "b790ad946fd7351d83f119c88dc598ad",
+        "l0": "9e1374f975e3098c9aedfb6e5c263916",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "6037904ea7a7cf5ab285ab5b95621f45",
+    },
+    ("thorough", 5): {
+        "linf": "072054ee244b12852033ab41e393db11",
+        "l2": "3744a7b2706f6b2ddf0610deac56cfec",
+        "l1": "07ef17c7414aac0c5974a13302584f73",
+        "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "6037904ea7a7cf5ab285ab5b95621f45",
+    },
+    ("autoattack", 2): {"linf": "dc0b730149764f4d4c88c47e6091b772", "l2": "dc0b730149764f4d4c88c47e6091b772"},
+    ("demo", 1): {
+        "linf": "66ce99dd0c0674848e69c4a7a19f3d23",
+        "l2": "fb81b681e6520383d651b3d006caeaad",
+        "l1": "66ce99dd0c0674848e69c4a7a19f3d23",
+    },
+}
