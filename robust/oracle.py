@@ -108,7 +108,9 @@ class Oracle:
         self._access, self._micro_batch = access, max(1, micro_batch // target.draws)
         self._budget, self._spent, self._tick = budget, 0, tick
         self._unbooked = [0, 0]  # passes of the live rows that the ledger does not show yet
-        self._balls: dict[float, tuple[Tensor, Tensor]] = {}  # by radius, ends of the live rows' linf balls within the box
+        self._balls: dict[
+            float, tuple[Tensor, Tensor]
+        ] = {}  # by radius, ends of the live rows' linf balls within the box
 
     def __len__(self) -> int:
         """Live rows."""
@@ -431,9 +433,7 @@ class Oracle:
             self._observer.observe(x_adv, logits)
 
 
-def _differentiate(
-    target: Target, loss: Callable[..., Tensor], x: Tensor, *columns: Tensor
-) -> Evaluation:
+def _differentiate(target: Target, loss: Callable[..., Tensor], x: Tensor, *columns: Tensor) -> Evaluation:
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = target.logits(x)

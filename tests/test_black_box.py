@@ -129,10 +129,11 @@ def test_squares_bump_fills_its_window_and_nothing_else(
 def test_squares_move_keeps_the_norm_of_each_channel_and_all_else(shape: tuple[int, ...]) -> None:
     """Inside a wide box, what one window loses and what is unspent is in the other; no other value changes."""
     generator = torch.Generator().manual_seed(0)
-    x, eps, draw = torch.zeros(50, *shape), 2.0, Streams(0, torch.arange(50), ("move",))
+    x, eps = torch.zeros(50, *shape), 2.0
+    unit = Streams(0, torch.arange(50), ("move",)).uniform((5 + square._as_images(x).shape[1],))
     x_adv = x + 0.1 * torch.randn(50, *shape, generator=generator)
     x_adv *= (0.9 * eps / x_adv.flatten(1).norm(dim=1)).view(-1, *[1] * len(shape))
-    there = square._move_mass(x_adv, x, eps, (-9.0, 9.0), 0.05, draw)
+    there = square._move_mass(x_adv, x, eps, (-9.0, 9.0), 0.05, unit)
     torch.testing.assert_close(there.flatten(1).norm(dim=1), torch.full((50,), eps))
     before, after = (square._as_images(point).flatten(2) for point in (x_adv, there))
     spare = eps**2 * (1 - 0.9**2) / before.shape[1]
@@ -232,6 +233,25 @@ def test_progress_within_a_search_and_ctrl_c_keeps_what_was_found(
     ]
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_squares_side_by_side_cost_the_same_queries_and_break_as_many(
+    norm: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    eps = {"linf": "0.1", "l2": "0.5"}[norm]
+
+    def run(proposals: int, seed: int) -> robust.Report:
+        attack = Square(queries=200, proposals=proposals)
+        return robust.evaluate(net, digits, threat=f"{norm}:{eps}", suite=attack, device="cpu", seed=seed)
+
+    one, four = ([run(proposals, seed) for seed in range(3)] for proposals in (1, 4))
+    for report in four:
+        standing = report.verdicts[report.verdicts.status == "survived"]
+        assert set(standing.forwards) == {1 + 200}
+    left = [sum(report.statuses["survived"] for report in reports) for reports in (one, four)]
+    assert 0 < left[1] <= left[0] + 9  # of 192
+    assert left[1] < 3 * one[0].clean_correct
+
+
 def test_transfer_needs_and_names_its_surrogate(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(InputError, match="needs a surrogate"):
         robust.evaluate(net, digits, threat="linf:0.1", suite="transfer")
@@ -263,6 +283,8 @@ def test_noise_is_the_floor(net: nn.Module, digits: tuple[Tensor, Tensor]) -> No
         (HopSkipJump(), {"queries": 60}),
         (HopSkipJump(), {"targets": -1}),
         (Noise(), {"queries": 0}),
+        (Square(), {"proposals": 0}),
+        (Square(), {"queries": 15, "proposals": 8}),
         (Transfer(), {"steps": 0}),
     ],
     ids=str,

@@ -341,3 +341,23 @@ def _at_the_boundary(target: Target, x: Tensor, y: Tensor, threat: Threat) -> Te
         wrong = (target.logits(x + middle * (far - x)).argmax(1) != y).view(-1, 1, 1, 1)
         low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
     return x + high * (far - x)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chosen"),
+    [
+        ({16: 1e-3, 32: 2.5e-3, 64: 2.6e-3, 128: 9e-3, 256: 20e-3}, 64),  # one that did not pay says little
+        ({16: 1e-3, 32: 2.5e-3, 64: 5e-3, 128: 1e-4}, 16),  # two end the search
+        ({16: 30e-3, 32: 60e-3, 64: 1e-4}, 16),  # where passes are long, one does
+        (
+            {16: 1e-4, 32: 2e-4, 64: 4e-4, 128: 8e-4, 256: 16e-4, 512: 32e-4},
+            512,
+        ),  # what is between passes counts
+    ],
+)
+def test_the_micro_batch_is_the_cheapest_by_measurement(
+    seconds: dict[int, float], chosen: int, net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target(net, device="cpu")
+    monkeypatch.setattr(target, "_cost", lambda x: seconds[len(x)])
+    assert target.pick_micro_batch(lambda size: torch.zeros(size, 1), 1000) == chosen

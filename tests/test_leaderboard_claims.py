@@ -167,9 +167,9 @@ def test_one_step_is_not_the_suite_standard(few: Callable[[Any], Report]) -> Non
 @pytest.mark.parametrize(
     ("version", "ok", "reason"),
     [
-        (VERSIONS["standard"], False, "not those that standard version 5 stands for"),
-        (VERSIONS["standard"] + 1, None, "the record is of standard version 6, and version 5 is installed; upgrade"),
-        (1, False, "of standard version 1, yet versions are stated from 5 on; version 5 is installed"),
+        (VERSIONS["standard"], False, "not those that standard version 6 stands for"),
+        (VERSIONS["standard"] + 1, None, "the record is of standard version 7, and version 6 is installed; upgrade"),
+        (1, False, "of standard version 1, yet versions are stated from 5 on; version 6 is installed"),
     ],
 )  # fmt: skip
 def test_an_older_program_excuses_no_record_that_states_its_suites_version(

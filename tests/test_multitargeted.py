@@ -66,9 +66,9 @@ def test_the_order_of_classes_is_that_of_the_gaps(net: nn.Module, digits: Digits
     aims: list[Tensor] = []
 
     class Watching(Oracle):
-        def gradient(self, x_adv, loss, *columns):  # type: ignore[no-untyped-def]
-            aims.append(columns[0])
-            return super().gradient(x_adv, loss, *columns)
+        def slope(self, x_adv, weights):  # type: ignore[no-untyped-def]
+            aims.append(weights.argmax(1, keepdim=True))
+            return super().slope(x_adv, weights)
 
     with Target(net, device="cpu") as target:
         oracle = Watching(target, x, y, torch.arange(len(x)), Threat("linf", "0.000001"))

@@ -43,6 +43,31 @@ def test_gradient_matches_autograd_and_counts_one_pass_each(
     assert all(p.grad is None for p in net.parameters())
 
 
+def test_the_slope_of_weighted_logits_is_the_gradient_of_their_sum(
+    oracle: Callable[..., Oracle], net: nn.Module
+) -> None:
+    view = oracle(micro_batch=10)
+    weights = torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    out = view.slope(view.x, weights)
+    same = view.gradient(view.x, lambda logits, y, w: (logits * w).sum(1), weights)
+    for mine, other in zip(out, same, strict=True):
+        torch.testing.assert_close(mine, other)
+    assert view.ledger.forwards.tolist() == view.ledger.backwards.tolist() == [2] * 64
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_points_are_brought_into_sets_of_any_radius(oracle: Callable[..., Oracle], norm: str) -> None:
+    view, threat = oracle(), Threat(norm, "0.3")
+    point = view.x + torch.randn(view.x.shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(view.brought_into(threat, point), threat.project(point, view.x))
+    for _ in view.steps(1):
+        view.give_up(torch.arange(64) % 2 == 0)
+    for _ in view.steps(1):  # half of the rows have left
+        torch.testing.assert_close(
+            view.brought_into(threat, point[1::2]), threat.project(point[1::2], view.x)
+        )
+
+
 def test_broken_rows_leave_between_steps_and_states_shrink_with_them(oracle: Callable[..., Oracle]) -> None:
     view = oracle()
     state = view.state()

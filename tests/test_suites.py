@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import robust
-from robust.attacks import FGSM
+from robust.attacks import FAB, FGSM
 from robust.run import Run, Settings
 from robust.sources import as_samples
 from robust.suites import SUITES, Stage, resolve
@@ -73,6 +73,12 @@ def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tupl
     assert chosen(ahead=0.1) == standing(range(20, 40))
     run.spent[:5] = 46
     assert chosen(longer=31) == standing(range(5))
+    run.attack(
+        Stage(FGSM()), cascade=True
+    )  # no minimum-norm search: it says nothing of who was settled early
+    assert set(chosen(longer=31)) == set(standing(range(5))) & set(chosen())
+    run.attack(Stage(FAB(steps=1, targets=1)), cascade=True)
+    assert chosen(longer=31) == []
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

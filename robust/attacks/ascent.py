@@ -12,7 +12,6 @@ from torch import Tensor
 
 from robust.attacks.geometry import ahead, toward_set
 from robust.errors import InputError
-from robust.losses import gap_to
 from robust.oracle import Oracle, State
 from robust.rng import Streams
 from robust.threat import Threat
@@ -108,8 +107,3 @@ def check_radii(name: str, radii: tuple[float, ...], steps: int) -> None:
         raise InputError(
             f"{name}: radii: expected positive factors that end in 1, one per step at most, got {radii}"
         )
-
-
-def class_gap(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
-    """z_aim - z_y, (N,); aim is (N, 1)."""
-    return gap_to(logits, y, aim)

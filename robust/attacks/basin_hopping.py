@@ -8,10 +8,11 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from robust.attacks.ascent import begin_ascent, check_radii, class_gap, classes_in_turn, climb, diversify, schedule
+from robust.attacks.ascent import begin_ascent, check_radii, classes_in_turn, climb, diversify, schedule
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import choose, per_row, random_start
 from robust.errors import InputError
+from robust.losses import gap_to
 from robust.oracle import Access, Oracle, State
 
 _MEMORY: Final = 3  # hops whose gains are looked at
@@ -161,7 +162,7 @@ class BasinHopping(Attack):
             if inside:
                 self._keep(s, at, gap)
         for _ in oracle.steps(1):  # none where all left in the ascent, though others rest
-            self._keep(s, s.x_adv, class_gap(oracle.logits(s.x_adv), oracle.y, s.aim))
+            self._keep(s, s.x_adv, gap_to(oracle.logits(s.x_adv), oracle.y, s.aim))
 
     @staticmethod
     def _keep(s: State, at: Tensor, gap: Tensor) -> None:

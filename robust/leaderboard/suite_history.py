@@ -46,4 +46,26 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "l2": "fb81b681e6520383d651b3d006caeaad",
         "l1": "66ce99dd0c0674848e69c4a7a19f3d23",
     },
+    ("standard", 6): {
+        "linf": "cdf440783624efb80cf558671e321517",
+        "l2": "79bab8d1b5e91caa767de3b738911c89",
+        "l1": "b790ad946fd7351d83f119c88dc598ad",
+        "l0": "9e1374f975e3098c9aedfb6e5c263916",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "6037904ea7a7cf5ab285ab5b95621f45",
+    },
+    ("thorough", 6): {
+        "linf": "2971353ad81b6ca5e239e0b6ab8ac6f3",
+        "l2": "49dbe00d197ae8975d022ef41ffcd8bc",
+        "l1": "07ef17c7414aac0c5974a13302584f73",
+        "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "6037904ea7a7cf5ab285ab5b95621f45",
+    },
+    ("autoattack", 3): {
+        "linf": "5ee0e2941cbd103636a0806224e1cdd7",
+        "l2": "5ee0e2941cbd103636a0806224e1cdd7",
+    },
 }
