@@ -87,8 +87,8 @@ def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
     linf and l2 (version 6): 10 steps on the margin; in linf on mifpe and towards the likeliest classes too, in l2 FAB, which
-    ends early where the surface is straight, and where it is not, or the boundary is near, FAB against three more classes
-    and ascents from far outside the ball inwards; hops from the best point of what came near, and random search as a
+    ends early where the surface is straight, against two classes (four where a break was seen near), and ascents from far
+    outside the ball inwards where the two disagree or the boundary is near; hops from the best point of what came near, and random search as a
     probe. Most survivors cost 100 to 400 passes, against some 9,760 of AutoAttack. l1: APGD, which comes in from
     three times the radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the
     leading class and the nearest ones. spatial and corruptions: all there are. patch: noise, and ascent at ten
@@ -145,10 +145,11 @@ _SETTLED: Final = 31  # passes of it where the first ten steps were enough, as o
 def _l2() -> list[Stage]:
     return [
         Stage(_TO_BOUNDARY),
-        Stage(_FAR, near=0.3, within=1.2, beyond=6, ahead=0.1, longer=_SETTLED),
-        # Where gradients mislead, as in l2 on nets trained for linf, the likeliest class need not be the nearest.
-        Stage(FAB(steps=100, targets=4, skip=1, hope=4), near=0.15, beyond=4, ahead=0.1, longer=_SETTLED),
-        Stage(replace(_FAR, targets=1), near=0.15, ahead=0.1),
+        Stage(_FAR, near=0.4, within=1.2, beyond=6, ahead=0.1, longer=_SETTLED),
+        # The likeliest class need not be the nearest, least of all where gradients mislead, as in l2 on nets trained for linf.
+        Stage(FAB(steps=100, targets=2, skip=1, hope=4)),
+        Stage(FAB(steps=100, targets=4, skip=2, hope=4), within=2),
+        Stage(replace(_FAR, targets=1), near=0.1, ahead=0.1),
         *_l2_ending(),
     ]
 
