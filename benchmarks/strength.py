@@ -76,7 +76,7 @@ OURS: dict[str, list[dict[str, Any]]] = {  # variants beside the defaults; [] le
     "deepfool": [{"steps": 50}],  # it stops by itself
     "fab": [{"targets": 3}, {"targets": 0}],
     "multitargeted": [{"targets": 2}],
-    "mifgsm": [{}, {"step_size": 0.2}],
+    "mifgsm": [{}, {"step_size": 0.2, "normalize": False}],  # the latter as foolbox defines it
     "superdeepfool": [{"rounds": 3}],
     "spsa": [{"samples": 16, "step_size": 1.0}],  # few queries: few and long steps
     "transfer": [],  # its strength is the surrogate's
@@ -95,7 +95,7 @@ PEERS: dict[str, list[Entry]] = {
              ("art:AutoConjugateGradient", {"nb_random_init": 1})],
     "apgd(loss=dlr)": [("torchattacks:APGD", {"loss": "dlr"}), ("adv_lib:apgd", {})],
     "apgd(targets=3)": [("torchattacks:APGDT", {}), ("adv_lib:apgd_targeted", {"num_targets": 3})],
-    "mifgsm(step_size=0.2)": [("foolbox:MIFGSM", {}), ("foolbox:L2MomentumIterativeFastGradientMethod", {})],
+    "mifgsm(step_size=0.2,normalize=False)": [("foolbox:MIFGSM", {}), ("foolbox:L2MomentumIterativeFastGradientMethod", {})],
     "fab(targets=0)": [("torchattacks:FAB", {}), ("adv_lib:fab", {})],
     "fab(targets=3)": [("adv_lib:fab", {"targeted_restarts": True, "restarts": 3})],
     "square": [("torchattacks:Square", {}), ("art:SquareAttack", {})],

@@ -44,11 +44,15 @@ class Observer:
         self._blur, self._judge = blur, judge
         self._minimize, self._stays_inside = minimize, stays_inside
         self._vouched: tuple[Tensor, int] | None = None  # the last point vouched for, and its version then
+        self._measured: tuple[Tensor, int, Tensor] | None = (
+            None  # the last point measured, its version, how far it is
+        )
 
     def of(self, live: LiveRows, ledger: Ledger, denied: Tensor) -> Observer:
         """The same for other rows."""
         other = copy.copy(self)
-        other._live, other.ledger, other.denied, other._vouched = live, ledger, denied, None
+        other._live, other.ledger, other.denied = live, ledger, denied
+        other._vouched = other._measured = None
         return other
 
     def vouch(self, point: Tensor) -> Tensor:
@@ -56,17 +60,23 @@ class Observer:
         self._vouched = point, point._version
         return point
 
+    def distance(self, x_adv: Tensor) -> Tensor:
+        """How far the live rows' points are from x, (N,): measured once where they were observed just now."""
+        point, version, distance = self._measured or (None, 0, x_adv)
+        if x_adv is point and point._version == version:
+            return distance
+        return self._threat.distance(x_adv, self._live.x)
+
     def observe(self, x_adv: Tensor, logits: Tensor) -> None:
         """Note margins, failures and new adversarial points of the live rows: (N, ...), (N, C)."""
         y = self._live.y[:, None]
-        place = None if self._is_inside(x_adv) else self._threat.measure(x_adv, self._live.x)
+        place = None if self._is_inside(x_adv) else self._measure(x_adv)
         gaps = logits - logits.gather(1, y)
-        gaps = gaps.scatter_(1, y, -torch.inf)
-        lead = gaps.amax(1)
+        gaps = lead = gaps.scatter_(1, y, -torch.inf)
         if self._blur:
-            lead, gaps = self._allow_for_blur(logits, lead, gaps)
+            lead, gaps = self._allow_for_blur(logits, gaps.amax(1, keepdim=True), gaps)
         if not bool(lead.amax() + 0 * logits.sum() <= 0):  # not all right and finite
-            gaps = self._look_closer(x_adv, logits, gaps, lead, place)
+            gaps = self._look_closer(x_adv, logits, gaps, lead.amax(1), place)
         self.note_gaps(gaps if place is None else gaps.masked_fill(~place[0][:, None], -torch.inf))
 
     def note_gaps(self, gaps: Tensor) -> None:
@@ -100,11 +110,16 @@ class Observer:
         point, version = self._vouched
         return x_adv is point and point._version == version
 
+    def _measure(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        inside, distance = self._threat.measure(x_adv, self._live.x)
+        self._measured = x_adv, x_adv._version, distance
+        return inside, distance
+
     def _allow_for_blur(self, logits: Tensor, lead: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
         """What the copy may be wrong about is for the judge to say, once: for the leads that it denied, and lower ones."""
-        doubt = self._blur * (logits.amax(1) - logits.amin(1))
-        known = lead <= self.denied[self._live.rows]
-        return torch.where(known, -doubt, lead + doubt), torch.where(known[:, None], gaps.clamp_max(0), gaps)
+        doubt = self._blur * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True))
+        known = lead <= self.denied[self._live.rows, None]
+        return torch.where(known, -doubt, lead + doubt), torch.where(known, gaps.clamp_max(0), gaps)
 
     def _look_closer(
         self, x_adv: Tensor, logits: Tensor, gaps: Tensor, lead: Tensor, place: tuple[Tensor, Tensor] | None
@@ -155,9 +170,8 @@ class Observer:
             (M,) bool each; the judge's word is the last.
         """
         rows = self._live.rows[wrong]
-        points = x_adv[wrong]
         inside, distance = (
-            self._threat.measure(points, self._live.x[wrong])
+            self._threat.measure(x_adv[wrong], self._live.x[wrong])
             if place is None
             else (place[0][wrong], place[1][wrong])
         )
@@ -166,9 +180,11 @@ class Observer:
             claimed, distance = inside, distance.masked_fill(~(inside | sure), torch.inf)
             inside, distance = self._confirm(self._judge, x_adv, wrong, inside, distance)
             denied = claimed & ~inside
+        nearer = (distance < self.ledger.distance[rows]).nonzero().squeeze(1)
+        points, distance = x_adv[wrong[nearer]], distance[nearer]
         if not self._stays_inside:  # a point outside the box is none, however near
             distance = distance.masked_fill(~self._threat.in_box(points), torch.inf)
-        self.note_points(rows, points, distance)
+        self.note_points(rows[nearer], points, distance)
         self.ledger.broken[rows] |= inside
         return inside, denied
 

@@ -201,9 +201,12 @@ class Oracle:
         count = min(count, self.gaps.shape[1] - 1)
         self._pay(1, count)
         parts = [self._jacobian(x_adv[rows], self.y[rows], count) for rows in self._batches()]
-        logits = torch.cat([logits for logits, _ in parts])
+        logits, out = parts[0]
+        if len(parts) > 1:
+            logits = torch.cat([logits for logits, _ in parts])
+            out = Jacobian(*(torch.cat(p) for p in zip(*(jacobian for _, jacobian in parts), strict=True)))
         self._record(x_adv, logits)
-        return Jacobian(*(torch.cat(p) for p in zip(*(jacobian for _, jacobian in parts), strict=True)))
+        return out
 
     def logits(self, x_adv: Tensor) -> Tensor:
         """Logits at a visited point, (N, C): one forward."""
@@ -243,6 +246,10 @@ class Oracle:
         if eps not in self._balls:  # the same for every step until rows leave
             self._balls[eps] = (self.x - eps).clamp_(min=low), (self.x + eps).clamp_(max=high)
         return torch.clamp(x_adv, *self._balls[eps])
+
+    def distance(self, x_adv: Tensor) -> Tensor:
+        """How far the points are from x in the threat's norm, (N,): of those asked about just now it is known."""
+        return self._observer.distance(x_adv)
 
     def clip(self, x_adv: Tensor) -> Tensor:
         """Nearest point inside the box."""
@@ -360,8 +367,10 @@ class Oracle:
     def _visit(self, x_adv: Tensor) -> Tensor:
         self._pay(1, 0)
         with torch.no_grad():
-            parts = [self._target.logits(x_adv[rows]) for rows in self._batches()]
-        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if len(self) <= self._micro_batch:
+                logits = self._target.logits(x_adv)
+            else:
+                logits = torch.cat([self._target.logits(x_adv[rows]) for rows in self._batches()])
         self._record(x_adv, logits)
         return logits
 
@@ -376,14 +385,17 @@ class Oracle:
         x = x.detach().requires_grad_()
         with torch.enable_grad():
             logits = self._target.retraceable.logits(x)
-            gaps, classes = (
-                (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf).topk(count)
-            )
-        _require_graph(gaps)
+        _require_graph(logits)
+        seen, label = logits.detach(), y[:, None]
+        gaps, classes = (seen - seen.gather(1, label)).scatter_(1, label, -torch.inf).topk(count)
+        minus = torch.zeros_like(seen).scatter_(
+            1, label, -1.0
+        )  # a gap's slope in the logits, but for the class
         gradients = [
-            torch.autograd.grad(gaps[:, k].sum(), x, retain_graph=k + 1 < count)[0] for k in range(count)
+            torch.autograd.grad(logits, x, minus.scatter(1, column, 1.0), retain_graph=k + 1 < count)[0]
+            for k, column in enumerate(classes.split(1, 1))
         ]
-        return logits.detach(), Jacobian(classes, gaps.detach(), torch.stack(gradients, 1))
+        return seen, Jacobian(classes, gaps, torch.stack(gradients, 1))
 
     def _batches(self) -> Iterator[slice]:
         """The live rows in as few micro-batches as will do, of about equal size."""

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robust.attacks.geometry import brought_in, steepest, uphill
+from robust.attacks.geometry import (
+    ahead,
+    brought_in,
+    movable,
+    moved,
+    replace,
+    signs_of_largest,
+    steepest,
+    uphill,
+)
 from robust.oracle import Oracle
 from robust.target import Target
 from robust.threat import Threat
@@ -44,3 +53,46 @@ def test_what_is_brought_in_lies_inside(norm: str) -> None:
     threat = Threat(norm, "0.7")
     oracle = Oracle(Target(torch.nn.Linear(12, 2), device="cpu"), x, y, torch.arange(20), threat)
     assert threat.contains(brought_in(oracle, x + 3 * torch.randn(20, 12)), x).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_signs_of_the_largest_are_as_many_as_asked_for_or_those_that_are_not_zero(dtype: torch.dtype) -> None:
+    flat = torch.tensor(
+        [[3.0, -2.0, 1.0, -4.0], [0.0, -1e-30, 0.0, 0.0], [2.0, -2.0, 2.0, 0.0], [0.0] * 4], dtype=dtype
+    )
+    two = [[1.0, 0.0, 0.0, -1.0], [0.0, -1.0, 0.0, 0.0], [1.0, -1.0, 1.0, 0.0], [0.0] * 4]
+    assert signs_of_largest(flat, 2).tolist() == two
+    assert signs_of_largest(flat, torch.full((4,), 2)).tolist() == two
+    one, three = signs_of_largest(flat[:1], torch.tensor([1])), signs_of_largest(flat[:1], torch.tensor([3]))
+    assert (one.abs().sum(), three.abs().sum()) == (1, 3)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, 255.0), (-0.3, 0.7), (-1e30, 1e30)], ids=str)
+def test_only_values_at_the_end_of_the_box_cannot_move(bounds: tuple[float, float]) -> None:
+    low, high = torch.tensor(bounds)
+    inner = low + (high - low) * torch.tensor([1e-6, 0.5, 1 - 1e-6])
+    x = torch.cat([low[None], inner, high[None]]).expand(2, 5)
+    gradient = torch.tensor([[1e3], [-1e3]]).expand(2, 5)
+    expected = gradient.clone()
+    expected[0, 4] = expected[1, 0] = 0
+    assert torch.equal(movable(gradient, x, bounds), expected)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_steps_in_one_go_are_those_in_two(norm: str) -> None:
+    x, gradient, sizes = torch.rand(6, 1, 5, 5).round(decimals=1), torch.randn(6, 1, 5, 5), torch.rand(6)
+    kept, threat = gradient.clone(), Threat(norm, "1")
+    torch.testing.assert_close(ahead(x, gradient, threat, 0.3), x + 0.3 * uphill(gradient, x, threat))
+    by_row = sizes.view(-1, 1, 1, 1) * steepest(gradient, norm)
+    torch.testing.assert_close(moved(x, gradient, norm, sizes), x + by_row)
+    torch.testing.assert_close(moved(x, gradient, norm, 0.3), x + 0.3 * steepest(gradient, norm))
+    assert torch.equal(gradient, kept)
+
+
+def test_rows_are_replaced_where_they_are() -> None:
+    for rows in ([True, False, True], [False] * 3, [True] * 3):
+        named = torch.tensor(rows)
+        kept, other, new = torch.zeros(3, 2), torch.ones(3, 4), torch.full((3, 2), 7.0)
+        replace(named, (kept, new), (other, other + 1))
+        assert kept[:, 0].tolist() == [7.0 * row for row in rows]
+        assert other[:, 3].tolist() == [1.0 + row for row in rows]

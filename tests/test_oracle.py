@@ -268,3 +268,18 @@ def test_copies_that_rest_leave_with_the_others(net: nn.Module, digits: tuple[Te
             wrong = (y != y[-1]).sum()
             assert len(many) == 2 * (6 - int(wrong))
         assert int(oracle.ledger.broken.sum()) == int(wrong) > 0
+
+
+def test_distances_are_those_of_the_point_as_it_is(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits[0][:6], digits[1][:6]
+    for minimize in (False, True):
+        with Target(net, device="cpu") as target:
+            oracle = Oracle(
+                target, x, y, torch.arange(6), Threat("l2", "1"), minimize=minimize, stays_inside=False
+            )
+            point = (x + 0.1).clamp(0, 1)
+            oracle.gradient(point, ce)
+            assert torch.equal(oracle.distance(point), oracle.threat.distance(point, x))
+            point.mul_(0.5)
+            assert torch.equal(oracle.distance(point), oracle.threat.distance(point, x))
+            assert not oracle.distance(x).any()

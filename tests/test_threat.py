@@ -10,7 +10,7 @@ from torch import Tensor
 
 import robust
 from robust.errors import ThreatError
-from robust.threat import NORMS, Threat, norm_of
+from robust.threat import NORMS, Threat, keep_largest, norm_of
 
 
 def _points(seed: int, n: int, d: int, spread: float) -> tuple[Tensor, Tensor]:
@@ -203,3 +203,27 @@ def test_a_tiny_ball_is_not_widened_many_times_over() -> None:
     threat = Threat("linf", "1e-7")
     assert threat.contains(x + 1e-7, x).all()
     assert not threat.contains(x + 1e-6, x).any()
+
+
+def test_of_equal_gains_no_more_are_kept_than_allowed() -> None:
+    change = torch.tensor([[1.0, -1.0, 1.0, 0.5], [0.1, 0.2, -0.3, 0.4], [0.0, 0.0, 0.7, 0.0]])
+    for eps in (2, 2.9, torch.full((3, 1), 2.0)):
+        kept = keep_largest(change, change.square(), eps)
+        assert norm_of(kept, "l0").tolist() == [2, 2, 1]
+        assert kept[1].tolist() == pytest.approx([0.0, 0.0, -0.3, 0.4])
+        assert torch.equal(
+            kept[1:],
+            keep_largest(change[1:], change[1:].square(), eps if isinstance(eps, float | int) else eps[1:]),
+        )
+    assert norm_of(
+        keep_largest(change, change.square(), torch.tensor([[1.0], [3.0], [9.0]])), "l0"
+    ).tolist() == [1, 3, 1]
+    assert not keep_largest(change, change.square(), 0.5).any()
+
+
+def test_a_point_is_in_the_box_by_its_own_values() -> None:
+    threat = Threat("l2", "1")
+    x = torch.tensor([[0.0, 1.0], [0.5, 1.1], [-0.1, 0.5], [torch.nan, 0.5]])
+    assert threat.in_box(x).tolist() == [True, False, False, False]
+    assert threat.in_box(x[:1]).tolist() == [True]
+    assert threat.in_box(x[:0]).tolist() == []

@@ -65,6 +65,11 @@ def aimed_margin(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
     return gap_to(logits, y, torch.where(aim == y[:, None], likeliest_other(logits, y), aim))
 
 
+def reached(label: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+    """Whether a point is taken for the aimed class, or with the label for an aim, for any other: all (N,) -> (N,) bool."""
+    return torch.where(aim == y, label != y, label == aim)
+
+
 def aimed(loss: str) -> AimedLoss:
     """A loss by name that heads for the aimed class where there is one.
 

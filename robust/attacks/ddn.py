@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robust.attacks.aims import aimed, aimed_margin, runs
+from robust.attacks.aims import aimed, reached, runs
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import moved, per_row
 from robust.errors import InputError
@@ -66,7 +66,7 @@ class DDN(Attack):
         s.norm = torch.full_like(oracle.y, start, dtype=oracle.x.dtype)
         for step in oracle.steps(self.steps):
             gradient, _, logits = oracle.gradient(s.x_adv, loss, s.aim)
-            wrong = aimed_margin(logits, oracle.y, s.aim) > 0
+            wrong = reached(logits.argmax(1), oracle.y, s.aim.squeeze(1))
             s.norm = s.norm * torch.where(wrong, 1 - self.gamma, 1 + self.gamma)
             rate = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
             ahead = moved(s.delta, gradient, "l2", rate)

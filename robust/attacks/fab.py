@@ -99,7 +99,7 @@ class FAB(Attack):
             s.x_adv = oracle.clip(forward + (oracle.x + self.overshoot * there) * alpha)
             wrong = oracle.decide(s.x_adv)
             back = oracle.x + self.backward * (s.x_adv - oracle.x)
-            size = norm_of((s.x_adv - oracle.x).flatten(1), norm)
+            size = oracle.distance(s.x_adv)
             s.least = torch.where(wrong, s.least.minimum(size), s.least)
             s.x_adv = choose(wrong, back, s.x_adv)
             if self.hope is not None and step % _STRETCH == _STRETCH - 1:

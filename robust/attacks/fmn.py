@@ -14,7 +14,7 @@ from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import into_box_then_ball, moved
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
-from robust.threat import norm_of, project
+from robust.threat import keep_largest, project
 
 
 @ATTACKS.register("fmn")
@@ -74,22 +74,34 @@ class FMN(Attack):
         for step in oracle.steps(self.steps):
             fall = (1 + math.cos(math.pi * step / self.steps)) / 2
             gradient, value, _ = oracle.gradient(s.x_adv, aimed_margin, s.aim)
-            size = norm_of((s.x_adv - oracle.x).flatten(1), norm)
+            size = oracle.distance(s.x_adv)
             s.best = torch.where(value > 0, s.best.minimum(size), s.best)
             gamma = self.gamma * (0.02 + 0.98 * fall)
             s.radius = _radius(norm, s.radius, s.best, value > 0, size, value, gradient, gamma)
             rate = first * (bounds[1] - bounds[0]) * (0.01 + 0.99 * fall)
             ahead = moved(s.x_adv, gradient, "l2", rate)
-            if norm == "l2":  # not the nearest point of both, but no weaker
-                s.x_adv = into_box_then_ball(ahead, oracle.x, s.radius, bounds)
-            else:
-                s.x_adv = project(ahead, oracle.x, norm, s.radius, bounds)
+            s.x_adv = _into_ball(ahead, oracle.x, norm, s.radius, bounds)
         oracle.visit(s.x_adv)
 
     def _first_step(self, norm: str, values: int) -> float:
         if self.step_size is not None:
             return self.step_size
         return math.sqrt(values) / 3 if norm == "linf" else 1.0
+
+
+def _into_ball(ahead: Tensor, x: Tensor, norm: str, radius: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """A point in balls of the radii (N,) and the box, in l2 and l0 not the nearest: (N, ...), in the memory of `ahead`.
+
+    l0 keeps the values with the largest product of the change asked for and what of it lies in the box: the paper's,
+    by the first alone, spends the radius on values at the box's end; the nearest point's made a little less of it.
+    """
+    if norm == "l2":
+        return into_box_then_ball(ahead, x, radius, bounds)
+    if norm != "l0":
+        return project(ahead, x, norm, radius, bounds)
+    change = ahead.sub(x).flatten(1)
+    inside = ahead.clamp_(*bounds).sub_(x).flatten(1)
+    return keep_largest(inside, change.mul_(inside), radius[:, None]).view_as(x).add_(x).clamp_(*bounds)
 
 
 def _radius(

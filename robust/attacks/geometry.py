@@ -56,7 +56,7 @@ def _last_of_largest(size: Tensor, count: int | Tensor) -> Tensor:
     """The least of each row's `count` largest values, none below 0: (N, D) -> (N, 1)."""
     if isinstance(count, Tensor):
         return rising(size).gather(1, size.shape[1] - count[:, None])
-    if size.device.type != "cpu":
+    if size.device.type != "cpu" or size.dtype != torch.float32:
         return size.topk(count, dim=1).values[:, -1:]
     place = size.shape[1] - count
     bits = np.partition(size.view(torch.int32).numpy(), place, axis=1)  # as they are ordered, and sooner done

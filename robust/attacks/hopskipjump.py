@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robust.attacks.aims import reached
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import choose, per_row, steepest
 from robust.errors import InputError
@@ -130,7 +131,7 @@ class HopSkipJump(Attack):
         for _ in oracle.steps(halvings):
             middle = (s.near + s.far) / 2
             point = _towards(s.end, oracle.x, middle, l2=l2)
-            wrong = _reached(oracle, s, point)
+            wrong = reached(oracle.label(point), oracle.y, s.aim)
             s.x_adv = choose(wrong, point, s.x_adv)
             s.near, s.far = torch.where(wrong, s.near, middle), torch.where(wrong, middle, s.far)
 
@@ -144,7 +145,7 @@ class HopSkipJump(Attack):
             length = s.delta / norm_of(noise.flatten(1), "l2").clamp_min_(1e-30)
             point = torch.addcmul(s.x_adv, noise, per_row(length, noise)).clamp_(*oracle.threat.bounds)
             went, unit = point - s.x_adv, s.delta.clamp_min(1e-30).reciprocal_()
-            label = _reached(oracle, s, point).to(went.dtype) * 2 - 1
+            label = reached(oracle.label(point), oracle.y, s.aim).to(went.dtype) * 2 - 1
             s.along.addcmul_(went, per_row(label * unit, went))
             s.sum.addcmul_(went, per_row(unit, went))
             s.labels = s.labels + label
@@ -157,16 +158,10 @@ class HopSkipJump(Attack):
         s.size = s.distance / math.sqrt(step + 1)
         for _ in oracle.steps(_HALVINGS):
             point = oracle.clip(s.x_adv + per_row(s.size, s.direction) * s.direction)
-            wrong = _reached(oracle, s, point)
+            wrong = reached(oracle.label(point), oracle.y, s.aim)
             s.x_adv = choose(wrong, point, s.x_adv)
             s.size = s.size / 2
             oracle.rest(wrong)
-
-
-def _reached(oracle: Oracle, s: State, point: Tensor) -> Tensor:
-    """Whether the point is taken for the aimed class, or with the label for an aim, for any other: (N,) bool."""
-    label = oracle.label(point)
-    return torch.where(s.aim == oracle.y, label != oracle.y, label == s.aim)
 
 
 def _distance(delta: Tensor, *, l2: bool) -> Tensor:

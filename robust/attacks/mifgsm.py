@@ -25,7 +25,9 @@ class MIFGSM(Attack):
         steps: gradient steps a run, >= 1.
         step_size: in units of eps, > 0. With the paper's 1 / steps all steps together only just reach the end of the
             ball; long ones break more at any number of steps.
-        decay: of the sum of l1-normalised gradients, >= 0.
+        decay: of the sum of gradients, >= 0.
+        normalize: every gradient counts alike in the sum, brought to unit l1 norm as in the paper; else by its size,
+            so that those near the boundary, where cross-entropy is steep, count most.
         loss: "ce", "margin", "dlr", "mifpe" or "probability".
         targets: 0 against any class; else one run for each of so many nearest classes.
     """
@@ -38,6 +40,7 @@ class MIFGSM(Attack):
     steps: int = 10
     step_size: float = 0.5
     decay: float = 1.0
+    normalize: bool = True
     loss: str = "ce"
     targets: int = 0
 
@@ -60,9 +63,12 @@ class MIFGSM(Attack):
         s.x_adv, s.sum = oracle.x, torch.zeros_like(oracle.x)
         for _ in oracle.steps(self.steps):
             gradient = oracle.gradient(s.x_adv, loss, s.aim).gradient
-            size = norm_of(gradient.flatten(1), "l1").clamp_min_(1e-30)
             if self.decay != 1:
                 s.sum.mul_(self.decay)
-            s.sum.addcmul_(gradient, per_row(size.reciprocal_(), gradient))
+            if self.normalize:
+                size = norm_of(gradient.flatten(1), "l1").clamp_min_(1e-30)
+                s.sum.addcmul_(gradient, per_row(size.reciprocal_(), gradient))
+            else:
+                s.sum.add_(gradient)
             s.x_adv = brought_in(oracle, moved(s.x_adv, s.sum, threat.norm, length))
         oracle.visit(s.x_adv)

@@ -48,7 +48,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     },
     ("standard", 6): {
         "linf": "cdf440783624efb80cf558671e321517",
-        "l2": "79bab8d1b5e91caa767de3b738911c89",
+        "l2": "681d457edf329d92dd0d0f9b1adfba66",
         "l1": "b790ad946fd7351d83f119c88dc598ad",
         "l0": "9e1374f975e3098c9aedfb6e5c263916",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
@@ -57,7 +57,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     },
     ("thorough", 6): {
         "linf": "2971353ad81b6ca5e239e0b6ab8ac6f3",
-        "l2": "49dbe00d197ae8975d022ef41ffcd8bc",
+        "l2": "12b56928cbe1702a1005734e8af4250c",
         "l1": "07ef17c7414aac0c5974a13302584f73",
         "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
