@@ -393,11 +393,10 @@ def test_what_fails_in_one_way_is_said_once(tmp_path: Path, inside: Callable[...
     done = inside("sweep", "plan.toml", "--out", "out", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 3
     assert "`robust leaderboard show" not in done.stdout
-    summary = done.stderr.partition("robust: ")[2].replace("\n    ", " ").splitlines()
+    summary = [line for line in done.stderr.splitlines() if line.startswith("robust: ")]
     assert len(summary) == 3, summary
-    assert summary[0].startswith("failed: digits-mlp x none(epochs=2) (and 1 more): data damaged.npz")
+    assert summary[0].startswith("robust: failed: digits-mlp x none(epochs=2) (and 1 more): data damaged.npz")
     assert summary[1].startswith("robust: 4 missing: digits-mlp x none(epochs=2), linf:0.05, quick, seed 0; ")
-    assert max(map(len, done.stderr.splitlines())) <= 80
 
 
 @pytest.mark.slow
