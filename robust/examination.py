@@ -132,7 +132,10 @@ def _accuracy(patient: _Patient, samples: Samples) -> None:
     text = f"{right} of {len(x)} ({right / len(x):.1%}), {classes} classes"
     state, advice = _judge_accuracy(right / len(x), classes, samples)
     patient.lines.append(Line("clean accuracy", text, state, advice))
-    by_batch = ", ".join(f"{size}: {rate:.1%}" for size, rate in rates.items())
+    by_batch = ", ".join(
+        f"{size}: {rate:.1%}" + (f" of the first {n}" if (n := len(predictions[size])) < len(x) else "")
+        for size, rate in rates.items()
+    )
     patient.lines.append(
         Line("accuracy by batch", f"{by_batch}; {moved} predictions differ")
         if moved == 0

@@ -137,5 +137,8 @@ class Registry(Generic[T]):
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` most likely means, whatever its capitals; None where none is like it."""
     lowered = {each.lower(): each for each in known}
+    swapped = [each for each in lowered if sorted(each) == sorted(name.lower())]
+    if swapped:
+        return lowered[swapped[0]]
     near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
     return lowered[near[0]] if near else None

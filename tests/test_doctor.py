@@ -37,6 +37,8 @@ def test_an_honest_model_is_well(net: nn.Module, digits: tuple[Tensor, Tensor]) 
     assert found["outputs"].found == "logits"
     right = int((net(digits[0]).argmax(1) == digits[1]).sum())
     assert found["clean accuracy"].found.startswith(f"{right} of 64")
+    assert found["accuracy by batch"].found.startswith("1: ")
+    assert "of the first" not in found["accuracy by batch"].found  # all are seen one by one: no more than 64
     assert "0 predictions differ" in found["accuracy by batch"].found
     assert found["weights"].found.startswith("float32")
     assert net.training is False
@@ -107,3 +109,8 @@ def test_a_model_without_data() -> None:
     assert (
         done.stderr.strip() == "robust: doctor: MODEL needs DATA to look at it with, such as builtin:digits"
     )
+
+
+def test_accuracy_one_by_one_says_on_how_many(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    twice = tuple(torch.cat([part, part]) for part in digits)
+    assert " of the first 64, 7: " in lines(net, twice)["accuracy by batch"].found  # type: ignore[arg-type]

@@ -164,12 +164,16 @@ def test_one_step_is_not_the_suite_standard(few: Callable[[Any], Report]) -> Non
     assert "the record, of robust 0.0.1, does not say which version of standard it is of" in older.message
 
 
+NOW = VERSIONS["standard"]
+FIRST = min(version for name, version in HISTORY if name == "standard")
+
+
 @pytest.mark.parametrize(
     ("version", "ok", "reason"),
     [
-        (VERSIONS["standard"], False, "not those that standard version 6 stands for"),
-        (VERSIONS["standard"] + 1, None, "the record is of standard version 7, and version 6 is installed; upgrade"),
-        (1, False, "of standard version 1, yet versions are stated from 5 on; version 6 is installed"),
+        (NOW, False, f"not those that standard version {NOW} stands for"),
+        (NOW + 1, None, f"the record is of standard version {NOW + 1}, and version {NOW} is installed; upgrade"),
+        (1, False, f"of standard version 1, yet versions are stated from {FIRST} on; version {NOW} is installed"),
     ],
 )  # fmt: skip
 def test_an_older_program_excuses_no_record_that_states_its_suites_version(
@@ -186,10 +190,12 @@ def test_a_record_of_an_older_version_is_held_to_what_that_was(
     few: Callable[[Any], Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = few("quick")
-    monkeypatch.setitem(VERSIONS, "quick", 2)
+    then = VERSIONS["quick"]
+    monkeypatch.setitem(VERSIONS, "quick", then + 1)
     outcome = suite_of(report)
     assert outcome.ok is True
-    assert outcome.message == "the attacks are those that quick version 1 stood for; version 2 is installed"
+    said = f"the attacks are those that quick version {then} stood for; version {then + 1} is installed"
+    assert outcome.message == said
     report.attacks[1]["selection"]["near"] = 1e-9
     assert suite_of(report).ok is False
 

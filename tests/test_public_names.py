@@ -9,7 +9,7 @@ import pytest
 
 import robust
 from robust.errors import UnknownNameError
-from robust.registry import Registry
+from robust.registry import Registry, nearest
 
 
 def test_every_public_name_is_there() -> None:
@@ -41,6 +41,7 @@ def test_a_registry_refuses_collisions_and_suggests() -> None:
     registry.register("alpha")(first)
     with pytest.raises(ValueError, match="taken"):
         registry.register("alpha")(object())
+    assert nearest("pdg", ["pdpgd", "pgd"]) == "pgd"
     with pytest.raises(UnknownNameError, match="unknown thing 'alhpa'; did you mean 'alpha'"):
         registry["alhpa"]
     assert list(registry) == ["alpha"]

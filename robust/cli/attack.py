@@ -210,7 +210,7 @@ def summary(report: Report) -> str:
 
     rows = [
         (
-            re.sub(r",\s*", ", ", e["label"]),
+            re.sub(r",\s*(?!\))", ", ", e["label"]),
             e["attacked"],
             e["broke"],
             e["survived"],

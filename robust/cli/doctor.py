@@ -83,16 +83,16 @@ def _installation() -> int:
 
     rows = [["robust-harness", robust.__version__], ["python", platform.python_version()]]
     rows += [[name, _version(name) or "missing: reinstall robust-harness"] for name in _NEEDED]
-    rows += [
-        [name, _version(name) or f'not installed (optional): pip install "robust-harness[{extra}]"']
-        for name, extra in _EXTRAS.items()
-    ]
+    rows += [[name, _version(name) or f"not installed (extra {extra})"] for name, extra in _EXTRAS.items()]
+    missing = sorted({extra for name, extra in _EXTRAS.items() if _version(name) is None})
     rows.append(["CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"])
     if torch.cuda.is_available():
         rows += [[f"cuda:{i}", torch.cuda.get_device_name(i)] for i in range(torch.cuda.device_count())]
     else:
         rows.append(["GPU", "none that this torch can use; everything runs on the CPU"])
     print(tabulate(rows, tablefmt="plain", maxcolwidths=[None, 78 - max(len(row[0]) for row in rows)]))
+    if missing:
+        print(f'\nwhat is missing: pip install "robust-harness[{",".join(missing)}]"')
     return 0
 
 

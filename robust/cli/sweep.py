@@ -137,13 +137,14 @@ def _print_what_is_missing(result: SweepResult, out: Path) -> None:
         reasons.setdefault(failure.reason, []).append(failure.title)
     for reason, titles in reasons.items():
         others = f" (and {len(titles) - 1} more)" if len(titles) > 1 else ""
-        print(common.wrapped(f"robust: failed: {titles[0]}{others}: {reason}"), file=sys.stderr)
+        print(f"robust: failed: {titles[0]}{others}: {reason}", file=sys.stderr)
     if result.stopped is not None:
         print(f"robust: stopped: {result.stopped}", file=sys.stderr)
     if result.missing:
         more = "; ..." if len(result.missing) > 3 else ""
-        missing = f"robust: {len(result.missing)} missing: {'; '.join(result.missing[:3])}{more}"
-        print(common.wrapped(missing), file=sys.stderr)
+        print(
+            f"robust: {len(result.missing)} missing: {'; '.join(result.missing[:3])}{more}", file=sys.stderr
+        )
     hints = [f"tracebacks in {out / 'failures'}"] if result.failures else []
     hints += ["run again for what is missing"] if result.missing else []
     if hints:

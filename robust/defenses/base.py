@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from robust.attacks.base import build
+from robust.defenses.options import TrainingOptions
 from robust.defenses.training import Trainer
 from robust.errors import InputError
 from robust.registry import Registry
@@ -89,7 +90,14 @@ def make_defense(spec: str | Defense | Mapping[str, Any], **options: object) -> 
     of, plus, outer = spec.rpartition("+")
     if plus:
         options = _of(of, outer, options)
-    made: Defense = build(DEFENSES[outer], f"defense {spec!r}", options)
+    cls = DEFENSES[outer]
+    for key in options:
+        if hasattr(TrainingOptions, key) and key not in {field.name for field in fields(cls)}:
+            raise InputError(
+                f"defense {spec!r}: no option {key!r}; it is an option of the training: --train {key}={options[key]}, "
+                "or the key `training`"
+            )
+    made: Defense = build(cls, f"defense {spec!r}", options)
     return made
 
 
