@@ -168,14 +168,8 @@ def _dump(part: Part | CurvePart, examples: str | None) -> bytes:
 
 
 def _load(content: bytes) -> tuple[Part | CurvePart, str | None]:
-<<<<<<< HEAD
-    table = pq.ParquetFile(BytesIO(content)).read(
-        use_threads=False
-    )  # no thread that outlives Python holds it
-=======
     # No thread of Arrow's is left with a Python object when the interpreter ends.
     table = pq.ParquetFile(BytesIO(content)).read(use_threads=False)
->>>>>>> tidy
     meta = json.loads(table.schema.metadata[_META])
     meta["rows"], examples = tuple(meta["rows"]), meta.pop("shown")
     frame = table.to_pandas()
