@@ -199,8 +199,8 @@ def _thorough_below(threat: Threat) -> list[Stage]:
 def _longer(threat: Threat) -> list[Stage]:
     return [
         *(_longer_l2() if threat.norm == "l2" else _longer_linf()),
-        *_all(APGD(), APGD(loss="dlr"), Square(queries=1000)),
-        Stage(Square(), follows=True),
+        *_all(APGD(), APGD(loss="dlr"), Square(queries=1000, proposals=4)),
+        Stage(Square(proposals=8), follows=True),
     ]
 
 

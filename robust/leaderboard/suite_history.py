@@ -56,8 +56,8 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "patch": "6037904ea7a7cf5ab285ab5b95621f45",
     },
     ("thorough", 6): {
-        "linf": "2971353ad81b6ca5e239e0b6ab8ac6f3",
-        "l2": "12b56928cbe1702a1005734e8af4250c",
+        "linf": "6a155c18aaedcdcdc189dc8f7f1e07e2",
+        "l2": "9e7461f4bb70ce24d3e6ca83b6cc0d9c",
         "l1": "07ef17c7414aac0c5974a13302584f73",
         "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
