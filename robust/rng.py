@@ -24,7 +24,7 @@ _MIX2 = -7723592293110705685  # 0x94D049BB133111EB
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     """Logical shift: torch's >> keeps the sign."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(z: Tensor) -> Tensor:
@@ -102,8 +102,8 @@ class Streams:
 
     def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
         """Float32 in [low, high): -> (N, *shape)."""
-        unit = _shift_right(self._bits(shape), 40).to(torch.float32) * 2.0**-24
-        return unit * (high - low) + low
+        unit = _shift_right(self._bits(shape), 40).to(torch.float32).mul_(2.0**-24)
+        return unit.mul_(high - low).add_(low)
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal, float32 (Box & Muller 1958): -> (N, *shape)."""

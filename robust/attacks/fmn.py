@@ -92,8 +92,8 @@ class FMN(Attack):
 def _into_ball(ahead: Tensor, x: Tensor, norm: str, radius: Tensor, bounds: tuple[float, float]) -> Tensor:
     """A point in balls of the radii (N,) and the box, in l2 and l0 not the nearest: (N, ...), in the memory of `ahead`.
 
-    l0 keeps the values with the largest product of the change asked for and what of it lies in the box: the paper's,
-    by the first alone, spends the radius on values at the box's end; the nearest point's made a little less of it.
+    l0 keeps the values with the largest product of the change asked for and what of it lies in the box. The paper's choice,
+    by the first alone, spends the radius on values at the box's end.
     """
     if norm == "l2":
         return into_box_then_ball(ahead, x, radius, bounds)

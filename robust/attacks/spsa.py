@@ -64,7 +64,7 @@ class SPSA(Attack):
                 above = brought_in(oracle, torch.add(s.x_adv, v, alpha=delta))
                 below = brought_in(oracle, torch.add(s.x_adv, v, alpha=-delta))
                 rise = loss(oracle.logits(above), oracle.y) - loss(oracle.logits(below), oracle.y)
-                s.gradient = torch.addcmul(s.gradient, v, per_row(rise / (2 * delta * self.samples), v))
+                s.gradient.addcmul_(v, per_row(rise / (2 * delta * self.samples), v))
             s.x_adv = oracle.project(s.x_adv + self._adam(s.gradient, s, step) * self._reach(oracle))
             oracle.visit(s.x_adv)
         return s.x_adv
@@ -91,5 +91,6 @@ class SPSA(Attack):
 
 def _signs(words: Tensor, like: Tensor) -> Tensor:
     """The bits of (N, words) as +-1 of the shape of `like`."""
-    bits = (words[:, :, None] >> torch.arange(31, device=like.device)) & 1
-    return (2 * bits.flatten(1)[:, : like.shape[1:].numel()].to(like.dtype) - 1).view_as(like)
+    places = torch.arange(31, dtype=torch.int32, device=like.device)
+    bits = (words.to(torch.int32)[:, :, None] >> places).bitwise_and_(1)
+    return bits.flatten(1)[:, : like.shape[1:].numel()].to(like.dtype).mul_(2).sub_(1).view_as(like)
