@@ -14,7 +14,6 @@ is more than the starts'.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -139,6 +138,15 @@ def apart(one: Tensor, other: Tensor) -> str:
     return f"{int((~one & other).sum())} + {int((one & ~other).sum())}"
 
 
+def _command(options: argparse.Namespace) -> str:
+    """The command without the places of the files, which are this machine's."""
+    spread = f" --spread {options.spread}" if options.spread else ""
+    return (
+        f"Command: python benchmarks/components.py --auto-attack DIR --limit {options.limit}{spread}, "
+        "with the cases named in the rows."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", action="append", required=True, metavar="MODEL,WEIGHTS,DATA,THREAT")
@@ -160,7 +168,7 @@ def main() -> None:
         else:
             found += compare(case, options)
             rows = [*(one.row() for one in found), *summary(found)]
-        foot = ["", f"{hardware()} {options.note}".strip(), f"Command: python {' '.join(sys.argv)}"]
+        foot = ["", f"{hardware()} {options.note}".strip(), _command(options)]
         if options.results:  # after every case: a long run that is cut off keeps what it has
             path = Path(__file__).parent / "results" / f"{options.results}.md"
             path.write_text("\n".join([*lines, *rows, *foot]) + "\n")
