@@ -159,7 +159,7 @@ def test_the_second_opinion_is_on_what_much_was_spent_on(
     net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     samples = as_samples(digits, bounds=(0.0, 1.0))
-    run = Run(Target(net, device="cpu"), samples, Threat.parse("linf:0.01"), Settings())
+    run = Run(Target(net, device="cpu"), samples, Threat.parse("linf:0.02"), Settings())
     with run.target:
         run.look()
         run.forwards += 480  # half of them are to be asked
