@@ -44,9 +44,8 @@ class Observer:
         self._blur, self._judge = blur, judge
         self._minimize, self._stays_inside = minimize, stays_inside
         self._vouched: tuple[Tensor, int] | None = None  # the last point vouched for, and its version then
-        self._measured: tuple[Tensor, int, Tensor] | None = (
-            None  # the last point measured, its version, how far it is
-        )
+        # The last point measured, its version then, and how far it is.
+        self._measured: tuple[Tensor, int, Tensor] | None = None
 
     def of(self, live: LiveRows, ledger: Ledger, denied: Tensor) -> Observer:
         """The same for other rows."""

@@ -108,9 +108,8 @@ class Oracle:
         self._access, self._micro_batch = access, max(1, micro_batch // target.draws)
         self._budget, self._spent, self._tick = budget, 0, tick
         self._unbooked = [0, 0]  # passes of the live rows that the ledger does not show yet
-        self._balls: dict[
-            float, tuple[Tensor, Tensor]
-        ] = {}  # by radius, ends of the live rows' linf balls within the box
+        # Ends of the live rows' linf balls within the box, by radius.
+        self._balls: dict[float, tuple[Tensor, Tensor]] = {}
 
     def __len__(self) -> int:
         """Live rows."""
@@ -388,9 +387,8 @@ class Oracle:
         _require_graph(logits)
         seen, label = logits.detach(), y[:, None]
         gaps, classes = (seen - seen.gather(1, label)).scatter_(1, label, -torch.inf).topk(count)
-        minus = torch.zeros_like(seen).scatter_(
-            1, label, -1.0
-        )  # a gap's slope in the logits, but for the class
+        # A gap's slope in the logits, but for the class.
+        minus = torch.zeros_like(seen).scatter_(1, label, -1.0)
         gradients = [
             torch.autograd.grad(logits, x, minus.scatter(1, column, 1.0), retain_graph=k + 1 < count)[0]
             for k, column in enumerate(classes.split(1, 1))

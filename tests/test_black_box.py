@@ -239,11 +239,21 @@ def test_squares_side_by_side_cost_the_same_queries_and_break_as_many(
 ) -> None:
     eps = {"linf": "0.1", "l2": "0.5"}[norm]
 
+    calls: list[int] = []
+    handle = net.register_forward_hook(lambda *_: calls.append(1))
+
     def run(proposals: int, seed: int) -> robust.Report:
         attack = Square(queries=200, proposals=proposals)
-        return robust.evaluate(net, digits, threat=f"{norm}:{eps}", suite=attack, device="cpu", seed=seed)
+        return robust.evaluate(
+            net, digits, threat=f"{norm}:{eps}", suite=attack, device="cpu", seed=seed, batch_size=256
+        )
 
-    one, four = ([run(proposals, seed) for seed in range(3)] for proposals in (1, 4))
+    one = [run(1, seed) for seed in range(3)]
+    before = len(calls)
+    four = [run(4, seed) for seed in range(3)]
+    handle.remove()
+    assert before > 3 * 200
+    assert len(calls) - before < before / 2  # a quarter, and what the checks ask
     for report in four:
         standing = report.verdicts[report.verdicts.status == "survived"]
         assert set(standing.forwards) == {1 + 200}

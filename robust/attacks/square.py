@@ -19,7 +19,7 @@ from robust.oracle import Access, Oracle, State
 from robust.rng import Streams
 from robust.threat import norm_of
 
-_AT_ONCE: Final = 25  # steps whose random numbers are drawn together, which takes a tenth of the time
+_AT_ONCE: Final = 25  # steps whose random numbers are drawn together: a draw costs little more than its call
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
 
 
