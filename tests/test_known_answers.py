@@ -213,6 +213,25 @@ def test_fab_with_hope_ends_where_a_straight_boundary_is_out_of_reach() -> None:
     torch.testing.assert_close(short.distance, patient.distance, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("targets", [1, 0])
+def test_fab_that_reuses_its_planes_finds_the_boundary_for_a_third_less(targets: int) -> None:
+    twice, once = (_fab(FAB(steps=20, targets=targets, reuse=reuse), 0.5) for reuse in (False, True))
+    torch.testing.assert_close(once.distance, twice.distance, rtol=5e-3, atol=0)
+    assert (twice.forwards - once.forwards).tolist() == [19] * 3
+
+
+def test_fab_goes_on_with_the_classes_that_came_nearest() -> None:
+    model, x, y, _ = linear_problem(4, (8,))
+    with Target(model, device="cpu") as target:
+        oracle = Oracle(target, x, y, torch.arange(len(x)), Threat("l2", "1", FAR), stays_inside=False)
+        likeliest = oracle.logits(x).scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
+        known = oracle.ledger.gaps
+        assert known is not None
+        known.scatter_(1, likeliest[:, 2:3], 1.0)  # the third likeliest was seen to win
+        ranking = FAB(targets=3, skip=1)._ranking(oracle)
+    assert ranking.tolist() == likeliest[:, [2, 1]].tolist()
+
+
 def test_fab_skips_the_classes_that_it_is_told_to() -> None:
     one, rest, all_ = (_fab(FAB(steps=10, targets=t, skip=skip), 0.5) for t, skip in ((1, 0), (3, 1), (3, 0)))
     assert torch.equal(all_.distance, one.distance.minimum(rest.distance))

@@ -25,7 +25,7 @@ def test_the_default_suite_works_for_every_norm_it_claims(
     assert 0 < report.statuses["survived"] < report.clean_correct
 
 
-@pytest.mark.parametrize(("norm", "passes"), [("linf", 11 + 11 + 28), ("l2", 11 + 21 + 53 + 21)])
+@pytest.mark.parametrize(("norm", "passes"), [("linf", 11 + 11 + 28), ("l2", 11 + 23 + 53)])
 def test_what_is_far_from_its_boundary_costs_little(
     norm: str, passes: int, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
@@ -33,8 +33,8 @@ def test_what_is_far_from_its_boundary_costs_little(
     survivors = report.verdicts[report.verdicts.status == "survived"]
     assert len(survivors) > 50
     assert survivors.forwards.median() == 1 + passes
-    assert survivors.forwards.max() <= 1 + passes + 100  # random search sees one in twenty
-    assert survivors.backwards.max() < passes
+    assert survivors.forwards.max() <= 1 + passes + 200  # random search sees a few per cent
+    assert survivors.backwards.max() <= passes
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

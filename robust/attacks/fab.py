@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,14 +28,18 @@ class FAB(Attack):
     Minimum-norm; by default the targeted variant of AutoAttack: one search per likeliest wrong class.
 
     Args:
-        steps: per restart and class, >= 1; each costs two forwards and one backward (untargeted: up to ten).
+        steps: per restart and class, >= 1; each costs two forwards and one backward (untargeted: up to ten), with `reuse`
+            a forward less.
         restarts: the first starts at x, others at random inside the threat, >= 1.
         targets: how many of the likeliest wrong classes; 0 for one search against the nearest boundary
             at each step, the untargeted variant of the paper.
-        skip: so many of these classes, the likeliest, are left out, as a search before saw to them; >= 0, below targets.
+        skip: so many of these classes, the likeliest, are left out, as a search before saw to them; the others then come in
+            the order in which they were seen to come near. >= 0, below targets.
         alpha_max: largest weight of the original point, in [0, 1].
         overshoot: how far beyond the linearised boundary a step goes, >= 1.
         backward: share of the distance kept when stepping back from an adversarial point.
+        reuse: the plane found at an adversarial point also serves for the step after stepping back from it, so that the model
+            is evaluated at no point but those that may be adversarial.
         hope: from the tenth step on, a search ends where what it is short of eps is over so many times what its last five
             steps gained, > 0; a surface with straight boundaries is settled then, and gains no more. None: to the last step.
     """
@@ -54,6 +58,7 @@ class FAB(Attack):
     backward: float = 0.9
     hope: float | None = None
     skip: int = 0
+    reuse: bool = False
 
     def __post_init__(self) -> None:
         if min(self.steps, self.restarts) < 1 or self.targets < 0:
@@ -71,47 +76,81 @@ class FAB(Attack):
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
         s.x_adv = oracle.x
-        s.ranking = likeliest_wrong(oracle.logits(oracle.x), oracle.y)
-        for turn in oracle.steps(min(max(self.targets, 1), s.ranking.shape[1]) - self.skip):
-            rank = turn + self.skip
+        s.ranking = self._ranking(oracle)
+        for rank in oracle.steps(s.ranking.shape[1]):
             for restart in oracle.steps(self.restarts):
                 s.aim = s.ranking[:, rank : rank + 1]
                 s.x_adv = oracle.x
                 if restart:
-                    s.x_adv = random_boundary_start(
-                        oracle.x, oracle.threat, oracle.random("start", rank, restart)
-                    )
+                    streams = oracle.random("start", rank + self.skip, restart)
+                    s.x_adv = random_boundary_start(oracle.x, oracle.threat, streams)
                 self._search(oracle, s)
         return s.x_adv
 
-    def _search(self, oracle: Oracle, s: State) -> None:
-        norm, bounds = oracle.threat.norm, oracle.threat.bounds
-        s.least = s.mark = torch.full_like(oracle.y, torch.inf, dtype=oracle.x.dtype)
-        for step in oracle.steps(self.steps):
-            w, gap = self._boundary(oracle, s)
-            offset = -gap  # <w, z - x_adv> = -gap on the linearised boundary
-            here = project_on_plane(s.x_adv, w, offset, norm, bounds)
-            offset = offset + ((s.x_adv - oracle.x) * w).flatten(1).sum(1)
-            there = project_on_plane(oracle.x, w, offset, norm, bounds)
-            far, near = norm_of(here.flatten(1), norm), norm_of(there.flatten(1), norm)
-            alpha = per_row((far / (far + near).clamp_min(1e-12)).clamp_max(self.alpha_max), w)
-            forward = (s.x_adv + self.overshoot * here) * (1 - alpha)
-            s.x_adv = oracle.clip(forward + (oracle.x + self.overshoot * there) * alpha)
-            wrong = oracle.decide(s.x_adv)
-            back = oracle.x + self.backward * (s.x_adv - oracle.x)
-            size = oracle.distance(s.x_adv)
-            s.least = torch.where(wrong, s.least.minimum(size), s.least)
-            s.x_adv = choose(wrong, back, s.x_adv)
-            if self.hope is not None and step % _STRETCH == _STRETCH - 1:
-                if step >= _STRETCH:
-                    oracle.rest(s.least - oracle.threat.radius > self.hope * (s.mark - s.least))
-                s.mark = s.least
+    def _ranking(self, oracle: Oracle) -> Tensor:
+        """The classes to search towards, in turn, (N, K)."""
+        likeliest = likeliest_wrong(oracle.logits(oracle.x), oracle.y)
+        if self.skip == 0:
+            return likeliest[:, : max(self.targets, 1)]
+        done = torch.cat([oracle.y[:, None], likeliest[:, : self.skip]], 1)
+        nearest = oracle.gaps.scatter(1, done, -torch.inf).argsort(1, descending=True)
+        return nearest[:, : min(self.targets, likeliest.shape[1]) - self.skip]
 
-    def _boundary(self, oracle: Oracle, s: State) -> tuple[Tensor, Tensor]:
+    def _search(self, oracle: Oracle, s: State) -> None:
+        s.least = s.mark = torch.full_like(oracle.y, torch.inf, dtype=oracle.x.dtype)
+        rounds = self.steps + self.reuse  # the last one of `reuse` looks at the last point
+        for step in oracle.steps(rounds):
+            plane = self._boundary(oracle, s)
+            if self.reuse:
+                base = self._drawn_back(oracle, s, plane.wrong)
+                offset = -plane.gap - _dot(plane.gradient, base - s.x_adv)
+                s.x_adv = self._stepped(oracle, base, plane.gradient, offset)
+            else:
+                s.x_adv = self._stepped(oracle, s.x_adv, plane.gradient, -plane.gap)
+                s.x_adv = self._drawn_back(oracle, s, oracle.decide(s.x_adv))
+            self._end_the_hopeless(oracle, s, step + (not self.reuse))
+
+    def _boundary(self, oracle: Oracle, s: State) -> _Plane:
         if self.targets == 0:
-            return nearest_boundary(oracle.jacobian(s.x_adv, CANDIDATES), oracle.threat.norm)
-        gradient, gap, _ = oracle.gradient(s.x_adv, _gap, s.aim)
-        return gradient, gap
+            near = oracle.jacobian(s.x_adv, CANDIDATES)
+            return _Plane(*nearest_boundary(near, oracle.threat.norm), near.gaps.amax(1) > 0)
+        gradient, gap, logits = oracle.gradient(s.x_adv, _gap, s.aim)
+        return _Plane(gradient, gap, logits.argmax(1) != oracle.y)
+
+    def _stepped(self, oracle: Oracle, base: Tensor, w: Tensor, offset: Tensor) -> Tensor:
+        """A step from `base` onto the plane <w, z - base> = offset and beyond, drawn towards the plane's point nearest x."""
+        norm = oracle.threat.norm
+        both, offsets = torch.cat([base, oracle.x]), torch.cat([offset, offset + _dot(w, base - oracle.x)])
+        moves = project_on_plane(both, torch.cat([w, w]), offsets, norm, oracle.threat.bounds)
+        (here, there), (far, near) = moves.chunk(2), norm_of(moves.flatten(1), norm).chunk(2)
+        alpha = per_row((far / (far + near).clamp_min(1e-12)).clamp_max(self.alpha_max), w)
+        forward = (base + self.overshoot * here) * (1 - alpha)
+        return oracle.clip(forward + (oracle.x + self.overshoot * there) * alpha)
+
+    def _drawn_back(self, oracle: Oracle, s: State, wrong: Tensor) -> Tensor:
+        """s.x_adv, which was visited just now, or where it is adversarial a point nearer to x; s.least is kept."""
+        s.least = torch.where(wrong, s.least.minimum(oracle.distance(s.x_adv)), s.least)
+        back = oracle.x + self.backward * (s.x_adv - oracle.x)
+        return choose(wrong, back, s.x_adv)
+
+    def _end_the_hopeless(self, oracle: Oracle, s: State, points: int) -> None:
+        if self.hope is None or points == 0 or points % _STRETCH:
+            return
+        if points > _STRETCH:
+            oracle.rest(s.least - oracle.threat.radius > self.hope * (s.mark - s.least))
+        s.mark = s.least
+
+
+class _Plane(NamedTuple):
+    """The linearised boundary at a point, and whether that point is adversarial."""
+
+    gradient: Tensor  # (N, ...)
+    gap: Tensor  # (N,): above 0 beyond the boundary
+    wrong: Tensor  # (N,) bool
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
 
 
 def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from robust.target import Target
 from robust.threat import Threat
 
 PREFLIGHT_SAMPLES: Final = 32
+_AGAIN: Final = 8  # of them, each time more that they are asked about
+_SAME: Final = 1e-4  # of the logits' spread
 _SHARE: Final = 0.05  # of the few samples that must show a flaw
 _DEAD_SHARE: Final = 0.15  # nets trained for verified bounds are constant around some 5 %
 _NOISE: Final = 1e-3  # of the box
@@ -71,10 +73,10 @@ def preflight(target: Target, x: Tensor, y: Tensor, threat: Threat | None = None
     if not seen.randomized:
         _company(target, x, logits, seen)
         (_steadiness if target.draws > 1 else _stability)(target, x, y, logits, seen)
-    _gradients(target, x, y, logits, seen)
-    if seen.differentiable and not seen.randomized and target.draws == 1:
+    gradient = _gradients(target, x, y, logits, seen)
+    if gradient is not None and not seen.randomized and target.draws == 1:
         _slopes(target, x, y, threat, seen)
-        seen.blocked = _blocked(target, x, y, seen)
+        seen.blocked = _blocked(target, x, y, gradient, seen)
     return seen
 
 
@@ -98,15 +100,14 @@ def _drift(logits: Tensor, reference: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _repeatability(target: Target, x: Tensor, logits: Tensor, seen: Preflight) -> None:
-    """Does the same input give the same logits again?"""
-    repeats = [_ask(target, x, seen) for _ in range(4)]
-    moved = torch.stack([_drift(again, logits) for again in repeats]).amax(0)
-    flips = torch.stack([again.argmax(1) != logits.argmax(1) for again in repeats]).any(0)
-    if bool((flips | (moved > 1e-4)).any()):
+    """Do the same inputs give the same logits again? A few are asked about more often: a model may draw once a batch."""
+    few = [_ask(target, x[:_AGAIN], seen) for _ in range(4)]
+    pairs = [(_ask(target, x, seen), logits), *((again, few[0]) for again in few[1:])]
+    moved = max(float(_drift(again, before).max()) for again, before in pairs)
+    flipped = any(bool((again.argmax(1) != before.argmax(1)).any()) for again, before in pairs)
+    if flipped or moved > _SAME:
         seen.findings.append(
-            checks.RANDOMIZED.finding(
-                f"logits of the same input move by up to {float(moved.max()):.2g} of their spread"
-            )
+            checks.RANDOMIZED.finding(f"logits of the same input move by up to {moved:.2g} of their spread")
         )
 
 
@@ -158,9 +159,13 @@ def _steadiness(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Pref
         )
 
 
-def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Preflight) -> None:
-    """Do gradients reach the input, are they the deployed model's, and does cross-entropy keep them?"""
-    sizes = []
+def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Preflight) -> Tensor | None:
+    """Do gradients reach the input, are they the deployed model's, and does cross-entropy keep them?
+
+    Returns:
+        the margin's gradient, (N, D); None where none reaches the input.
+    """
+    gradients = []
     for loss in (ce, margin):
         point = x.detach().clone().requires_grad_()
         tracked, gradient, reason = logits, None, "the output does not depend on the input in autograd's eyes"
@@ -175,10 +180,10 @@ def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
         if gradient is None:
             seen.differentiable = False
             seen.findings.append(checks.DETACHED.finding(f"no gradient reaches the input ({reason})"))
-            return
-        sizes.append(gradient.flatten(1).abs().amax(1))
+            return None
+        gradients.append(gradient.flatten(1))
     _deployed(target, tracked.detach(), logits, seen)
-    of_ce, of_margin = sizes
+    of_ce, of_margin = (gradient.abs().amax(1) for gradient in gradients)
     dead = float((of_margin == 0).float().mean())
     lost = (of_ce <= _VANISHED * of_margin) & (of_margin > 0) & of_margin.isfinite()
     vanished = float(lost.float().mean())
@@ -192,36 +197,33 @@ def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
                 f"cross-entropy has no gradient for {vanished:.0%} of the samples where the margin has one"
             )
         )
+    return gradients[1]
 
 
 def _slopes(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: Preflight) -> None:
     """Does the margin rise along its gradient as steeply as random directions say that it can?"""
-    forwards, backwards = slope.cost(threat, target, x)
-    seen.forwards += forwards
-    seen.backwards += backwards
     found = slope.uphill(target, x, y, threat)
-    if found is not None and found[1] < slope.LEAST:
-        reach, share = found
+    seen.forwards += found.forwards
+    seen.backwards += found.backwards
+    if found.share < slope.LEAST:
         seen.findings.append(
             checks.GRADIENT_MODEL.finding(
-                f"moving pixels by {reach:.2g} along its gradient, the margin rises at {share:.0%} of its steepest slope"
+                f"moving pixels by {found.reach:.2g} along its gradient, the margin rises at {found.share:.0%} of its steepest slope"
             )
         )
 
 
-def _blocked(target: Target, x: Tensor, y: Tensor, seen: Preflight) -> bool:
-    """Do gradients change from the faces of the box to just inside, as behind a clamp?"""
+def _blocked(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Preflight) -> bool:
+    """Does the margin's gradient ((N, D) at x) change from the faces of the box to just inside, as behind a clamp?"""
     inward = copies.off_faces(x, target.bounds)
     if type(target).logits is not Target.logits or bool((inward == x).all()):
         return False
-    gradients = []
-    for point in (x, inward):
-        point = point.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            value = margin(_ask(target, point, seen), y).sum()
-        gradients.append(torch.autograd.grad(value, point)[0].flatten(1))
-        seen.backwards += len(x)
-    here, there = ((gradient != 0) & gradient.isfinite() for gradient in gradients)
+    point = inward.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        value = margin(_ask(target, point, seen), y).sum()
+    inside = torch.autograd.grad(value, point)[0].flatten(1)
+    seen.backwards += len(x)
+    here, there = ((slopes != 0) & slopes.isfinite() for slopes in (gradient, inside))
     freed = (there.sum(1) - here.sum(1)) / there.sum(1).clamp_min(1)  # ties only move from pixel to pixel
     return float((freed > _SHARE).float().mean()) > _SHARE
 

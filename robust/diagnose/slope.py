@@ -7,8 +7,9 @@ surface of waves finer than the threat.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,13 +29,21 @@ _FINE, _COARSE = 0.01, 0.1  # of the box: how far a pixel is moved
 _STRAIGHT_FINE, _STRAIGHT_COARSE = 0.6, 0.75  # bends over slopes: above, there is no slope at this scale
 
 
-def uphill(target: Target, x: Tensor, y: Tensor, threat: Threat | None) -> tuple[float, float] | None:
-    """How far pixels are moved, and the slope along the gradient as a share of the steepest: the median of the samples.
+class Uphill(NamedTuple):
+    """What a look along the gradient told, and its cost in rows passed."""
 
-    1 for an exact gradient of a straight surface, 0 for a random direction. Looked at on the threat's scale, up to
-    a tenth of the box, and where the surface jumps or bends too much there, or the threat is none of linf and l2,
-    by a hundredth of the box: so substitutes of steps are judged where steps no longer show. None where it is not
-    straight there either.
+    reach: float  # how far pixels were moved
+    share: float  # slope along the gradient as a share of the steepest, the median of the samples; nan: not to be told
+    forwards: int
+    backwards: int
+
+
+def uphill(target: Target, x: Tensor, y: Tensor, threat: Threat | None) -> Uphill:
+    """How steep the margin is along its gradient: 1 for an exact gradient of a straight surface, 0 for a random direction.
+
+    Looked at on the threat's scale, up to a tenth of the box, and where the surface jumps or bends too much there, or
+    the threat is none of linf and l2, by a hundredth of the box: so substitutes of steps are judged where steps no
+    longer show. Where it is not straight there either, the share is nan.
 
     Args:
         target: entered; deterministic and differentiable.
@@ -42,18 +51,14 @@ def uphill(target: Target, x: Tensor, y: Tensor, threat: Threat | None) -> tuple
         threat: whose scale is looked at too; None for the fine one alone.
     """
     x, y = x[:SAMPLES], y[:SAMPLES]
+    reach, median, rows = math.nan, math.nan, 0
     for reach, straight in _scales(threat, target.bounds, x[0].numel()):
+        rows += len(x)
         share, bend = _at(target, x, y, reach)
         if len(share) and float(bend.median()) <= straight:
-            return reach, float(share.median())
-    return None
-
-
-def cost(threat: Threat | None, target: Target, x: Tensor) -> tuple[int, int]:
-    """Forwards and backwards of `uphill` at most, in rows."""
-    scales = len(list(_scales(threat, target.bounds, x[0].numel())))
-    rows = scales * len(x[:SAMPLES])
-    return rows * (3 + 2 * _DIRECTIONS), rows
+            median = float(share.median())
+            break
+    return Uphill(reach, median, rows * (3 + 2 * _DIRECTIONS), rows)
 
 
 def _scales(threat: Threat | None, bounds: tuple[float, float], pixels: int) -> Iterator[tuple[float, float]]:

@@ -68,4 +68,26 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "linf": "5ee0e2941cbd103636a0806224e1cdd7",
         "l2": "5ee0e2941cbd103636a0806224e1cdd7",
     },
+    ("standard", 7): {
+        "linf": "3c4a3689767ba4d140e7b5232a2d88cd",
+        "l2": "b0d604852015532aeee7b39848464471",
+        "l1": "7b54c4b89108e1eb4064420eff70f9f2",
+        "l0": "9e1374f975e3098c9aedfb6e5c263916",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "6037904ea7a7cf5ab285ab5b95621f45",
+    },
+    ("thorough", 7): {
+        "linf": "f1d39b68be9838c31a3a8773e2a8d0f8",
+        "l2": "8d4b08de11afab8c738eb20517aed139",
+        "l1": "110ff4e04b8356597c7e60bd0a890ab0",
+        "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "6037904ea7a7cf5ab285ab5b95621f45",
+    },
+    ("autoattack", 4): {
+        "linf": "2a2d37f1057091f277ac2430b4122c0a",
+        "l2": "2a2d37f1057091f277ac2430b4122c0a",
+    },
 }
