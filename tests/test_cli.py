@@ -325,7 +325,7 @@ def test_every_command_shows_an_example(tmp_path: Path, inside: Callable[..., Ou
 def test_sweep_shows_its_plan_runs_and_shows_the_board(
     tmp_path: Path, inside: Callable[..., Outcome]
 ) -> None:
-    from test_sweep import PLAN
+    from sweeps import PLAN
 
     (tmp_path / "plan.toml").write_text(PLAN)
     planned = inside("sweep", "plan.toml", "--dry-run", cwd=tmp_path)
@@ -386,7 +386,7 @@ def test_what_a_sweep_cannot_run_on_is_one_line(
 
 
 def test_what_fails_in_one_way_is_said_once(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
-    from test_sweep import PLAN
+    from sweeps import PLAN
 
     (tmp_path / "damaged.npz").write_text("nothing of the kind")
     (tmp_path / "plan.toml").write_text(PLAN.replace('"builtin:digits"', '"damaged.npz"'))
@@ -433,7 +433,7 @@ models = [{spec = "builtin:digits-mlp"}]
 
 
 def test_ctrl_c_keeps_what_was_done(tmp_path: Path) -> None:
-    from test_sweep import PLAN
+    from sweeps import PLAN
 
     (tmp_path / "plan.toml").write_text(PLAN.replace("epochs = 2", "epochs = 100000", 1))
     command = [sys.executable, "-m", "robust", "sweep", "plan.toml", "--out", "out", "--device", "cpu"]

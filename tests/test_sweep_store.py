@@ -1,0 +1,134 @@
+"""What a sweep keeps in its folder: found again, and made again where it is lost or damaged."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sweeps import Count, ids
+
+from robust.parts import Part
+from robust.sweep import Event, SweepConfig, SweepResult, run_sweep
+from robust.sweep.results import Results
+from robust.sweep.tasks import AttackTask, Folder, ModelRef, Worker
+
+
+def _cut(weights: Path) -> None:
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def _alter(weights: Path) -> None:
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 0x40
+    weights.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [(Path.unlink, "no such file"), (_cut, "truncated, damaged"), (_alter, "not those that were trained")],
+)
+def test_lost_weights_are_trained_again_and_told(
+    sweep_config: SweepConfig, tmp_path: Path, harm: Callable[[Path], object], reason: str
+) -> None:
+    small = sweep_config.model_copy(update={"defenses": sweep_config.defenses[:1]})
+    first = run_sweep(small, tmp_path, device="cpu")
+    (weights,) = tmp_path.glob("models/*/weights.safetensors")
+    whole = weights.read_bytes()
+    harm(weights)
+    told: list[Event] = []
+    second = run_sweep(small, tmp_path, device="cpu", listener=told.append)
+    assert [reason in event.fields["reason"] for event in told if event.kind == "lost"] == [True]
+    assert (weights.read_bytes(), ids(second)) == (whole, ids(first))
+    assert (second.failures, second.missing, second.reused) == ([], [], first.computed)
+    third = Count()
+    assert run_sweep(small, tmp_path, device="cpu", listener=third).failures == []
+    assert third.trained == 0
+
+
+def test_a_damaged_shard_is_computed_again(
+    sweep_config: SweepConfig, tmp_path: Path, swept: tuple[Path, SweepResult]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(sweep_config, tmp_path, device="cpu", listener=Count(stop_at=2))
+    shards = sorted((tmp_path / "parts").rglob("*.parquet"))
+    assert len(shards) == 2
+    shards[0].write_bytes(shards[0].read_bytes()[:-40])
+    rest = Count()
+    assert ids(run_sweep(sweep_config, tmp_path, device="cpu", listener=rest)) == ids(swept[1])
+    assert rest.shards == 12 - 1
+
+
+def test_shards_survive_their_file(tmp_path: Path, sweep_config: SweepConfig) -> None:
+    from robust.sweep.held import hold
+
+    held = hold("builtin:digits", 12, tmp_path / "data")
+    task = AttackTask(
+        "1", "cell", ModelRef("builtin:digits-mlp"), str(held.folder), "l2:2", "quick", 0, True, (0, 5), 8, "float32",
+        show=(1, 2, 3),
+    )  # fmt: skip
+    outcome = Worker(Folder(), "cpu").do(task, lambda progress: None)
+    part, results = outcome.result, Results(tmp_path)
+    assert isinstance(part, Part)
+    results.keep_part("key", part, outcome.examples)
+    kept = results.part("key", (0, 5))
+    assert kept is not None
+    read, examples = kept
+    assert isinstance(read, Part)
+    assert examples == outcome.examples is not None
+    pd.testing.assert_frame_equal(read.verdicts, part.verdicts, check_exact=True)
+    rest = [{k: v for k, v in vars(p).items() if k != "verdicts"} for p in (read, part)]
+    assert rest[0] == rest[1]
+    (tmp_path / "parts" / "key" / "0-5.safetensors").write_bytes(examples[:-1])
+    assert results.part("key", (0, 5)) is None
+
+
+def test_decoded_data_are_found_again_until_the_file_changes(tmp_path: Path) -> None:
+    from robust.sweep.held import hold
+
+    x = torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8)
+    frame = tmp_path / "data.npz"
+    np.savez(frame, x=x.numpy(), y=np.arange(20) % 4)
+    first, again = (hold(str(frame), 7, tmp_path / "held") for _ in range(2))
+    assert first == again
+    assert torch.equal(first.samples.x, x[first.samples.ids])
+    assert (len(first.samples), first.sha256) == (7, first.samples.sha256)
+    np.savez(frame, x=255 - x.numpy(), y=np.arange(20) % 4)
+    os.utime(frame, ns=(1, 1))
+    assert hold(str(frame), 7, tmp_path / "held").sha256 != first.sha256
+
+
+def test_a_full_disk_is_told_once_and_nothing_is_lost(
+    sweep_config: SweepConfig, tmp_path: Path, swept: tuple[Path, SweepResult]
+) -> None:
+    """The system's limit on the size of a file stands in for the disk: the write itself fails."""
+    small = sweep_config.model_copy(update={"defenses": sweep_config.defenses[:1]})
+    run = Count()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    first = run_sweep(small, tmp_path, device="cpu", listener=Full(at_shard=4))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert first.stopped is not None
+    assert first.stopped.count("File too large") == 1
+    assert "what was finished is kept" in first.stopped
+    assert (first.computed, first.failures, len(first.missing)) == (1, [], 1)
+    second = run_sweep(small, tmp_path, device="cpu", listener=run)
+    assert (second.computed, second.reused, second.missing, run.trained) == (1, 1, [], 0)
+    assert set(ids(second)) < set(ids(swept[1]))
+
+
+class Full:
+    """Leaves no room for further files after some shards."""
+
+    def __init__(self, at_shard: int) -> None:
+        self.left = at_shard
+
+    def __call__(self, event: Event) -> None:
+        self.left -= event.kind == "shard"
+        if event.kind == "shard" and self.left == 0:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
