@@ -25,7 +25,8 @@ def _cut(weights: Path) -> None:
 
 def _alter(weights: Path) -> None:
     content = bytearray(weights.read_bytes())
-    content[-1] ^= 0x40
+    half = len(content) // 2
+    content[half : half + 256] = bytes(byte ^ 0x40 for byte in content[half : half + 256])
     weights.write_bytes(content)
 
 
@@ -49,6 +50,25 @@ def test_lost_weights_are_trained_again_and_told(
     third = Count()
     assert run_sweep(small, tmp_path, device="cpu", listener=third).failures == []
     assert third.trained == 0
+
+
+def test_a_damaged_checkpoint_of_lost_weights_is_told_and_trained_from_the_start(
+    sweep_config: SweepConfig, tmp_path: Path
+) -> None:
+    small = sweep_config.model_copy(update={"defenses": sweep_config.defenses[:1]})
+    first = run_sweep(small, tmp_path, device="cpu")
+    for harm in (_cut, _alter):
+        (weights,) = tmp_path.glob("models/*/weights.safetensors")
+        (checkpoint,) = tmp_path.glob("models/*/checkpoints/*.pt")
+        weights.unlink()
+        harm(checkpoint)
+        told: list[Event] = []
+        again = run_sweep(small, tmp_path, device="cpu", listener=told.append)
+        lost = [event.fields["reason"] for event in told if event.kind == "lost"]
+        assert len(lost) == 2
+        assert "no such file" in lost[0]
+        assert f"checkpoint {checkpoint} cannot be read (" in lost[1]
+        assert (again.failures, again.missing, ids(again)) == ([], [], ids(first))
 
 
 def test_a_damaged_shard_is_computed_again(

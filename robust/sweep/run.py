@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from torch import nn
 
+from robust.defenses.checkpoint import drop_damaged
 from robust.errors import ModelError, StoreError
 from robust.parts import Part
 from robust.run import Progress
@@ -199,6 +200,8 @@ class _Sweep:
         if len(self.training[key]) == 1:  # else another pair's model is the same
             token = uuid4().hex
             self.results.write(weights.with_name("token"), token.encode())
+            for reason in drop_damaged(weights.parent):
+                self.diary.tell("lost", pair.title, reason=reason)
             self.ready.append(train_task(pair, self.config, ref, key, held, weights.parent, token))
 
     def _restore(self, net: nn.Module, key: str, pair: Pair) -> bool:

@@ -37,8 +37,9 @@ class Event:
             "progress" (stage, done, total, surviving, n), a "shard" of a cell (samples, survived, correct,
             seconds, missing), a pair "trained" (clean, robust, seconds), a "cell" finished (record, robust, low,
             high, clean, n, seconds, trust), a "curve" (robust at each eps, seconds), what was "reused" (what: "model" or
-            "cell"), a pair whose weights are "lost", gone or damaged, and trained again (reason), a task lost and to be done again ("retry": reason), what "failed" (reason), and the "end"
-            (computed, reused, failed, missing, seconds, stopped).
+            "cell"), a pair whose weights or checkpoint are "lost", gone or damaged, and trained again (reason), a task lost
+            and to be done again ("retry": reason), what "failed" (reason), and the "end" (computed, reused, failed,
+            missing, seconds, stopped).
         title: of the cell or pair; task: id of the task, where it is about one.
     """
 
