@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,57 @@ def test_decoded_data_are_found_again_until_the_file_changes(tmp_path: Path) -> 
     np.savez(frame, x=255 - x.numpy(), y=np.arange(20) % 4)
     os.utime(frame, ns=(1, 1))
     assert hold(str(frame), 7, tmp_path / "held").sha256 != first.sha256
+
+
+def _anew(harm: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Harm as a copy in the file's place: this process has the file itself mapped into memory."""
+
+    def harm_copy(path: Path) -> None:
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+        harm(path)
+
+    return harm_copy
+
+
+@pytest.mark.parametrize("name", ["x.npy", "ids.npy", "groups.npy", "index.json"])
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (Path.unlink, "no such file"),
+        (_anew(lambda path: path.write_bytes(path.read_bytes()[:-1])), "not what was written|cannot be read"),
+        (_anew(_alter), "not what was written|cannot be read"),
+    ],
+    ids=["gone", "cut", "altered"],
+)
+def test_damaged_samples_are_told_and_decoded_again(
+    tmp_path: Path, name: str, harm: Callable[[Path], object], reason: str
+) -> None:
+    x = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8).numpy()
+    source = tmp_path / "data.npz"
+    np.savez(source, x=x, y=np.arange(20) % 10, groups=np.arange(20) % 2)
+    plan = SweepConfig.model_validate(
+        {
+            "data": str(source),
+            "threats": ["linf:0.05"],
+            "suites": ["fgsm"],
+            "models": [{"spec": "builtin:digits-mlp"}],
+        }
+    )
+    first = run_sweep(plan, tmp_path / "out", device="cpu")
+    (file,) = tmp_path.glob(f"out/data/*/{name}")
+    whole = file.read_bytes()
+    harm(file)
+    told: list[Event] = []
+    again = run_sweep(plan, tmp_path / "out", device="cpu", listener=told.append)
+    lost = [event for event in told if event.kind == "lost"]
+    assert (again.failures, ids(again), file.read_bytes()) == ([], ids(first), whole)
+    if (name, reason) == ("index.json", "no such file"):
+        assert lost == []  # as if nothing had been decoded yet
+        return
+    assert [(event.title, event.fields["what"]) for event in lost] == [(str(source), "data")]
+    assert re.search(rf"{name}: ({reason})", lost[0].fields["reason"])
 
 
 def test_a_full_disk_is_told_once_and_nothing_is_lost(
