@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -180,15 +182,30 @@ def samples(spec: str, limit: int | None, model: Target | None = None, groups: s
     return load_data(spec, fit=None if model is None else model.preprocessing, groups=groups).limit(limit)
 
 
-def writable_folder(path: Path, option: str = "--out") -> Path:
-    """Make a folder, or say at once why not: before any passes are spent."""
+def writable_folder(path: Path, option: str = "--out") -> None:
+    """Say at once why a folder could not be made or written, before any passes are spent; it is not made yet.
+
+    Raises:
+        StoreError: it could not.
+    """
     from robust.errors import StoreError
 
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        there = next(place for place in (path, *path.absolute().parents) if _is_there(place))
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write to {there}")
     except OSError as error:
         raise StoreError(f"{option}: cannot make the folder {path}: {error.strerror or error}") from error
-    return path
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def duration(seconds: float) -> str:
