@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +181,20 @@ def test_worker_processes_come_to_the_same_and_survive_a_killing(
     assert assassin.retries >= 1
     assert ids(result) == ids(first)
     assert tables(tmp_path / "pool") == tables(out)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="masks are read from /proc")
+def test_ctrl_c_reaches_no_worker_even_while_it_imports() -> None:
+    pool = Processes(2, "cpu", 1)
+    try:
+        masks = [
+            re.search(r"^SigBlk:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+            for pid in ("self", *(hand.process.pid for hand in pool._hands))
+        ]
+    finally:
+        pool.close()
+    blocked = [bool(mask and int(mask[1], 16) & 1 << (signal.SIGINT - 1)) for mask in masks]
+    assert blocked == [False, True, True]
 
 
 def test_the_log_can_be_followed_line_by_line(swept: tuple[Path, SweepResult]) -> None:
