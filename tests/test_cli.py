@@ -432,6 +432,18 @@ models = [{spec = "builtin:digits-mlp"}]
     assert kinds[:2] == ["start", "start"], "both shards are begun before either is back"
 
 
+@pytest.mark.parametrize("group", [[], ["leaderboard"], ["leaderboard", "import"]])
+def test_a_group_of_commands_alone_shows_its_help(
+    tmp_path: Path, inside: Callable[..., Outcome], group: list[str]
+) -> None:
+    done = inside(*group, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("Usage: ")
+    assert "Commands:" in lines
+    assert max(map(len, lines)) <= 80
+
+
 def test_ctrl_c_keeps_what_was_done(tmp_path: Path) -> None:
     from sweeps import PLAN
 
