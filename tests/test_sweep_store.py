@@ -72,6 +72,18 @@ def test_a_damaged_checkpoint_of_lost_weights_is_told_and_trained_from_the_start
         assert (again.failures, again.missing, ids(again)) == ([], [], ids(first))
 
 
+def test_a_file_where_a_folder_is_to_be_stops_the_sweep_in_one_line(
+    sweep_config: SweepConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "models").touch()
+    result = run_sweep(sweep_config, tmp_path, device="cpu")
+    assert result.stopped is not None
+    assert re.match(
+        r"out: cannot write .*: (Not a directory|File exists); what was finished is kept", result.stopped
+    )
+    assert result.failures == []
+
+
 def test_a_damaged_shard_is_computed_again(
     sweep_config: SweepConfig, tmp_path: Path, swept: tuple[Path, SweepResult]
 ) -> None:
