@@ -432,6 +432,26 @@ models = [{spec = "builtin:digits-mlp"}]
     assert kinds[:2] == ["start", "start"], "both shards are begun before either is back"
 
 
+@pytest.mark.parametrize("name", ["nowhere/found.json", "data.npz/found.json", "."])
+@pytest.mark.parametrize(
+    "command",
+    [["attack", "--threat", "linf:0.1"], ["certify", "--sigma", "0.25"]],
+    ids=lambda given: given[0],
+)
+def test_a_json_file_that_cannot_be_written_is_told_before_anything_is_computed(
+    files: Path,
+    inside: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    name: str,
+) -> None:
+    monkeypatch.setattr("robust.evaluation.evaluate", None)
+    monkeypatch.setattr("robust.smoothing.certify", None)
+    done = inside(*command, *COMMON, "--json", name, cwd=files)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"--json: cannot write {name}: " in done.stderr
+
+
 @pytest.mark.parametrize("group", [[], ["leaderboard"], ["leaderboard", "import"]])
 def test_a_group_of_commands_alone_shows_its_help(
     tmp_path: Path, inside: Callable[..., Outcome], group: list[str]

@@ -200,6 +200,29 @@ def writable_folder(path: Path, option: str = "--out") -> None:
         raise StoreError(f"{option}: cannot make the folder {path}: {error.strerror or error}") from error
 
 
+def writable_file(name: str | None, option: str = "--json") -> None:
+    """Say at once why a file could not be written, before any passes are spent; None and - are none.
+
+    Raises:
+        StoreError: it could not.
+    """
+    from robust.errors import StoreError
+
+    if name is None or name == "-":
+        return
+    path = Path(name)
+    folder = path.absolute().parent
+    if path.is_dir():
+        why = "a folder, not a file"
+    elif not folder.is_dir():
+        why = f"no such folder {folder}"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        why = "no permission"
+    else:
+        return
+    raise StoreError(f"{option}: cannot write {name}: {why}")
+
+
 def _is_there(place: Path) -> bool:
     try:
         place.lstat()

@@ -141,6 +141,7 @@ def compare(
     from robust.leaderboard import Store, comparison_text
     from robust.leaderboard import compare as run
 
+    common.writable_file(json_)
     where = Store(store)
     left, right = where.get(a), where.get(b)
     found = run(left, right, where.verdicts(left), where.verdicts(right))
