@@ -104,6 +104,15 @@ def test_a_mistyped_command_leaves_no_folder_behind(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", ["--set", "--train"])
+def test_an_option_without_its_value_is_named(
+    tmp_path: Path, inside: Callable[..., Outcome], option: str
+) -> None:
+    plain = ["--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--out", "hardened"]
+    done = inside("harden", *plain, "--device", "cpu", option, "epochs", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"robust: {option}: expected NAME=VALUE, got 'epochs'\n")
+
+
 def test_a_folder_that_cannot_be_made_is_told_first(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")

@@ -110,7 +110,7 @@ def described(item: object) -> str:
     )
 
 
-def settings(pairs: Iterable[str] | None) -> dict[str, str]:
+def settings(pairs: Iterable[str] | None, option: str = "--set") -> dict[str, str]:
     """Read NAME=VALUE options."""
     from robust.errors import InputError
 
@@ -118,7 +118,7 @@ def settings(pairs: Iterable[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise InputError(f"--set: expected NAME=VALUE, got {pair!r}")
+            raise InputError(f"{option}: expected NAME=VALUE, got {pair!r}")
         found[name.strip().replace("-", "_")] = value.strip()
     return found
 

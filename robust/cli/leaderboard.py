@@ -237,6 +237,8 @@ def add(
 
     if paper_url and not paper:
         raise InputError("--paper-url: needs --paper, its title")
+    if not name.strip():
+        raise InputError("--name: expected what the model is to be called, got nothing")
     report = Report.load(folder)
     examples = None
     if report.examples is not None:
