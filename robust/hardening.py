@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,7 +85,8 @@ def harden(
         pseudo_labels: a trained model (module, Target or SPEC) whose predictions become the labels of `extra`
             (Carmon et al. 2019, arXiv 1905.13736).
         out: folder for weights.safetensors (the best epoch's), last.safetensors, history.json,
-            config.json, checkpoints, reports, and a leaderboard record for each report.
+            config.json, checkpoints, reports, and a leaderboard record for each report. Nothing is written
+            before all that was given has been checked.
         recipe: named training options; `training` overrides single ones.
         suite: for the evaluations before and after.
         resume: go on from the checkpoint in `out`, where there is one.
@@ -113,12 +115,13 @@ def harden(
     more = _extra(extra, pseudo_labels, bounds, device)
     folder, is_first = None if out is None else Path(out), rank() == 0
     keep = _Folder(folder if is_first else None, name or type(given.model).__name__, command)
-    keep.config(chosen, threat, options, more)
+    note = partial(keep.config, chosen, threat, options, more)
     trainer = Trainer(
         options,
         extra=more,
         out=folder,
         resume=resume,
+        ready=note,
         progress=progress,
         ticks=ticks,
     )
@@ -138,6 +141,7 @@ def harden(
         return report
 
     fitted = chosen.fit(prepared, train, threat=threat, trainer=trainer)
+    note()  # of a defense that trains nothing
     hardened = bare(fitted) if prepared is not given.model else fitted
     keep.weights(hardened, trainer, prefix="model." if hardened is not fitted else "")
     trained_threat = None if threat is None or not chosen.needs_threat else str(threat)

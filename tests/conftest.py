@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import torch
@@ -15,6 +15,9 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from robust.cli import main
+
+if TYPE_CHECKING:
+    from robust.sweep import SweepConfig, SweepResult
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # a core each: threads that compete slow each other down
     torch.set_num_threads(1)
@@ -110,3 +113,22 @@ def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return Outcome(int(stop.value.code or 0), out, err)
 
     return run_inside
+
+
+@pytest.fixture
+def sweep_config() -> SweepConfig:
+    """A small plan: a model, two defenses, two threats."""
+    from sweeps import read_plan
+
+    return read_plan()
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepResult]:
+    """That plan, carried out without any trouble: its folder, only to be read, and what came of it."""
+    from sweeps import read_plan
+
+    from robust.sweep import run_sweep
+
+    out = tmp_path_factory.mktemp("swept")
+    return out, run_sweep(read_plan(), out, device="cpu")

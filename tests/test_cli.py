@@ -325,7 +325,7 @@ def test_every_command_shows_an_example(tmp_path: Path, inside: Callable[..., Ou
 def test_sweep_shows_its_plan_runs_and_shows_the_board(
     tmp_path: Path, inside: Callable[..., Outcome]
 ) -> None:
-    from test_sweep import PLAN
+    from sweeps import PLAN
 
     (tmp_path / "plan.toml").write_text(PLAN)
     planned = inside("sweep", "plan.toml", "--dry-run", cwd=tmp_path)
@@ -386,7 +386,7 @@ def test_what_a_sweep_cannot_run_on_is_one_line(
 
 
 def test_what_fails_in_one_way_is_said_once(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
-    from test_sweep import PLAN
+    from sweeps import PLAN
 
     (tmp_path / "damaged.npz").write_text("nothing of the kind")
     (tmp_path / "plan.toml").write_text(PLAN.replace('"builtin:digits"', '"damaged.npz"'))
@@ -432,8 +432,40 @@ models = [{spec = "builtin:digits-mlp"}]
     assert kinds[:2] == ["start", "start"], "both shards are begun before either is back"
 
 
+@pytest.mark.parametrize("name", ["nowhere/found.json", "data.npz/found.json", "."])
+@pytest.mark.parametrize(
+    "command",
+    [["attack", "--threat", "linf:0.1"], ["certify", "--sigma", "0.25"]],
+    ids=lambda given: given[0],
+)
+def test_a_json_file_that_cannot_be_written_is_told_before_anything_is_computed(
+    files: Path,
+    inside: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    name: str,
+) -> None:
+    monkeypatch.setattr("robust.evaluation.evaluate", None)
+    monkeypatch.setattr("robust.smoothing.certify", None)
+    done = inside(*command, *COMMON, "--json", name, cwd=files)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"--json: cannot write {name}: " in done.stderr
+
+
+@pytest.mark.parametrize("group", [[], ["leaderboard"], ["leaderboard", "import"]])
+def test_a_group_of_commands_alone_shows_its_help(
+    tmp_path: Path, inside: Callable[..., Outcome], group: list[str]
+) -> None:
+    done = inside(*group, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("Usage: ")
+    assert "Commands:" in lines
+    assert max(map(len, lines)) <= 80
+
+
 def test_ctrl_c_keeps_what_was_done(tmp_path: Path) -> None:
-    from test_sweep import PLAN
+    from sweeps import PLAN
 
     (tmp_path / "plan.toml").write_text(PLAN.replace("epochs = 2", "epochs = 100000", 1))
     command = [sys.executable, "-m", "robust", "sweep", "plan.toml", "--out", "out", "--device", "cpu"]

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Outcome
 from torch import nn
 
 import robust
@@ -77,6 +79,59 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+MISTYPED = {
+    "a defense": ["--defense", "pgdat"],
+    "an option of it": ["--set", "stpes=2"],
+    "its value": ["--set", "steps=two"],
+    "an option of the training": ["--train", "epoch=2"],
+    "a device that cannot do it": ["--train", "precision=16-mixed"],
+    "data that are not there": ["--validation", "nowhere.npz"],
+    "a suite": ["--suite", "quik"],
+    "an option of the command": ["--treat", "linf:0.1"],
+    "no threat": ["--threat", ""],
+}
+
+
+@pytest.mark.parametrize("options", MISTYPED.values(), ids=MISTYPED)
+def test_a_mistyped_command_leaves_no_folder_behind(
+    tmp_path: Path, inside: Callable[..., Outcome], options: list[str]
+) -> None:
+    plain = ["--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--threat", "linf:0.1"]
+    done = inside("harden", *plain, "--device", "cpu", "--out", "below/hardened", *options, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--set", "--train"])
+def test_an_option_without_its_value_is_named(
+    tmp_path: Path, inside: Callable[..., Outcome], option: str
+) -> None:
+    plain = ["--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--out", "hardened"]
+    done = inside("harden", *plain, "--device", "cpu", option, "epochs", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, f"robust: {option}: expected NAME=VALUE, got 'epochs'\n")
+
+
+def test_a_folder_that_cannot_be_made_is_told_first(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for out in ("file", "file/below", "link", "n" * 300):
+        done = inside("harden", "--model", "nonsense", "--data", "nonsense", "--out", out, cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"--out: cannot make the folder {out}: " in done.stderr
+
+
+def test_a_run_that_is_refused_leaves_the_one_in_the_folder_as_it_was(tmp_path: Path) -> None:
+    def harden(epochs: int) -> None:
+        training = {**QUICK, "epochs": epochs}
+        robust.harden(seeded(), digits(0, 60), defense="none", training=training, device="cpu", out=tmp_path)
+
+    harden(epochs=1)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(InputError, match="is of another run: it differs in epochs"):
+        harden(epochs=2)
+    assert (tmp_path / "config.json").read_text() == before
 
 
 @pytest.mark.slow

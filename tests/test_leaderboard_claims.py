@@ -34,7 +34,7 @@ from robust.leaderboard import compare as compare_records
 from robust.leaderboard.artefacts import COLUMNS, read_verdicts, verdicts_bytes
 from robust.leaderboard.claims import check_suite, check_trust
 from robust.leaderboard.compare import Paired
-from robust.leaderboard.derive import confusion
+from robust.leaderboard.derive import confusion, derive
 from robust.leaderboard.drawn import survived, weigh
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.rebuild import rebuild
@@ -568,3 +568,15 @@ def test_a_comparison_fits_eighty_columns() -> None:
     long = Paired("c" * 300, 60_000, 0, 30_000, 30_000, 0, -1.0, -1.0, 1.0, 1.2e-300, 1.2e-299)
     object.__setattr__(found, "classes", [long])
     assert max(map(len, comparison_text(found).splitlines())) <= 80
+
+
+def test_messages_begin_in_one_column_whatever_the_checks_are_called() -> None:
+    table = make_report(robust=80).verdicts
+    names = ["record", "fairness", *derive(table)]
+    assert max(map(len, names)) > 12
+    for name in names:
+        lines = str(Outcome(name, True, "0123456789abcdef... " * 9)).splitlines()
+        assert max(map(len, lines)) <= 80
+        assert lines[0].split()[:2] == ["ok", name]
+        messages = [line for line in lines if "0123" in line]
+        assert {line.index("0123") for line in messages} == {20}

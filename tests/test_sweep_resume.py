@@ -1,4 +1,4 @@
-"""What a sweep finds done: nothing of another model's code, nothing whose files are gone, and no error passed over."""
+"""What a sweep finds done, by an interrupted one too: nothing of another model's code, nothing whose files are gone, and no error passed over."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Outcome
+from sweeps import Count, ids, tables
 from torch import Tensor, nn
 
+from robust.leaderboard import Store
 from robust.sources import load_model, origin_sha256, save_weights
 from robust.sweep import SweepConfig, SweepResult, run_sweep
 from robust.sweep.tasks import ModelRef, build_target
@@ -63,6 +65,25 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "helper.py").write_text("def scale(x):\n    return x\n")
     return tmp_path
+
+
+def test_an_interrupted_sweep_goes_on_and_ends_like_an_uninterrupted_one(
+    sweep_config: SweepConfig, tmp_path: Path, swept: tuple[Path, SweepResult]
+) -> None:
+    out, first = swept
+    assert (first.computed, first.reused, first.failures, first.missing) == (4, 0, [], [])
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(sweep_config, tmp_path / "cut", device="cpu", listener=Count(stop_at=5))
+    assert len(Store(tmp_path / "cut").records()) == 1
+    rest = Count()
+    result = run_sweep(sweep_config, tmp_path / "cut", device="cpu", listener=rest)
+    assert (rest.trained, rest.shards, result.computed, result.reused) == (0, 12 - 5, 3, 1)
+    assert ids(result) == ids(first)
+    assert tables(tmp_path / "cut") == tables(out)
+    again = Count()
+    run_sweep(sweep_config, tmp_path / "cut", device="cpu", listener=again)
+    assert (again.trained, again.shards, again.reused) == (0, 0, 4)
+    assert not list((tmp_path / "cut" / "parts").iterdir())
 
 
 @pytest.mark.parametrize("file", ["net.py", "helper.py"])

@@ -285,6 +285,18 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
         train(replace(OPTIONS, epochs=1), out=tmp_path)
 
 
+def test_a_checkpoint_with_altered_numbers_is_damaged(tmp_path: Path) -> None:
+    model, _ = train(replace(OPTIONS, epochs=1), out=tmp_path)
+    (path,) = tmp_path.glob("checkpoints/*.pt")
+    content, bias = path.read_bytes(), next(iter(model.parameters())).detach().numpy().tobytes()
+    assert bias in content
+    path.write_bytes(content.replace(bias, bytes(len(bias))))
+    with pytest.raises(
+        InputError, match=r"model\.pt cannot be read \(.* is not what was written\); delete it"
+    ):
+        train(replace(OPTIONS, epochs=1), out=tmp_path)
+
+
 # -- guards -----------------------------------------------------------------------------------------
 
 

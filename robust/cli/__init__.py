@@ -78,10 +78,13 @@ def _run() -> None:
 
 
 def _usage_error(error: Exception) -> None:
-    """Show a usage error of the argument parser in one line; pass anything else on."""
+    """Show a usage error of the argument parser in one line, or help where nothing was asked; pass anything else on."""
     message = getattr(error, "format_message", None)
     if message is None:
         raise error
+    if type(error).__name__ == "NoArgsIsHelpError":  # of click, or of the copy that typer may bring
+        print(message(), file=sys.stderr)
+        sys.exit(2)
     context = getattr(error, "ctx", None)
     hint = f" (try '{context.command_path} --help')" if context is not None else ""
     text = str(message()).replace("\n", " ").replace(" Value error, ", " ")  # as pydantic begins its own

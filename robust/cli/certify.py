@@ -46,6 +46,7 @@ def certify(
     chosen = _radii(radii)
     if out is not None:
         common.writable_folder(out)
+    common.writable_file(json_)
     target = common.target(model, weights, normalize, device, seed)
     with common.bars() as bars:
         task = bars.add_task("certifying")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -108,7 +110,7 @@ def described(item: object) -> str:
     )
 
 
-def settings(pairs: Iterable[str] | None) -> dict[str, str]:
+def settings(pairs: Iterable[str] | None, option: str = "--set") -> dict[str, str]:
     """Read NAME=VALUE options."""
     from robust.errors import InputError
 
@@ -116,7 +118,7 @@ def settings(pairs: Iterable[str] | None) -> dict[str, str]:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise InputError(f"--set: expected NAME=VALUE, got {pair!r}")
+            raise InputError(f"{option}: expected NAME=VALUE, got {pair!r}")
         found[name.strip().replace("-", "_")] = value.strip()
     return found
 
@@ -180,15 +182,53 @@ def samples(spec: str, limit: int | None, model: Target | None = None, groups: s
     return load_data(spec, fit=None if model is None else model.preprocessing, groups=groups).limit(limit)
 
 
-def writable_folder(path: Path, option: str = "--out") -> Path:
-    """Make a folder, or say at once why not: before any passes are spent."""
+def writable_folder(path: Path, option: str = "--out") -> None:
+    """Say at once why a folder could not be made or written, before any passes are spent; it is not made yet.
+
+    Raises:
+        StoreError: it could not.
+    """
     from robust.errors import StoreError
 
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        there = next(place for place in (path, *path.absolute().parents) if _is_there(place))
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, f"no permission to write to {there}")
     except OSError as error:
         raise StoreError(f"{option}: cannot make the folder {path}: {error.strerror or error}") from error
-    return path
+
+
+def writable_file(name: str | None, option: str = "--json") -> None:
+    """Say at once why a file could not be written, before any passes are spent; None and - are none.
+
+    Raises:
+        StoreError: it could not.
+    """
+    from robust.errors import StoreError
+
+    if name is None or name == "-":
+        return
+    path = Path(name)
+    folder = path.absolute().parent
+    if path.is_dir():
+        why = "a folder, not a file"
+    elif not folder.is_dir():
+        why = f"no such folder {folder}"
+    elif not os.access(path if path.exists() else folder, os.W_OK):
+        why = "no permission"
+    else:
+        return
+    raise StoreError(f"{option}: cannot write {name}: {why}")
+
+
+def _is_there(place: Path) -> bool:
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def duration(seconds: float) -> str:

@@ -101,7 +101,7 @@ def harden(
             command=shlex.join(["robust", *sys.argv[1:]]),
             out=out,
             recipe=recipe,
-            training=common.settings(train),
+            training=common.settings(train, "--train"),
             suite=suite,
             seed=seed,
             device=device,

@@ -141,6 +141,7 @@ def compare(
     from robust.leaderboard import Store, comparison_text
     from robust.leaderboard import compare as run
 
+    common.writable_file(json_)
     where = Store(store)
     left, right = where.get(a), where.get(b)
     found = run(left, right, where.verdicts(left), where.verdicts(right))
@@ -236,6 +237,8 @@ def add(
 
     if paper_url and not paper:
         raise InputError("--paper-url: needs --paper, its title")
+    if not name.strip():
+        raise InputError("--name: expected what the model is to be called, got nothing")
     report = Report.load(folder)
     examples = None
     if report.examples is not None:

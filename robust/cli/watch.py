@@ -153,7 +153,8 @@ class Watch:
             self._show()
 
     def _lost(self, event: Event) -> None:
-        self._line(f"training again: {self._name(event.title)}: {event.fields['reason']}")
+        how = "decoding" if event.fields["what"] == "data" else "training"
+        self._line(f"{how} again: {self._name(event.title)}: {event.fields['reason']}")
 
     def _retry(self, event: Event) -> None:
         self._end(event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from robust.defenses.options import EpochResult
 from robust.errors import InputError, StoreError
+from robust.target import out_of_memory
 
 
 class Checkpoint:
@@ -54,17 +56,55 @@ class Checkpoint:
         if not self._path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self._path, weights_only=True, map_location=device)
-            identity = state["identity"]
-            history = [EpochResult(**result) for result in json.loads(state["history"])]
-        except Exception as error:
-            raise InputError(
-                f"checkpoint {self._path} cannot be read ({error}); delete it, or train with resume=False"
-            ) from error
+            state, history = _read(self._path, device)
+        except InputError as error:
+            raise InputError(f"{error}; delete it, or train with resume=False (--no-resume)") from error
+        identity = state["identity"]
         if identity != self._identity:
             keys = [k for k in {**identity, **self._identity} if identity.get(k) != self._identity.get(k)]
             raise InputError(
                 f"checkpoint {self._path} is of another run: it differs in {', '.join(keys)}; choose another "
-                "folder, or train with resume=False to replace it"
+                "folder, or train with resume=False (--no-resume) to replace it"
             )
         return state, history
+
+
+def drop_damaged(folder: Path) -> list[str]:
+    """Delete the checkpoints of a run's folder that cannot be read; why each could not.
+
+    Raises:
+        StoreError: one cannot be deleted.
+    """
+    reasons = []
+    for path in sorted((folder / "checkpoints").glob("*.pt")):
+        try:
+            _read(path, torch.device("cpu"))
+        except InputError as error:
+            reasons.append(str(error))
+            try:
+                path.unlink()
+            except OSError as why:
+                raise StoreError(f"out: cannot delete the damaged {path}: {why.strerror or why}") from why
+    return reasons
+
+
+def _read(path: Path, device: torch.device) -> tuple[dict[str, Any], list[EpochResult]]:
+    """State and history.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch itself does not compare the checksums
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is not what was written")
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+        _ = state["identity"]
+        history = [EpochResult(**result) for result in json.loads(state["history"])]
+    except Exception as error:  # a damaged archive or pickle fails in as many ways as there are files
+        if out_of_memory(error):
+            raise
+        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"checkpoint {path} cannot be read ({reason})") from error
+    return state, history

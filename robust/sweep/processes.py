@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from typing import Any, Final
 
 from robust.run import Progress
@@ -97,11 +97,15 @@ class Processes:
         )
         before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self._threads)))  # read when torch loads
+        # Ctrl-C reaches all, also while a worker imports; the driver decides. The mask is inherited.
+        resource_tracker.ensure_running()  # it would unblock the signal, were it started in between
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()  # so that its death closes the pipe
         return _Hand(process, ours)
 
@@ -123,7 +127,6 @@ def _serve(pipe: connection.Connection, device: str, threads: int) -> None:
     """The life of a worker process."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the driver decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     worker = Worker(Folder(), device)

@@ -6,12 +6,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, cast
 from uuid import uuid4
 
 from torch import nn
 
+from robust.defenses.checkpoint import drop_damaged
 from robust.errors import ModelError, StoreError
 from robust.parts import Part
 from robust.run import Progress
@@ -199,6 +201,8 @@ class _Sweep:
         if len(self.training[key]) == 1:  # else another pair's model is the same
             token = uuid4().hex
             self.results.write(weights.with_name("token"), token.encode())
+            for reason in drop_damaged(weights.parent):
+                self.diary.tell("lost", pair.title, what="model", reason=reason)
             self.ready.append(train_task(pair, self.config, ref, key, held, weights.parent, token))
 
     def _restore(self, net: nn.Module, key: str, pair: Pair) -> bool:
@@ -215,7 +219,7 @@ class _Sweep:
                 self.diary.tell("reused", pair.title, what="model")
                 return True
             reason = f"weights {weights}: not those that were trained"
-        self.diary.tell("lost", pair.title, reason=reason)
+        self.diary.tell("lost", pair.title, what="model", reason=reason)
         return False
 
     def _open_cells(self, pair: Pair, ref: ModelRef, sha256: str) -> None:
@@ -254,8 +258,12 @@ class _Sweep:
     def _hold(self, spec: str, limit: int | None, fit: Preprocessing | None) -> Held:
         if (spec, limit, fit) not in self._held:
             groups = None if spec == self.config.train else self.config.groups
-            self._held[spec, limit, fit] = hold(spec, limit, self.results.out / "data", fit, groups)
+            lost = partial(self._lost_data, spec)
+            self._held[spec, limit, fit] = hold(spec, limit, self.results.out / "data", fit, groups, lost)
         return self._held[spec, limit, fit]
+
+    def _lost_data(self, spec: str, reason: str) -> None:
+        self.diary.tell("lost", spec, what="data", reason=reason)
 
     # -- what comes back ------------------------------------------------------------------------
 

@@ -37,9 +37,10 @@ class Event:
             "progress" (stage, done, total, surviving, n), a "shard" of a cell (samples, survived, correct,
             seconds, missing), a pair "trained" (clean, robust, seconds), a "cell" finished (record, robust, low,
             high, clean, n, seconds, trust), a "curve" (robust at each eps, seconds), what was "reused" (what: "model" or
-            "cell"), a pair whose weights are "lost", gone or damaged, and trained again (reason), a task lost and to be done again ("retry": reason), what "failed" (reason), and the "end"
-            (computed, reused, failed, missing, seconds, stopped).
-        title: of the cell or pair; task: id of the task, where it is about one.
+            "cell"), what is "lost", gone or damaged, and made again (what: "model", by training, or "data", by decoding;
+            reason), a task lost and to be done again ("retry": reason), what "failed" (reason), and
+            the "end" (computed, reused, failed, missing, seconds, stopped).
+        title: of the cell or pair, or the data SPEC; task: id of the task, where it is about one.
     """
 
     kind: Kind

@@ -1,0 +1,180 @@
+"""Plans of sweeps: what they expand to, and the mistakes in them that are told before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sweeps import PLAN, Count
+
+from robust.errors import InputError, StoreError, UnknownNameError
+from robust.sweep import SweepConfig, demonstration, load_config, run_sweep
+from robust.sweep.cells import plan
+from robust.sweep.check import check_plan
+from robust.sweep.estimate import Sampled
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("threats =", "treats =", r"treats: unknown key; did you mean 'threats'\?"),
+        ("linf:0.05", "linf:0", "eps"),
+        ('spec = "builtin', 'sepc = "builtin', r"models\.0\.sepc: unknown key; did you mean 'spec'\?"),
+        ('name = "none"', 'nmae = "none"', r"defenses\.0\.nmae: unknown key; did you mean 'name'\?"),
+        ("limit = 60", "limit = 0", r"limit: .*, got 0"),
+        ("[[models]]", "[[models", "not TOML"),
+        ('threats = ["linf:0.05", "l2:0.5"]', "", "threats: give at least one"),
+        ("seeds = [0]", "[[exclude]]\n[other]", r"other: unknown key"),
+        (PLAN, "", "got an empty file; a sweep needs `data`"),
+        ('data = "builtin:digits"', "", "data: is missing; a sweep needs `data`"),
+        ('spec = "builtin:digits-mlp"', "", r"models\.0\.spec: is missing"),
+        ("limit = 60", 'limit = "all"', r"limit: expected a valid integer, .*got 'all'"),
+    ],
+)
+def test_a_bad_plan_is_refused_with_the_place(tmp_path: Path, old: str, new: str, message: str) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        load_config(tmp_path / "plan.toml")
+
+
+def test_mistakes_are_found_before_anything_runs(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'quick'"):
+        run_sweep(sweep_config.model_copy(update={"suites": ["quik"]}), tmp_path / "a")
+    wrong = sweep_config.defenses[1].model_copy(update={"options": {"stpes": 3}})
+    with pytest.raises(InputError, match="no option 'stpes'"):
+        run_sweep(sweep_config.model_copy(update={"defenses": [wrong]}), tmp_path / "b")
+    with pytest.raises(InputError, match="give `train`"):
+        run_sweep(sweep_config.model_copy(update={"train": None}), tmp_path / "c")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot"):
+        run_sweep(sweep_config, tmp_path / "file" / "below")
+    with pytest.raises(InputError, match="cannot read"):
+        load_config(tmp_path / "nowhere.toml")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("builtin:digits-mlp", "builtin:digits-mpl", "did you mean 'digits-mlp'"),
+        (
+            "builtin:digits-mlp",
+            "nets.py:make",
+            r"model: no such file nets\.py; a relative one is looked for in ",
+        ),
+        ("builtin:digits-mlp", "onnx:net.onnx", r"model: no such file net\.onnx"),
+        ('spec = "', 'weights = "net.safetensors"\nspec = "', r"weights: no such file net\.safetensors"),
+        ('"builtin:digits"', '"builtin:digit"', "did you mean 'digits'"),
+        ("digits:train", "digits:trian", "expected split test or train, got 'trian'"),
+        ('"builtin:digits"', '"digits.npz"', r"data: no such file digits\.npz"),
+        ('"builtin:digits"', '"folder:digits"', "data: no such folder digits"),
+        ('name = "none"', 'name = "median"', "has nothing but initial weights; give .*'none\\+median'"),
+    ],
+)
+def test_what_a_plan_names_is_looked_for_before_anything_runs(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    (tmp_path / "plan.toml").write_text(PLAN.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        run_sweep(load_config(tmp_path / "plan.toml"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("spec", ["hf:someone/set.tar", "torchvision:MNIST.npz"])
+def test_names_of_other_libraries_are_no_files(sweep_config: SweepConfig, spec: str) -> None:
+    assert check_plan(sweep_config.model_copy(update={"data": spec}))
+
+
+def test_data_that_cannot_be_read_are_told_before_anything_is_trained_for_them(
+    sweep_config: SweepConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "damaged.npz").write_text("nothing of the kind")
+    run = Count()
+    damaged = sweep_config.model_copy(update={"data": str(tmp_path / "damaged.npz")})
+    result = run_sweep(damaged, tmp_path / "out", device="cpu", listener=run)
+    assert (run.trained, len(result.failures), len(result.missing)) == (0, 2, 4)
+    assert all("damaged.npz" in failure.reason for failure in result.failures)
+
+
+def test_yaml_says_the_same(sweep_config: SweepConfig, tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    (tmp_path / "plan.yaml").write_text(
+        yaml.safe_dump(sweep_config.model_dump(mode="json", exclude_none=True))
+    )
+    assert load_config(tmp_path / "plan.yaml") == sweep_config
+    (tmp_path / "plan.yml").write_text("data: !!python/object/apply:os.getcwd []")
+    with pytest.raises(InputError, match="not YAML"):
+        load_config(tmp_path / "plan.yml")
+    for text, said in (
+        ("- 1", "got a list"),
+        ("", "got an empty file"),
+        ("data: a\nmodels: a", "expected a list, got 'a'"),
+    ):
+        (tmp_path / "plan.yml").write_text(text)
+        with pytest.raises(InputError, match=rf"plan\.yml: .*{said}"):
+            load_config(tmp_path / "plan.yml")
+    plain = "data: a\nthreats: ['linf:1']\nmodels: [{spec: a}]\ndefenses: [none]"
+    (tmp_path / "plan.yml").write_text(plain)
+    with pytest.raises(
+        InputError, match=r"defenses\.0: expected keys and values such as name: none, got 'none'"
+    ):
+        load_config(tmp_path / "plan.yml")
+
+
+GRID = {
+    "data": "builtin:digits",
+    "train": "builtin:digits:train",
+    "threats": ["linf:0.1", "l2:1"],
+    "suites": ["quick", ["fgsm", {"name": "pgd", "steps": 3}]],
+    "seeds": [0, 1],
+    "models": [
+        {"spec": ["builtin:digits-mlp", "builtin:digits-cnn"]},
+        {"spec": "builtin:digits-mlp", "name": "own", "threats": ["l2:2"], "seeds": [7], "limit": 10},
+    ],
+    "defenses": [
+        {"name": "none"},
+        {"name": "pgd-at", "threat": "linf:0.1", "grid": {"steps": [2, 5], "loss": ["ce"]}},
+    ],
+}
+
+
+def test_lists_expand_to_a_grid_with_overrides() -> None:
+    cells = plan(SweepConfig.model_validate(GRID))
+    assert len(cells) == 2 * 3 * 2 * 2 * 2 + 1 * 3 * 1 * 2 * 1
+    assert {cell.pair.defense.title for cell in cells} == {
+        "none",
+        "pgd-at(steps=2,loss=ce)",
+        "pgd-at(steps=5,loss=ce)",
+    }
+    own = [cell for cell in cells if cell.pair.model.title == "own"]
+    assert {(cell.threat, cell.seed, cell.limit) for cell in own} == {("l2:2", 7, 10)}
+    assert len({cell.title for cell in cells}) == len(cells)
+
+
+def test_exclude_leaves_cells_out() -> None:
+    excluded = [
+        {"model": "digits-*", "threat": "l2:*"},
+        {"defense": "pgd-at", "seed": 1},
+        {"suite": "fgsm+pgd", "model": "own"},
+    ]
+    cells = plan(SweepConfig.model_validate({**GRID, "exclude": excluded}))
+    assert len(cells) == 2 * 2 * (2 + 2) - 2 * 2 * 0 + 2 * 2 * 1 - 4 + 3
+    assert not any(cell.threat.startswith("l2") and cell.pair.model.title != "own" for cell in cells)
+    with pytest.raises(InputError, match="exclude defense = 'trades' matches no cell"):
+        plan(SweepConfig.model_validate({**GRID, "exclude": [{"defense": "trades"}]}))
+    with pytest.raises(InputError, match="leaves no cell"):
+        plan(SweepConfig.model_validate({**GRID, "exclude": [{"model": "*"}]}))
+
+
+def test_an_estimate_adds_what_the_few_samples_took_beyond_their_passes() -> None:
+    few = Sampled(forwards=10, backwards=10, samples=8, took=2.0)
+    assert few.seconds(100, ahead=0.001, both=0.002) == pytest.approx(100 * 0.03 + 2.0 - 8 * 0.03)
+    quick = replace(few, took=0.1)  # in less than its passes take: nothing is taken off
+    assert quick.seconds(100, ahead=0.001, both=0.002) == pytest.approx(100 * 0.03)
+
+
+def test_the_demonstration_is_a_plan_of_twelve() -> None:
+    cells = plan(demonstration())
+    assert len(cells) == 12
+    assert {cell.pair.defense.name for cell in cells} == {"none", "pgd-at", "distillation"}
