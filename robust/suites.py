@@ -163,15 +163,15 @@ def _standard_below(threat: Threat) -> list[Stage]:
     """`standard` (linf, l2) for samples that broke at a radius not much larger.
 
     Ascent begins at that break, moved into the ball. So other starts are for what it brings near alone, and the longest
-    searches are left out.
+    searches are left out. All are near here, so that random search and wide pushes are for the nearest.
     """
     margin = PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)
     if threat.norm == "l2":
         fab = Stage(replace(_TO_BOUNDARY, targets=1, hope=None), near=0.15)
         return [Stage(margin), Stage(_NEARER, near=0.25), fab, *_l2_ending()]
     classes = MultiTargeted(steps=10, odi_steps=0, near=0.3)
-    ascents = [Stage(margin), Stage(_MIFPE, near=0.5), Stage(classes), _CHAIN, Stage(_WIDE_HOPS, near=0.1)]
-    return [*ascents, _FEW_SQUARES, _MOVED]
+    ascents = [Stage(margin), Stage(_MIFPE, near=0.5), Stage(classes), _CHAIN, Stage(_WIDE_HOPS, near=0.05)]
+    return [*ascents, Stage(Square(queries=48, proposals=4), near=0.1), _MOVED]
 
 
 @SUITES.register("thorough")
