@@ -315,6 +315,9 @@ def test_add_then_verify(
     )
     assert (code, err) == (0, "")
     path = out.strip()
+    code, _, err = cli("add", tmp_path / "run", *options, "--paper", "Means", "--paper-url", "a.example/b")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "paper.url: expected an address such as https://example.org/paper, got 'a.example/b'" in err
     code, out, _ = cli("verify", path, *user_model, "--rerun", 5, "--draw", 3)
     assert code == 0, out
     assert out.endswith("nothing contradicts the record\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
@@ -17,6 +18,7 @@ from robust.leaderboard.derive import derive
 from robust.leaderboard.migrate import OLDEST, migrate
 from robust.leaderboard.schema import (
     ACCESS,
+    URL_PATTERN,
     Artefacts,
     AttackInfo,
     Checks,
@@ -323,5 +325,7 @@ def _without(content: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
+    where, problem = ".".join(map(str, first["loc"])), str(first["msg"])
+    if first.get("ctx", {}).get("pattern") == URL_PATTERN:
+        problem = f"expected an address such as https://example.org/paper, got {reprlib.repr(first['input'])}"
+    return f"{where}: {problem}" if where else problem

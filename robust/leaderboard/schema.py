@@ -34,7 +34,8 @@ def as_utc(text: str) -> str:
 
 Name = Annotated[str, Field(max_length=300)]
 Text = Annotated[str, Field(max_length=5000)]
-Url = Annotated[str, Field(max_length=2000, pattern=r"^https?://[^\s<>\"']+$")]
+URL_PATTERN: Final = r"^https?://[^\s<>\"']+$"
+Url = Annotated[str, Field(max_length=2000, pattern=URL_PATTERN)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 Label = Annotated[int, Field(ge=0, lt=MOST_CLASSES)]
