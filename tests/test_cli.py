@@ -452,6 +452,20 @@ def test_a_json_file_that_cannot_be_written_is_told_before_anything_is_computed(
     assert f"--json: cannot write {name}: " in done.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["attack", "--threat", "linf:0.1", "--suite", "quick"], ["certify", "--sigma", "0.25", "--n", "100"]],
+    ids=lambda given: given[0],
+)
+def test_a_json_file_may_lie_in_the_folder_that_the_command_makes(
+    files: Path, inside: Callable[..., Outcome], command: list[str]
+) -> None:
+    options = ("--limit", "5", "--out", "below/run", "--json", "below/run/found.json")
+    done = inside(*command, *COMMON, *options, cwd=files)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((files / "below" / "run" / "found.json").read_text())
+
+
 @pytest.mark.parametrize("group", [[], ["leaderboard"], ["leaderboard", "import"]])
 def test_a_group_of_commands_alone_shows_its_help(
     tmp_path: Path, inside: Callable[..., Outcome], group: list[str]

@@ -114,7 +114,7 @@ def attack(
     for option, folder in (("--out", out), ("--explain", explain)):
         if folder is not None:
             common.writable_folder(folder, option)
-    common.writable_file(json_)
+    common.writable_file(json_, folders=(out, explain))
     target = common.target(model, weights, normalize, device)
     chosen = common.samples(data, limit, target, groups)
     with common.bars() as bars:

@@ -46,7 +46,7 @@ def certify(
     chosen = _radii(radii)
     if out is not None:
         common.writable_folder(out)
-    common.writable_file(json_)
+    common.writable_file(json_, folders=(out,))
     target = common.target(model, weights, normalize, device, seed)
     with common.bars() as bars:
         task = bars.add_task("certifying")

@@ -200,8 +200,11 @@ def writable_folder(path: Path, option: str = "--out") -> None:
         raise StoreError(f"{option}: cannot make the folder {path}: {error.strerror or error}") from error
 
 
-def writable_file(name: str | None, option: str = "--json") -> None:
+def writable_file(name: str | None, option: str = "--json", *, folders: Iterable[Path | None] = ()) -> None:
     """Say at once why a file could not be written, before any passes are spent; None and - are none.
+
+    Args:
+        folders: those of the command, which will have been made by then.
 
     Raises:
         StoreError: it could not.
@@ -214,6 +217,8 @@ def writable_file(name: str | None, option: str = "--json") -> None:
     folder = path.absolute().parent
     if path.is_dir():
         why = "a folder, not a file"
+    elif any(made is not None and made.absolute() == folder for made in folders):
+        return
     elif not folder.is_dir():
         why = f"no such folder {folder}"
     elif not os.access(path if path.exists() else folder, os.W_OK):
