@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from typing import Any, Final
@@ -97,15 +99,12 @@ class Processes:
         )
         before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(self._threads)))  # read when torch loads
-        # Ctrl-C reaches all, also while a worker imports; the driver decides. The mask is inherited.
-        resource_tracker.ensure_running()  # it would unblock the signal, were it started in between
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            process.start()
+            with _without_ctrl_c():
+                process.start()
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()  # so that its death closes the pipe
         return _Hand(process, ours)
 
@@ -123,10 +122,25 @@ class Processes:
         return Outcome(task, "lost", reason=f"the worker process died: {how}{why}", memory=killed)
 
 
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes started inside do not see Ctrl-C, not even while they import: where masks of signals are inherited."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it would unblock the signal, were it started in between
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _serve(pipe: connection.Connection, device: str, threads: int) -> None:
     """The life of a worker process."""
     import torch
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the driver decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     worker = Worker(Folder(), device)
