@@ -197,10 +197,10 @@ def test_fgsm_step_by_hand() -> None:
     torch.testing.assert_close(x_adv, torch.tensor([[0.7, 0.25, 0.5]]))
 
 
-def _fab(attack: FAB, eps: float, classes: int = 4) -> Ledger:
+def _fab(attack: FAB, eps: float, classes: int = 4, norm: str = "l2") -> Ledger:
     model, x, y, distances = linear_problem(classes, (8,))
     with Target(model, device="cpu") as target:
-        threat = Threat("l2", repr(eps * float(distances["l2"].min())), FAR)
+        threat = Threat(norm, repr(eps * float(distances[norm].min())), FAR)
         oracle = Oracle(target, x, y, torch.arange(len(x)), threat, stays_inside=False)
         attack(oracle)
     return oracle.ledger
@@ -213,9 +213,12 @@ def test_fab_with_hope_ends_where_a_straight_boundary_is_out_of_reach() -> None:
     torch.testing.assert_close(short.distance, patient.distance, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("targets", [1, 0])
-def test_fab_that_reuses_its_planes_finds_the_boundary_for_a_third_less(targets: int) -> None:
-    twice, once = (_fab(FAB(steps=20, targets=targets, reuse=reuse), 0.5) for reuse in (False, True))
+def test_fab_that_reuses_its_planes_finds_the_boundary_for_a_third_less(targets: int, norm: str) -> None:
+    twice, once = (
+        _fab(FAB(steps=20, targets=targets, reuse=reuse), 0.5, norm=norm) for reuse in (False, True)
+    )
     torch.testing.assert_close(once.distance, twice.distance, rtol=5e-3, atol=0)
     assert (twice.forwards - once.forwards).tolist() == [19] * 3
 
