@@ -88,8 +88,8 @@ def standard(threat: Threat) -> list[Stage]:
 
     linf and l2 (version 7): 10 steps on the margin; in linf on mifpe and towards the likeliest classes too, in l2 FAB, which
     ends early where the surface is straight, against two classes (four where a break was seen near), and ascents from far
-    outside the ball inwards where the two disagree or the boundary is near; hops from the best point of what came near, and random search as a
-    probe. Most survivors cost 100 to 400 passes, against some 9,760 of AutoAttack. l1: APGD, which comes in from
+    outside the ball inwards where the two disagree or the boundary is near; hops from the best point of what came near,
+    and random search as a probe. Most survivors cost 100 to 400 passes, against some 9,760 of AutoAttack. l1: APGD, which comes in from
     three times the radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the
     leading class and the nearest ones. spatial and corruptions: all there are. patch: noise, and ascent at ten
     places.
