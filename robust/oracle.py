@@ -199,7 +199,10 @@ class Oracle:
         self._require("gradient")
         count = min(count, self.gaps.shape[1] - 1)
         self._pay(1, count)
-        parts = [self._jacobian(x_adv[rows], self.y[rows], count) for rows in self._batches()]
+        parts = []
+        for rows in self._batches():
+            with self._target.passing(len(self.y[rows]), gradient=True):
+                parts.append(self._jacobian(x_adv[rows], self.y[rows], count))
         logits, out = parts[0]
         if len(parts) > 1:
             logits = torch.cat([logits for logits, _ in parts])
@@ -365,7 +368,7 @@ class Oracle:
 
     def _visit(self, x_adv: Tensor) -> Tensor:
         self._pay(1, 0)
-        with torch.no_grad():
+        with torch.no_grad(), self._target.passing(len(self), gradient=False):
             if len(self) <= self._micro_batch:
                 logits = self._target.logits(x_adv)
             else:
@@ -445,20 +448,22 @@ class Oracle:
 
 def _differentiate(target: Target, loss: Callable[..., Tensor], x: Tensor, *columns: Tensor) -> Evaluation:
     x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = target.logits(x)
-        value = loss(logits, *columns)
-    _require_graph(value)
-    (gradient,) = torch.autograd.grad(value.sum(), x)
+    with target.passing(len(x), gradient=True):
+        with torch.enable_grad():
+            logits = target.logits(x)
+            value = loss(logits, *columns)
+        _require_graph(value)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
     return Evaluation(gradient, value.detach(), logits.detach())
 
 
 def _weigh(target: Target, x: Tensor, weights: Tensor) -> Evaluation:
     x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = target.logits(x)
-    _require_graph(logits)
-    (gradient,) = torch.autograd.grad(logits, x, weights)
+    with target.passing(len(x), gradient=True):
+        with torch.enable_grad():
+            logits = target.logits(x)
+        _require_graph(logits)
+        (gradient,) = torch.autograd.grad(logits, x, weights)
     logits = logits.detach()
     return Evaluation(gradient, (logits * weights).sum(1), logits)
 

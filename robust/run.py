@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robust import diagnose, engine, memory
+from robust import diagnose, engine, few_rows, memory
 from robust.attacks import Attack
 from robust.audit import audit
 from robust.diagnose import Check, Finding
@@ -150,6 +150,8 @@ class Run:
         if seen.blocked:
             self.search = engine.inward(self.search)
             self.engine = "inward" if self.engine == engine.PLAIN else f"{self.engine}, inward"
+        if self.differentiable:
+            self.search.few_rows = few_rows.measured(self.search, x, len(self.whole))
 
     def _choose_engine(self, x: Tensor, y: Tensor) -> None:
         """The copy of the model to search with, where one is asked for or wins."""

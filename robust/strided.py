@@ -81,7 +81,8 @@ class _Phases:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, phases: _Phases, padding: int) -> Tensor:
-    if x.dim() != 4 or weight.requires_grad or not (x.requires_grad and torch.is_grad_enabled()):
+    slow = torch.backends.mkldnn.enabled  # PyTorch's own is not
+    if not slow or x.dim() != 4 or weight.requires_grad or not (x.requires_grad and torch.is_grad_enabled()):
         return F.conv2d(x, weight, bias, phases.stride, padding)
     out: Tensor = _StridedConv.apply(x, weight, bias, phases(weight), phases.stride, padding)
     return out
@@ -117,8 +118,16 @@ def _input_gradient(gradient: Tensor, phases: Tensor, stride: int, padding: int,
     """Row s*q + r of the padded input is reached from the outputs q, q - 1, ... through every s-th row of the
     kernel from r on: for each r a plain convolution.
     """
-    padded = F.pixel_shuffle(F.conv2d(gradient, phases, padding=phases.shape[2] - 1), stride)
+    padded = _woven(F.conv2d(gradient, phases, padding=phases.shape[2] - 1), stride)
     below, right = (max(0, padding + want - have) for want, have in zip(side, padded.shape[2:], strict=True))
     if below or right:  # rows that no output looks at
         padded = F.pad(padded, (0, right, 0, below))
     return padded[..., padding : padding + side[0], padding : padding + side[1]]
+
+
+def _woven(phases: Tensor, stride: int) -> Tensor:
+    """As a pixel shuffle, at half its time: (N, C stride^2, H, W) -> (N, C, stride H, stride W)."""
+    n, _, height, width = phases.shape
+    rows = phases.view(n, -1, stride, stride, height, width).unbind(2)
+    lines = torch.stack([torch.stack(row.unbind(2), -1) for row in rows], 3)
+    return lines.view(n, -1, stride * height, stride * width)
