@@ -44,8 +44,10 @@ NETS = {
     "mnist-mlp-.1": Net(f"{_NETS}mnist_mlp", "mnist", "linf:0.1", ("linf:0.1", "linf:0.15", "l2:1", "l2:1.5"), True),
     "mnist-deep-.3": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.3", ("linf:0.25", "linf:0.3", "l2:1.5", "l2:2.5"), False, 16),
     "mnist-l2": Net("builtin:mnist-cnn", "mnist", "l2:2", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), False),
-    "cifar-wrn10-8": Net(f"{_NETS}cifar_wrn10", "cifar", "linf:8/255", ("linf:4/255", "linf:8/255", "l2:0.25", "l2:0.5"), True, 8),
+    "cifar-wrn10-8": Net(f"{_NETS}cifar_wrn10", "cifar", "linf:8/255", ("linf:4/255", "linf:8/255", "l2:0.25", "l2:0.5"), False, 8),
     "cifar-silu-l2": Net(f"{_NETS}cifar_silu", "cifar", "l2:0.5", ("linf:2/255", "linf:4/255", "l2:0.25", "l2:0.5"), False, 8),
+    "mnist-b-l2": Net(f"{_NETS}mnist_b", "mnist", "l2:2", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), True),
+    "cifar-trades-4": Net(f"{_NETS}cifar_small", "cifar", "linf:4/255", ("linf:2/255", "linf:4/255", "l2:0.25", "l2:0.5"), True, 12, defense="trades"),
     "cifar-cnn-8": Net(f"{_NETS}cifar_small", "cifar", "linf:8/255", ("linf:4/255", "linf:8/255", "l2:0.5", "l2:1"), True, 12),
 }  # fmt: skip
 

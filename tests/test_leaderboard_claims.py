@@ -279,7 +279,7 @@ class Noisy(nn.Module):
 def filed(folder: Path, model: nn.Module, *, forge: bool = False, examples: bool = False) -> Path:
     """The file of a record of 60 digits; forged, what was broken survived, and the model is said to draw."""
     report = evaluate(
-        model, load_data("builtin:digits").limit(60), threat="linf:0.08", suite="quick",
+        model, load_data("builtin:digits").limit(60), threat="linf:0.16", suite="quick",
         keep_examples=examples, device="cpu",
     )  # fmt: skip
     if forge:
