@@ -345,6 +345,18 @@ def test_sweep_shows_its_plan_runs_and_shows_the_board(
     assert "no records" in missing.stderr
 
 
+def test_a_plan_of_more_samples_than_there_are_is_not_estimated(
+    tmp_path: Path, inside: Callable[..., Outcome]
+) -> None:
+    from sweeps import PLAN
+
+    (tmp_path / "plan.toml").write_text(PLAN.replace("limit = 60", "limit = 99999"))
+    done = inside("sweep", "plan.toml", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("robust: limit: expected 1 to ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_schema_of_a_plan_is_that_of_the_demonstration(
     tmp_path: Path, inside: Callable[..., Outcome]
 ) -> None:

@@ -111,7 +111,7 @@ class _Gauge:
         """Samples x passes a sample of the suite (of a curve: at its middle radius)."""
         target, guessed = self._target(cell.pair)
         samples = self._samples(cell.data, target.preprocessing)
-        n = min(cell.limit or len(samples), len(samples))
+        n = len(samples.limit(cell.limit))
         if isinstance(cell, Cell):
             threat, suite = Threat.parse(cell.threat), cell.suite
         else:
