@@ -167,7 +167,8 @@ class Observer:
             if not self._minimize:
                 done = done.index_copy(0, wrong, found)
             if denied is not None:
-                excused = wrong[denied & (2 * gap[wrong] <= lead[wrong])]  # within the blur, which is lead - gap
+                # Within the blur, which is lead - gap.
+                excused = wrong[denied & (2 * gap[wrong] <= lead[wrong])]
                 gaps[excused] = gaps[excused].clamp_max(0)
                 if not self._minimize:  # which may ask about a nearer point that is no surer
                     self.denied[rows[excused]] = gap[excused]
