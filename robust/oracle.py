@@ -453,7 +453,7 @@ def _differentiate(target: Target, loss: Callable[..., Tensor], x: Tensor, *colu
         logits = target.logits(x)
         value = loss(logits, *columns)
     _require_graph(value)
-    (gradient,) = torch.autograd.grad(value.sum(), x)
+    (gradient,) = torch.autograd.grad(value, x, torch.ones_like(value))
     return Evaluation(gradient, value.detach(), logits.detach())
 
 
