@@ -169,7 +169,7 @@ def test_few_steps_come_near_where_the_box_is_in_the_way(name: str, norm: str) -
 @pytest.mark.parametrize(
     ("name", "norm", "shape", "bound"), [("cw", "l2", (20,), 1.1), ("ead", "l1", (3, 4, 4), 1.25)]
 )
-def test_few_steps_a_constant_suffice_since_each_begins_where_the_last_ended(
+def test_few_steps_a_constant_suffice_since_one_goes_on_where_the_last_ended(
     name: str, norm: str, shape: tuple[int, ...], bound: float
 ) -> None:
     model, x, y = problem(3, shape)
