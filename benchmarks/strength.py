@@ -78,6 +78,7 @@ OURS: dict[str, list[dict[str, Any]]] = {  # variants beside the defaults; [] le
     "multitargeted": [{"targets": 2}],
     "mifgsm": [{}, {"step_size": 0.2, "normalize": False}],  # the latter as foolbox defines it
     "superdeepfool": [{"rounds": 3}],
+    "sigma-zero": [{}, {"step_size": 2.0, "threshold": 0.4}],  # as in the paper; few and long steps
     "spsa": [{"samples": 16, "step_size": 1.0}],  # few queries: few and long steps
     "transfer": [],  # its strength is the surrogate's
 }
@@ -113,6 +114,7 @@ PEERS: dict[str, list[Entry]] = {
     "superdeepfool(rounds=3)": [("adv_lib:sdf", {"df_steps": 10})],
     "pdpgd": [("adv_lib:pdpgd", {}), ("adv_lib:pdgd", {})],
     "sigma-zero": [("adv_lib:sigma_zero", {})],
+    "sigma-zero(step_size=2.0,threshold=0.4)": [("adv_lib:sigma_zero", {})],
     "vfga": [("adv_lib:vfga", {})],
     "ead": [("torchattacks:EADL1", CW), ("art:ElasticNet", {**CW, "decision_rule": "L1", "learning_rate": 0.05}),
             ("foolbox:EADAttack", {**CW, "decision_rule": "L1", "initial_stepsize": 0.05})],

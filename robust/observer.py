@@ -44,8 +44,8 @@ class Observer:
         self._blur, self._judge = blur, judge
         self._minimize, self._stays_inside = minimize, stays_inside
         self._vouched: tuple[Tensor, int] | None = None  # the last point vouched for, and its version then
-        # The last point measured, its version then, and how far it is.
-        self._measured: tuple[Tensor, int, Tensor] | None = None
+        # The last point measured, its version then, what it changes, and how far it is.
+        self._measured: tuple[Tensor, int, Tensor, Tensor] | None = None
 
     def of(self, live: LiveRows, ledger: Ledger, denied: Tensor) -> Observer:
         """The same for other rows."""
@@ -61,10 +61,13 @@ class Observer:
 
     def distance(self, x_adv: Tensor) -> Tensor:
         """How far the live rows' points are from x, (N,): measured once where they were observed just now."""
-        point, version, distance = self._measured or (None, 0, x_adv)
-        if x_adv is point and point._version == version:
-            return distance
-        return self._threat.distance(x_adv, self._live.x)
+        known = self._known(x_adv)
+        return self._threat.distance(x_adv, self._live.x) if known is None else known[1]
+
+    def change(self, x_adv: Tensor) -> Tensor:
+        """x_adv - x of the live rows, (N, ...): subtracted once where they were observed just now."""
+        known = self._known(x_adv)
+        return x_adv - self._live.x if known is None else known[0]
 
     def observe(self, x_adv: Tensor, logits: Tensor) -> None:
         """Note margins, failures and new adversarial points of the live rows: (N, ...), (N, C)."""
@@ -74,8 +77,10 @@ class Observer:
         gaps = lead = gaps.scatter_(1, y, -torch.inf)
         if self._blur:
             lead, gaps = self._allow_for_blur(logits, gaps.amax(1, keepdim=True), gaps)
-        if not bool(lead.amax() + 0 * logits.sum() <= 0):  # not all right and finite
-            gaps = self._look_closer(x_adv, logits, gaps, lead.amax(1), place)
+        lead = lead.amax(1)
+        worst = float(lead.amax() + 0 * logits.sum())  # NaN where a logit is not finite
+        if not worst <= 0:
+            gaps = self._look_closer(x_adv, logits, gaps, lead, place, finite=worst > 0)
         self.note_gaps(gaps if place is None else gaps.masked_fill(~place[0][:, None], -torch.inf))
 
     def note_gaps(self, gaps: Tensor) -> None:
@@ -86,21 +91,23 @@ class Observer:
         if len(rows) == len(ledger.broken):
             ledger.gaps = ledger.gaps.fmax(gaps)
         else:
-            ledger.gaps[rows] = ledger.gaps[rows].fmax(gaps)
+            ledger.gaps.index_copy_(0, rows, ledger.gaps.index_select(0, rows).fmax(gaps))
 
-    def note_points(self, rows: Tensor, x_adv: Tensor, distance: Tensor) -> None:
+    def note_points(self, rows: Tensor, x_adv: Tensor, places: Tensor, distance: Tensor) -> None:
         """Keep those adversarial points that are nearer than before.
 
         Args:
             rows: whose they are, (M,) int64, as the ledger numbers them.
-            x_adv: (M, ...).
+            x_adv: has them among others, (N, ...).
+            places: where they stand in it, (M,) int64.
             distance: (M,); inf where there is none.
         """
         ledger = self.ledger
-        nearer = (distance < ledger.distance[rows]).nonzero().squeeze(1)
+        nearer = (distance < ledger.distance.index_select(0, rows)).nonzero().squeeze(1)
         if len(nearer):
-            ledger.distance[rows[nearer]] = distance[nearer]
-            ledger.x_adv[rows[nearer]] = x_adv[nearer].detach()
+            rows, points = rows[nearer], x_adv.detach().index_select(0, places[nearer])  # copied once
+            ledger.distance.index_copy_(0, rows, distance[nearer])
+            ledger.x_adv.index_copy_(0, rows, points)
 
     def _is_inside(self, x_adv: Tensor) -> bool:
         """Whether that is known without measuring: by the attack's word, or of this point."""
@@ -109,10 +116,20 @@ class Observer:
         point, version = self._vouched
         return x_adv is point and point._version == version
 
+    def _known(self, x_adv: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Change and distance of the point measured last, if it is this one as it was then."""
+        if self._measured is None:
+            return None
+        point, version, change, distance = self._measured
+        return (change, distance) if x_adv is point and point._version == version else None
+
     def _measure(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        inside, distance = self._threat.measure(x_adv, self._live.x)
-        self._measured = x_adv, x_adv._version, distance
-        return inside, distance
+        """Which of the live rows' points lie inside the threat, and how far all are, inf beyond the box: (N,) each."""
+        threat, change = self._threat, x_adv - self._live.x
+        distance = threat.distance(x_adv, self._live.x, change)
+        self._measured = x_adv, x_adv._version, change, distance
+        in_box = threat.in_box(x_adv)  # a point beyond it is none, however near
+        return in_box & threat.within(distance), distance.masked_fill(~in_box, torch.inf)
 
     def _allow_for_blur(self, logits: Tensor, lead: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
         """What the copy may be wrong about is for the judge to say, once: for the leads that it denied, and lower ones."""
@@ -121,28 +138,40 @@ class Observer:
         return torch.where(known, -doubt, lead + doubt), torch.where(known, gaps.clamp_max(0), gaps)
 
     def _look_closer(
-        self, x_adv: Tensor, logits: Tensor, gaps: Tensor, lead: Tensor, place: tuple[Tensor, Tensor] | None
+        self,
+        x_adv: Tensor,
+        logits: Tensor,
+        gaps: Tensor,
+        lead: Tensor,
+        place: tuple[Tensor, Tensor] | None,
+        *,
+        finite: bool,
     ) -> Tensor:
         """Mark rows that are broken or failed.
+
+        Args:
+            finite: all logits are.
 
         Returns:
             the gaps, at most 0 where the copy's blur explains that the judge denies a claim.
         """
         rows = self._live.rows
-        done = ~logits.isfinite().all(1)
-        if bool(done.any()):
-            done = self._fails(x_adv, done)
+        done = torch.zeros_like(rows, dtype=torch.bool)
+        if not finite:
+            done = self._fails(x_adv, ~logits.isfinite().all(1))
             self.ledger.failed[rows[done]] = True
         wrong = ((lead > 0) & ~done).nonzero().squeeze(1)
         if len(wrong):
-            gap = gaps.amax(1)
+            gap = gaps.amax(1) if self._blur else lead
             found, denied = self._keep(x_adv, wrong, gap[wrong] > 0, place)
             if not self._minimize:
                 done = done.index_copy(0, wrong, found)
-            excused = wrong[denied & (2 * gap[wrong] <= lead[wrong])]  # within the blur, which is lead - gap
-            gaps[excused] = gaps[excused].clamp_max(0)
-            if not self._minimize:  # which may ask about a nearer point that is no surer
-                self.denied[rows[excused]] = gap[excused]
+            if denied is not None:
+                # Within the blur, which is lead - gap.
+                excused = wrong[denied & (2 * gap[wrong] <= lead[wrong])]
+                gaps[excused] = gaps[excused].clamp_max(0)
+                if not self._minimize:  # which may ask about a nearer point that is no surer
+                    self.denied[rows[excused]] = gap[excused]
         self._live.leave(done)
         return gaps
 
@@ -156,34 +185,28 @@ class Observer:
 
     def _keep(
         self, x_adv: Tensor, wrong: Tensor, sure: Tensor, place: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Keep adversarial points that are nearer than before; tell which lie inside the threat, and which are none.
 
         Args:
             x_adv: (N, ...).
             wrong: the misclassified among the live rows, or what may be, (M,) int64.
             sure: which are by the target's word, (M,) bool.
-            place: `Threat.measure` of x_adv where that is known.
+            place: `_measure` of x_adv where it was measured.
 
         Returns:
-            (M,) bool each; the judge's word is the last.
+            (M,) bool each; the judge's word is the last, and without one none is denied: None.
         """
-        rows = self._live.rows[wrong]
-        inside, distance = (
-            self._threat.measure(x_adv[wrong], self._live.x[wrong])
-            if place is None
-            else (place[0][wrong], place[1][wrong])
-        )
-        denied = torch.zeros_like(inside)
+        rows, denied = self._live.rows.index_select(0, wrong), None
+        if place is None:
+            inside, distance = self._threat.measure(x_adv[wrong], self._live.x[wrong])
+        else:
+            inside, distance = (part.index_select(0, wrong) for part in place)
         if self._judge is not None:
             claimed, distance = inside, distance.masked_fill(~(inside | sure), torch.inf)
             inside, distance = self._confirm(self._judge, x_adv, wrong, inside, distance)
             denied = claimed & ~inside
-        nearer = (distance < self.ledger.distance[rows]).nonzero().squeeze(1)
-        points, distance = x_adv[wrong[nearer]], distance[nearer]
-        if not self._stays_inside:  # a point outside the box is none, however near
-            distance = distance.masked_fill(~self._threat.in_box(points), torch.inf)
-        self.note_points(rows[nearer], points, distance)
+        self.note_points(rows, x_adv, wrong, distance)
         self.ledger.broken[rows] |= inside
         return inside, denied
 

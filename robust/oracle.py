@@ -253,6 +253,10 @@ class Oracle:
         """How far the points are from x in the threat's norm, (N,): of those asked about just now it is known."""
         return self._observer.distance(x_adv)
 
+    def change(self, x_adv: Tensor) -> Tensor:
+        """x_adv - x, (N, ...), not to be written to: of the points asked about just now it is known."""
+        return self._observer.change(x_adv)
+
     def clip(self, x_adv: Tensor) -> Tensor:
         """Nearest point inside the box."""
         return x_adv.clamp(*self.threat.bounds)
@@ -453,7 +457,7 @@ def _differentiate(target: Target, loss: Callable[..., Tensor], x: Tensor, *colu
             logits = target.logits(x)
             value = loss(logits, *columns)
         _require_graph(value)
-        (gradient,) = torch.autograd.grad(value.sum(), x)
+        (gradient,) = torch.autograd.grad(value, x, torch.ones_like(value))
     return Evaluation(gradient, value.detach(), logits.detach())
 
 

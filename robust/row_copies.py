@@ -47,8 +47,8 @@ def absorb(observer: Observer, live: LiveRows, found: Observer, count: int) -> t
         observer.note_gaps(by_row(theirs.gaps, count).amax(1))
     observer.denied[rows] = by_row(found.denied, count).amax(1)
     distance, nearest = by_row(theirs.distance, count).min(1)
-    points = by_row(theirs.x_adv, count)[torch.arange(len(rows), device=rows.device), nearest]
-    observer.note_points(rows, points, distance)
+    places = nearest.add(torch.arange(len(rows), device=rows.device), alpha=count)
+    observer.note_points(rows, theirs.x_adv, places, distance)
     broken, failed = (by_row(flags, count).any(1) for flags in (theirs.broken, theirs.failed))
     ledger.broken[rows] |= broken
     ledger.failed[rows] |= failed

@@ -87,11 +87,15 @@ class Threat:
     def __str__(self) -> str:
         return f"{self.norm}:{self.eps}" if self.eps else self.norm
 
-    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """||x_adv - x||_norm per sample, or the family's size of the change: (N, ...), (N, ...) -> (N,)."""
+    def distance(self, x_adv: Tensor, x: Tensor, change: Tensor | None = None) -> Tensor:
+        """||x_adv - x||_norm per sample, or the family's size of the change: (N, ...), (N, ...) -> (N,).
+
+        Args:
+            change: x_adv - x where that is known.
+        """
         if self.family is not None:
             return self.family.distance(x_adv, x, self.bounds)
-        return norm_of((x_adv - x).flatten(1), self.norm)
+        return norm_of((x_adv - x if change is None else change).flatten(1), self.norm)
 
     def contains(self, x_adv: Tensor, x: Tensor, *, tolerance: float = TOLERANCE) -> Tensor:
         """Whether x_adv is finite, in the box and in the ball, up to `tolerance`: -> (N,) bool.
@@ -103,10 +107,14 @@ class Threat:
 
     def measure(self, x_adv: Tensor, x: Tensor, *, tolerance: float = TOLERANCE) -> tuple[Tensor, Tensor]:
         """`contains` and `distance` together: both (N,)."""
+        distance = self.distance(x_adv, x)
+        return self.in_box(x_adv, tolerance=tolerance) & self.within(distance, tolerance=tolerance), distance
+
+    def within(self, distance: Tensor, *, tolerance: float = TOLERANCE) -> Tensor:
+        """Whether points so far from x are in the ball, up to `tolerance` as of `contains`: (N,) -> (N,) bool."""
         ends = max(1.0, *map(abs, self.bounds))
         slack = min(tolerance * max(ends, self.radius), 1e-3 * self.radius + _ROUNDING * ends)
-        distance = self.distance(x_adv, x)
-        return self.in_box(x_adv, tolerance=tolerance) & (distance <= self.radius + slack), distance
+        return distance <= self.radius + slack
 
     def in_box(self, x_adv: Tensor, *, tolerance: float = TOLERANCE) -> Tensor:
         """Whether all values are within the bounds, up to `tolerance` of the larger: -> (N,) bool, False for NaN."""

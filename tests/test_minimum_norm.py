@@ -166,6 +166,44 @@ def test_few_steps_come_near_where_the_box_is_in_the_way(name: str, norm: str) -
     assert (ratio <= 1.5).all(), ratio
 
 
+@pytest.mark.parametrize(
+    ("name", "norm", "shape", "bound"), [("cw", "l2", (20,), 1.1), ("ead", "l1", (3, 4, 4), 1.25)]
+)
+def test_few_steps_a_constant_suffice_since_one_goes_on_where_the_last_ended(
+    name: str, norm: str, shape: tuple[int, ...], bound: float
+) -> None:
+    model, x, y = problem(3, shape)
+    attack = make_attack(name, binary_search_steps=6, steps=8)
+    ratio = minimize(attack, model, x, y, norm).distance / exact(norm, 3, shape)
+    assert (ratio <= bound).all(), ratio
+
+
+def test_vfga_breaks_no_more_than_what_it_changes_within_the_threat() -> None:
+    model, x, y = problem(10, (20,), n=40)
+    found = minimize(make_attack("vfga", steps=8), model, x, y, "l0", "2")
+    within = found.distance <= 2
+    assert torch.equal(found.broken, within)
+    assert within.any()
+    assert (found.distance.isfinite() & ~within).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_deepfool_goes_backward_only_from_where_the_boundary_is_not_crossed_yet(norm: str) -> None:
+    model, x, y = problem(10, (20,))
+    found = minimize(make_attack("deepfool"), model, x, y, norm)
+    assert found.distance.isfinite().all()
+    assert (found.forwards == 3).all()  # at x for what it is, for the slopes, and across
+    assert (found.backwards == 9).all()
+
+
+def test_deepfool_leaves_alone_what_is_misclassified_already() -> None:
+    model, x, y = problem(10, (20,))
+    found = minimize(make_attack("deepfool"), model, x, (y + 1) % 10, "l2")
+    assert (found.forwards == 1).all()
+    assert (found.backwards == 0).all()
+    assert (found.distance == 0).all()
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
 def test_a_projection_with_a_radius_per_row_is_that_of_each_row(norm: str) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -47,6 +47,7 @@ def test_gradient_is_autograds(
     strided.restore(changed)
     assert torch.equal(got[0], want[0])
     assert torch.allclose(got[1], want[1], rtol=1e-10, atol=1e-10)
+    assert got[1].is_contiguous()
     assert "_conv_forward" not in vars(conv)
 
 

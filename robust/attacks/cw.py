@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robust.attacks.aims import aimed_margin, runs
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import Adam, per_row
+from robust.attacks.geometry import Adam, choose, per_row
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 
@@ -23,8 +23,9 @@ class CW(Attack):
     """Minimise ||x_adv - x||^2 - c * min(margin, confidence) in tanh space with Adam, searching c.
 
     Carlini & Wagner 2017 (arXiv 1608.04644). Trade-off constant, success and early stop are each
-    sample's own. The tanh box is wider than the real one by `slack`, then clipped: in the paper's
-    parametrisation the derivative vanishes at the box, so pixels that start at 0 or 1 never move.
+    sample's own. After a constant that failed the next one goes on from there, not from x: few steps go
+    further. The tanh box is wider than the real one by `slack`, then clipped: in the paper's parametrisation
+    the derivative vanishes at the box, so pixels that start at 0 or 1 never move.
 
     Args:
         steps: Adam steps per constant, >= 1.
@@ -75,19 +76,20 @@ class CW(Attack):
         middle, half = (low + high) / 2, (high - low) / 2 * (1 + self.slack)
         s.const = torch.full(oracle.y.shape, self.initial_const, device=oracle.x.device)
         s.lower, s.upper = torch.zeros_like(s.const), torch.full_like(s.const, torch.inf)
+        s.w = self._begin(oracle)
         for _ in oracle.steps(self.binary_search_steps):
-            s.w = torch.atanh((oracle.x - middle) / half)
             adam = Adam(s, s.w)
             s.success = torch.zeros_like(oracle.y, dtype=torch.bool)
             s.reference = torch.full_like(s.const, torch.inf)
             for step in oracle.steps(self.steps):
                 tanh = s.w.tanh()
-                x_adv = tanh.mul(half).add_(middle).clamp_(low, high)
+                x_adv = torch.rsub(tanh, middle, alpha=-half).clamp_(low, high)  # in one pass
                 out = oracle.gradient(x_adv, self._capped_margin, s.aim)
                 s.success = s.success | (out.value >= self.confidence)
-                delta = x_adv - oracle.x
-                slope = (2 * delta).addcmul_(per_row(s.const, delta), out.gradient, value=-1)
-                slope.mul_(tanh.square_().neg_().add_(1)).mul_(half)
+                delta = oracle.change(x_adv)
+                slope = torch.addcmul(delta, per_row(s.const, delta), out.gradient, value=-0.5)
+                # Times 1 - tanh^2, the derivative but for what is the same for all values: Adam ignores that.
+                slope.sub_(tanh.square_().mul_(slope))
                 s.w = adam.descended(s.w, slope, step, self.learning_rate)
                 if self.abort_early and (step + 1) % max(_WINDOW, self.steps // 10) == 0:
                     objective = delta.flatten(1).square().sum(1) - s.const * out.value
@@ -96,6 +98,12 @@ class CW(Attack):
             s.upper = torch.where(s.success, torch.minimum(s.upper, s.const), s.upper)
             s.lower = torch.where(s.success, s.lower, torch.maximum(s.lower, s.const))
             s.const = torch.where(s.upper.isinf(), s.const * 10, (s.lower + s.upper) / 2)
+            s.w = choose(s.success, self._begin(oracle), s.w)
+
+    def _begin(self, oracle: Oracle) -> Tensor:
+        """x in tanh space."""
+        low, high = oracle.threat.bounds
+        return torch.atanh((oracle.x - (low + high) / 2) / ((high - low) / 2 * (1 + self.slack)))
 
     def _capped_margin(self, logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
         return aimed_margin(logits, y, aim).clamp_max(self.confidence)

@@ -62,16 +62,15 @@ class DDN(Attack):
 
     def _search(self, oracle: Oracle, s: State) -> None:
         loss, start = aimed(self.loss), self.init_norm or oracle.threat.radius
-        s.x_adv, s.delta = oracle.x, torch.zeros_like(oracle.x)
+        s.x_adv = oracle.x
         s.norm = torch.full_like(oracle.y, start, dtype=oracle.x.dtype)
         for step in oracle.steps(self.steps):
             gradient, _, logits = oracle.gradient(s.x_adv, loss, s.aim)
             wrong = reached(logits.argmax(1), oracle.y, s.aim.squeeze(1))
             s.norm = s.norm * torch.where(wrong, 1 - self.gamma, 1 + self.gamma)
             rate = 0.01 + 0.99 * (1 + math.cos(math.pi * step / self.steps)) / 2
-            ahead = moved(s.delta, gradient, "l2", rate)
+            ahead = moved(oracle.change(s.x_adv), gradient, "l2", rate)
             length = norm_of(ahead.flatten(1), "l2").clamp_min_(1e-12)
             there = torch.addcmul(oracle.x, ahead, per_row(s.norm / length, ahead), out=ahead)
             s.x_adv = there.clamp_(*oracle.threat.bounds)
-            s.delta = s.x_adv - oracle.x
         oracle.visit(s.x_adv)

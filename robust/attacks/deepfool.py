@@ -10,8 +10,9 @@ from torch import Tensor
 
 from robust.attacks.aims import nearest_boundary
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import choose, per_row
+from robust.attacks.geometry import per_row
 from robust.errors import InputError
+from robust.losses import margin
 from robust.oracle import Access, Jacobian, Oracle
 from robust.threat import norm_of
 
@@ -24,7 +25,7 @@ class DeepFool(Attack):
     A sample stops at the first adversarial point, as in the paper: quick, and not the nearest there is.
 
     Args:
-        steps: most linearisations, >= 1; each costs a forward and a backward per candidate class.
+        steps: most linearisations, >= 1; each costs two forwards and a backward per candidate class.
         candidates: leading wrong classes whose boundaries are looked at, >= 1.
         overshoot: share by which the whole perturbation is lengthened, >= 0.
     """
@@ -49,15 +50,14 @@ class DeepFool(Attack):
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
         s.x_adv, s.delta = oracle.x, torch.zeros_like(oracle.x)
+        oracle.rest(oracle.clean_margin > 0)
         for _ in oracle.steps(self.steps):
             near = oracle.jacobian(s.x_adv, self.candidates)
-            crossed = near.gaps[:, 0] > 0
             step = to_nearest_boundary(near, oracle.threat.norm)
-            moved = step.add_(s.delta).add_(oracle.x).clamp_(*oracle.threat.bounds).sub_(oracle.x)
-            s.delta = choose(crossed, s.delta, moved)
+            s.delta = step.add_(s.delta).add_(oracle.x).clamp_(*oracle.threat.bounds).sub_(oracle.x)
             s.x_adv = oracle.x.add(s.delta, alpha=1 + self.overshoot).clamp_(*oracle.threat.bounds)
-            oracle.rest(crossed)
-        oracle.visit(s.x_adv)
+            # A forward tells who is across: no backwards are spent where the search ends.
+            oracle.rest(margin(oracle.logits(s.x_adv), oracle.y) > 0)
         return s.x_adv
 
 

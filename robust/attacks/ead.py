@@ -22,7 +22,8 @@ class EAD(Attack):
     """Minimise c * max(-margin, 0) + ||d||^2 + beta ||d||_1 by FISTA, searching c (Chen et al. 2018).
 
     arXiv 1709.04114, with the l1 decision rule: of all adversarial points the one least in l1 counts.
-    Each step draws the changes back by beta and those under it to zero: that makes the whole sparse.
+    Each step draws the changes back by beta and those under it to zero: that makes the whole sparse. A
+    constant begins where the one before it ended, not at x: so few steps go further.
 
     Args:
         steps: FISTA steps per constant, >= 1.
@@ -62,30 +63,28 @@ class EAD(Attack):
         for _ in runs(oracle, s, self.targets):
             s.const = torch.full_like(oracle.y, self.initial_const, dtype=oracle.x.dtype)
             s.lower, s.upper = torch.zeros_like(s.const), torch.full_like(s.const, torch.inf)
+            s.delta = torch.zeros_like(oracle.x)
             for _ in oracle.steps(self.binary_search_steps):
                 self._descend(oracle, s)
                 s.upper = torch.where(s.success, torch.minimum(s.upper, s.const), s.upper)
                 s.lower = torch.where(s.success, s.lower, torch.maximum(s.lower, s.const))
                 s.const = torch.where(s.upper.isinf(), s.const * 10, (s.lower + s.upper) / 2)
+            oracle.visit(oracle.x + s.delta)
         return oracle.x + s.delta
 
     def _descend(self, oracle: Oracle, s: State) -> None:
         width = oracle.threat.bounds[1] - oracle.threat.bounds[0]
-        s.delta, s.ahead = (
-            torch.zeros_like(oracle.x),
-            oracle.x,
-        )  # the iterate's change, and the point ahead of it
+        s.ahead = oracle.x + s.delta  # the point ahead of the iterate
         s.success = torch.zeros_like(oracle.y, dtype=torch.bool)
         for step in oracle.steps(self.steps):
             gradient, value, _ = oracle.gradient(s.ahead, _hinge, s.aim)
             s.success = s.success | (value >= 0)
             rate = self.step_size * width * (1 - step / self.steps) ** 0.5
-            moved = (s.ahead - oracle.x).mul_(1 - 2 * rate)
+            moved = oracle.change(s.ahead) * (1 - 2 * rate)
             moved.addcmul_(per_row(rate * s.const, gradient), gradient)
             delta = _within(oracle, softshrink(moved, self.beta * width)).sub_(oracle.x)
             s.ahead = _within(oracle, torch.lerp(s.delta, delta, 1 + step / (step + 3)))
             s.delta = delta
-        oracle.visit(oracle.x + s.delta)
 
 
 def _within(oracle: Oracle, delta: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
-from robust.threat import project
+from robust.threat import norm_of, project
 
 # The dual norm of a gradient of values about 1 in size, as a power of how many there are.
 _UNIT: Final = {"linf": 1.0, "l2": 0.5, "l1": 0.0, "l0": 0.0}
@@ -66,28 +66,30 @@ class PDPGD(Attack):
         s = oracle.state()
         for _ in runs(oracle, s, self.targets):
             self._play(oracle, s)
-        return oracle.x + s.delta
+        return s.x_adv
 
     def _play(self, oracle: Oracle, s: State) -> None:
         low, high = oracle.threat.bounds
         ratio = self.initial_ratio or (0.3 if oracle.threat.norm in ("l1", "l0") else 0.1)
-        unit = oracle.x.shape[1:].numel() ** _UNIT[oracle.threat.norm]
-        s.delta, s.mean = torch.zeros_like(oracle.x), torch.zeros_like(oracle.x)
+        values = oracle.x.shape[1:].numel()
+        unit = values ** _UNIT[oracle.threat.norm]
+        s.x_adv, s.mean = oracle.x, torch.zeros_like(oracle.x)
         s.price = torch.full_like(oracle.y, math.log(ratio), dtype=oracle.x.dtype)  # log 1/lambda
         s.spread = torch.zeros_like(s.price)
         for step in oracle.steps(self.steps):
             fall = (1 + math.cos(math.pi * step / self.steps)) / 2
-            gradient, value, _ = oracle.gradient(oracle.x + s.delta, _hinge, s.aim)
-            s.mean = 0.9 * s.mean + 0.1 * gradient
-            s.spread = 0.99 * s.spread + 0.01 * gradient.flatten(1).square().mean(1)
+            gradient, value, _ = oracle.gradient(s.x_adv, _hinge, s.aim)
+            s.mean.lerp_(gradient, 0.1)
+            s.spread = 0.99 * s.spread + 0.01 / values * norm_of(gradient.flatten(1), "l2").square()
             size = (s.spread / (1 - 0.99 ** (step + 1))).sqrt().clamp_min(1e-12)
             rate = self.step_size * (high - low) * (0.01 + 0.99 * fall)
-            moved = s.delta + rate * s.mean / (1 - 0.9 ** (step + 1)) / per_row(size, gradient)
+            pace = per_row(rate / (1 - 0.9 ** (step + 1)) / size, gradient)
+            moved = torch.addcmul(oracle.change(s.x_adv), s.mean, pace)
             shrunk = proximal(moved, rate * unit * s.price.exp(), oracle.threat.norm)
-            s.delta = oracle.clip(oracle.x + shrunk) - oracle.x
+            s.x_adv = shrunk.add_(oracle.x).clamp_(low, high)
             change = self.dual_rate * (0.1 + 0.9 * fall)
             s.price = s.price + torch.where(value >= 0, change, -change)
-        oracle.visit(oracle.x + s.delta)
+        oracle.visit(s.x_adv)
 
 
 def proximal(delta: Tensor, weight: Tensor, norm: str) -> Tensor:
@@ -98,13 +100,14 @@ def proximal(delta: Tensor, weight: Tensor, norm: str) -> Tensor:
     """
     weight = weight.clamp_min(1e-12)
     if norm == "l2":
-        length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
+        length = norm_of(delta.flatten(1), "l2").clamp_min(1e-12)
         return delta * per_row((1 - weight / length).clamp_min(0), delta)
     if norm == "linf":  # Moreau: what the projection onto the dual norm's ball leaves
         return delta - project(delta, torch.zeros_like(delta), "l1", weight, (-torch.inf, torch.inf))
     if norm == "l0":
         return _proximal_two_thirds(delta, per_row(2 * weight, delta))
-    return delta.sign() * (delta.abs() - per_row(weight, delta)).clamp_min(0)
+    weight = per_row(weight, delta)
+    return delta - delta.clamp(-weight, weight)
 
 
 def _proximal_two_thirds(delta: Tensor, weight: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ class SigmaZero(Attack):
 
     Args:
         steps: gradient steps a run, >= 1.
-        step_size: first step in units of the box, falling by a cosine to a tenth, > 0.
+        step_size: first step in units of the box, falling by a cosine to a tenth, > 0; longer ones than the paper's,
+            with a higher threshold, may find nearer points in few steps.
         sigma: how smooth the stand-in is, in squared units of the box, > 0.
         threshold: the first, in units of the box, in [0, 1).
         threshold_rate: its change a step, times the step size, >= 0.

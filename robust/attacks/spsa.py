@@ -16,6 +16,8 @@ from robust.losses import LOSSES
 from robust.oracle import Access, Oracle, State
 
 _BETAS = (0.9, 0.999)  # of Adam
+_BYTES = 3  # of each random word
+_SIGNS = torch.tensor([[1.0 if byte >> bit & 1 else -1.0 for bit in range(8)] for byte in range(256)])
 
 
 @ATTACKS.register("spsa")
@@ -58,9 +60,9 @@ class SPSA(Attack):
         s = oracle.state()
         s.x_adv, s.mean, s.square = oracle.x, torch.zeros_like(oracle.x), torch.zeros_like(oracle.x)
         for step in oracle.steps(self.queries // (2 * self.samples + 1)):
-            s.gradient, s.words = torch.zeros_like(oracle.x), self._words(oracle, step)
+            s.gradient, s.drawn = torch.zeros_like(oracle.x), self._bytes(oracle, step)
             for sample in oracle.steps(self.samples):
-                v = _signs(s.words[:, sample], oracle.x)
+                v = _signs(s.drawn[:, sample], oracle.x)
                 above = brought_in(oracle, torch.add(s.x_adv, v, alpha=delta))
                 below = brought_in(oracle, torch.add(s.x_adv, v, alpha=-delta))
                 rise = loss(oracle.logits(above), oracle.y) - loss(oracle.logits(below), oracle.y)
@@ -83,14 +85,14 @@ class SPSA(Attack):
         spread = math.prod(oracle.x.shape[1:]) ** 0.5 if oracle.threat.norm == "l2" else 1.0
         return self.step_size * oracle.threat.radius / spread
 
-    def _words(self, oracle: Oracle, step: int) -> Tensor:
-        """A step's random bits, 31 a word and all at once, since drawing costs as much as a pass: (N, samples, words)."""
-        words = -(-math.prod(oracle.x.shape[1:]) // 31)
-        return oracle.random(step).integers((self.samples, words), 0, 2**31)
+    def _bytes(self, oracle: Oracle, step: int) -> Tensor:
+        """A step's random bytes, three a word and all at once, since drawing costs as much as a pass: (N, samples, bytes)."""
+        words = -(-math.prod(oracle.x.shape[1:]) // (8 * _BYTES))
+        drawn = oracle.random(step).integers((self.samples, words), 0, 256**_BYTES).to(torch.int32)
+        return torch.stack([drawn >> 8 * place & 255 for place in range(_BYTES)], 3).flatten(2)
 
 
-def _signs(words: Tensor, like: Tensor) -> Tensor:
-    """The bits of (N, words) as +-1 of the shape of `like`."""
-    places = torch.arange(31, dtype=torch.int32, device=like.device)
-    bits = (words.to(torch.int32)[:, :, None] >> places).bitwise_and_(1)
-    return bits.flatten(1)[:, : like.shape[1:].numel()].to(like.dtype).mul_(2).sub_(1).view_as(like)
+def _signs(drawn: Tensor, like: Tensor) -> Tensor:
+    """The bits of bytes, (N, bytes) int32, as +-1 of the shape of `like`: looked up, eight at a time."""
+    signs = _SIGNS.to(like).index_select(0, drawn.flatten()).view(len(drawn), -1)
+    return signs[:, : like.shape[1:].numel()].reshape(like.shape)

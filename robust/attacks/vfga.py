@@ -65,11 +65,12 @@ class VFGA(Attack):
         sigma = torch.where(rises, high - now, low - now)
         draws = oracle.random("draws", rank, step).normal((self.draws,)).abs()
         tried = (now + draws * sigma).clamp_(low, high)
-        best, chosen = torch.full_like(now, -torch.inf), now
-        for k in range(self.draws):
-            candidate = here.scatter(1, value, tried[:, k : k + 1])
-            margin = aimed_margin(oracle.logits(candidate.view_as(s.x_adv)), oracle.y, s.aim)[:, None]
-            chosen = torch.where(margin > best, tried[:, k : k + 1], chosen)
-            best = torch.maximum(best, margin)
-        s.x_adv = here.scatter(1, value, chosen).view_as(s.x_adv)
+        candidate, margins = here.clone(), []
+        for change in tried.split(1, 1):
+            point = candidate.scatter_(1, value, change).view_as(s.x_adv)
+            if step < int(oracle.threat.radius):  # so many values have changed at most
+                oracle.vouch(point)
+            margins.append(aimed_margin(oracle.logits(point), oracle.y, s.aim))
+        best, draw = torch.stack(margins, 1).max(1, keepdim=True)
+        s.x_adv = candidate.scatter_(1, value, tried.gather(1, draw)).view_as(s.x_adv)
         oracle.rest(best.squeeze(1) > 0)
