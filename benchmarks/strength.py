@@ -138,7 +138,7 @@ the models. Ours let a broken sample go, hence fewer passes. *overhead* is the s
 for as many forwards and backwards (a backward takes longer: up to twice a forward). *at their strength*: the seconds
 that ours takes with the fewest steps (of a sixteenth, an eighth, a quarter, half, three quarters or all) at which it
 breaks as many as the peer (minimum norm: and is as often the nearer one), over the peer's seconds.
-The model alone is timed before and after each attack; for l1 and l0, measured earlier, it was timed once a model."""
+The model alone is timed before and after each attack."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ python benchmarks/verdict.py --auto-attack DIR [--a3 DIR] [--peers] [--suite NAM
 DIR holds the public implementation (the package `autoattack`; A3's script); without it, it is left out. Passes of
 the other libraries are counted by hooks on the model; A3 counts its own, and says of no image whether it stands. "Broken here only" and "left here only" are against the public
 AutoAttack; overhead is the seconds over the passes times the cost of a pass of the model as it is, batched well.
+An evaluation of a few samples goes before the first case: what a process does once, such as imports, is in no figure.
 """
 
 from __future__ import annotations
@@ -217,6 +218,11 @@ def compare(case: str, options: argparse.Namespace) -> list[str]:
     ]
 
 
+def _warm_up(case: str) -> None:
+    _, model, samples, threat = case_of(case, 8)
+    robust.evaluate(model, samples, threat=threat, suite="quick", device="cpu")
+
+
 def _command(options: argparse.Namespace) -> str:
     suites = "".join(f" --suite {suite}" for suite in options.suite or ())
     public = " --auto-attack DIR" * bool(options.auto_attack) + " --a3 DIR" * bool(options.a3)
@@ -243,6 +249,7 @@ def main() -> None:
     parser.add_argument("--results", metavar="NAME")
     parser.add_argument("--note", default="", help="said at the foot, such as what else the machine did")
     options = parser.parse_args()
+    _warm_up(options.case[0])
     lines = [
         f"# Verdicts on {options.limit} images each",
         "",
