@@ -12,12 +12,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robust import diagnose, engine, few_rows, memory
+from robust import diagnose, engine, memory
 from robust.attacks import Attack
 from robust.audit import audit
 from robust.diagnose import Check, Finding
 from robust.entries import new_entry
 from robust.errors import RobustError
+from robust.few_rows import few_rows
 from robust.ledger import Ledger, Prior
 from robust.oracle import Oracle
 from robust.report import STATUSES
@@ -150,8 +151,8 @@ class Run:
         if seen.blocked:
             self.search = engine.inward(self.search)
             self.engine = "inward" if self.engine == engine.PLAIN else f"{self.engine}, inward"
-        if self.differentiable:
-            self.search.few_rows = few_rows.measured(self.search, x, len(self.whole))
+        if self.target.device.type == "cpu":
+            self.search.few_rows = few_rows(self.search.model, x[0].numel())
 
     def _choose_engine(self, x: Tensor, y: Tensor) -> None:
         """The copy of the model to search with, where one is asked for or wins."""

@@ -58,7 +58,7 @@ class Target:
     blur: float = (
         0.0  # how far logits may be off those of the model itself, of their spread: for copies of it
     )
-    few_rows: FewRows = FewRows()  # as `few_rows.measured` found it quickest
+    few_rows: FewRows = FewRows()  # that go without oneDNN
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class Target:
     def passing(self, rows: int, *, gradient: bool) -> AbstractContextManager[None]:
         """To be in for a pass of so many rows, with its gradient where it has one: it is quickest so."""
         few = self.few_rows.gradient if gradient else self.few_rows.answer
-        return without_onednn() if rows <= few else nullcontext()
+        return without_onednn() if rows * self.draws <= few else nullcontext()
 
     def searcher(self) -> Self:
         """The target that attacks are to ask: itself, unless judging takes more than searching."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import robust
-from robust import few_rows
-from robust.few_rows import FewRows, without_onednn
+from robust import run
+from robust.few_rows import FewRows, few_rows, without_onednn
 from robust.oracle import Oracle
 from robust.target import Target
 from robust.threat import Threat
@@ -86,26 +86,21 @@ def test_they_come_to_the_same(net: Watched, digits: Digits) -> None:
         nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 10)),
     ],
 )
-def test_models_that_it_does_nothing_for_are_let_be(model: nn.Module, digits: Digits) -> None:
-    with Target(model, device="cpu") as target:
-        assert few_rows.measured(target, digits[0][:8], rows=100) == FewRows()
+def test_models_that_it_does_nothing_for_are_let_be(model: nn.Module) -> None:
+    assert few_rows(model, values=64) == FewRows()
 
 
-def test_it_is_measured(net: Watched, digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    shares: list[float] = []
-    monkeypatch.setattr(few_rows, "_share", lambda target, x: shares.pop(0))
-    with Target(net, device="cpu") as target:
-        for told, want in (([0.9], (0, 0)), ([0.5, 0.9], (4, 2)), ([0.5, 0.6], (8, 4))):
-            shares[:] = told
-            assert few_rows.measured(target, digits[0][:3], rows=100) == want
-        assert few_rows.measured(target, digits[0][:3], rows=9) == FewRows()
+def test_the_smaller_the_samples_the_more_rows(net: Watched) -> None:
+    assert few_rows(net, 28 * 28) == (8, 4)
+    assert few_rows(net, 3 * 32 * 32) == (4, 2)
+    assert few_rows(net, 3 * 224 * 224) == FewRows()
 
 
 def test_verdicts_stay(net: Watched, digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     data = digits[0][:24], net(digits[0][:24]).argmax(1)
     reports = []
     for few in (FewRows(), FewRows(8, 4)):
-        monkeypatch.setattr(few_rows, "measured", lambda target, x, rows, few=few: few)
+        monkeypatch.setattr(run, "few_rows", lambda model, values, few=few: few)
         net.seen.clear()
         reports.append(robust.evaluate(net, data, threat="linf:0.05", device="cpu"))
         assert any(not onednn for _, onednn in net.seen) == (few != FewRows())
