@@ -143,7 +143,7 @@ _FAR: Final = BasinHopping(
 )
 _NEARER: Final = BasinHopping(steps=30, targets=2, worth=0.5, near=0.2)
 _TO_BOUNDARY: Final = FAB(steps=60, targets=2, overshoot=1.1, backward=0.8, hope=4, reuse=True)
-# Back nearly to x after each step, as in the paper: finer, for what is near.
+# As in the paper: less far over the plane, and drawn back less after a step; finer, for what is near.
 _FINER: Final = replace(_TO_BOUNDARY, targets=1, overshoot=1.05, backward=0.9)
 _SETTLED: Final = 45  # passes of it where the first ten steps were enough, as on nearly straight surfaces
 

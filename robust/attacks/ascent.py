@@ -86,10 +86,8 @@ def climb(oracle: Oracle, s: State, step: Step, momentum: float) -> Tensor:
     goal = toward_set(goal, oracle.x, inside) if inside.norm == "l2" else oracle.brought_into(inside, goal)
     if not step.first:
         goal = _carried(goal, at, s.previous, momentum)
-    s.previous, s.x_adv = (
-        at,
-        oracle.project(goal) if inside is oracle.threat else oracle.brought_into(inside, goal),
-    )
+    s.previous = at
+    s.x_adv = oracle.project(goal) if inside is oracle.threat else oracle.brought_into(inside, goal)
     return gap
 
 
