@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -80,24 +81,97 @@ class Graphed(nn.Module):
         self._like = torch.zeros_like(like[:1])
         self._pool: Any = torch.cuda.graph_pool_handle()
         self._recorded: dict[int, Callable[[Tensor], Tensor]] = {}
+        self._slopes: dict[tuple[int, int], _Slope] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        size = next((size for size in _SIZES if size >= len(x)), None)
-        if size is None or x.shape[1:] != self._like.shape[1:] or not len(x):
+        size = self._size(x)
+        if size is None:
             out: Tensor = self.model(x)
             return out
         replay = self._recorded.get(size) or self._record(size)
         self.latest += 1
-        filled = torch.cat([_Once.apply(x, self), self._like.expand(size - len(x), *x.shape[1:])])
-        return replay(filled)[: len(x)].clone()  # the next replay answers in the same memory
+        rows = _Once.apply(x, self) if x.requires_grad else x
+        if size > len(x):
+            rows = torch.cat([rows, self._like.expand(size - len(x), *x.shape[1:])])
+        return replay(rows)[: len(x)].clone()  # the next replay answers in the same memory
+
+    def slope(self, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Forward and backward in one replay: gradient of the logits' sum with these weights (N, C), that sum, the logits.
+
+        None for a batch that is not recorded.
+        """
+        size = self._size(x)
+        if size is None:
+            return None
+        of = size, weights.shape[1]
+        if of not in self._slopes:
+            self._slopes[of] = _Slope(self.model, self._samples(size), of[1], self._pool)
+        self.latest += 1
+        return self._slopes[of](x, weights)
+
+    def _size(self, x: Tensor) -> int | None:
+        """The recorded size that these rows go into."""
+        if not len(x) or x.shape[1:] != self._like.shape[1:]:
+            return None
+        return next((size for size in _SIZES if size >= len(x)), None)
+
+    def _samples(self, size: int) -> Tensor:
+        return self._like.repeat(size, *([1] * (self._like.dim() - 1)))
 
     def _record(self, size: int) -> Callable[[Tensor], Tensor]:
-        sample = self._like.repeat(size, *([1] * (self._like.dim() - 1))).requires_grad_()
-        with torch.cuda.device(sample.device), torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of streams that differ: recording takes one of its own
+        sample = self._samples(size).requires_grad_()
+        with _recording(sample):
             recorded: Any = torch.cuda.make_graphed_callables(self.model.__call__, (sample,), pool=self._pool)
         self._recorded[size] = recorded
         return self._recorded[size]
+
+
+class _Slope:
+    """A recorded pass forward and backward of `size` rows; see `Graphed.slope`.
+
+    Args:
+        model: frozen, on the device.
+        x: what to record with, (size, ...).
+        classes: logits that the model gives.
+        pool: memory that recordings share.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, classes: int, pool: Any) -> None:
+        self._model, self._x = model, x.requires_grad_()
+        self._weights = x.new_zeros(len(x), classes)
+        self._graph = torch.cuda.CUDAGraph()
+        with _recording(x):
+            warm = torch.cuda.Stream()
+            warm.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(warm):
+                for _ in range(2):
+                    self._pass()
+            torch.cuda.current_stream().wait_stream(warm)
+            with torch.cuda.graph(self._graph, pool=pool):
+                self._out = self._pass()
+
+    def __call__(self, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = len(x)
+        with torch.no_grad():
+            self._x[:rows].copy_(x)
+            self._weights[:rows].copy_(weights)
+            self._graph.replay()
+            gradient, value, logits = (part[:rows].clone() for part in self._out)
+        return gradient, value, logits
+
+    def _pass(self) -> tuple[Tensor, Tensor, Tensor]:
+        logits = self._model(self._x).float()
+        value = (logits * self._weights).sum(1)
+        (gradient,) = torch.autograd.grad(value.sum(), self._x)
+        return gradient, value.detach(), logits.detach()
+
+
+@contextmanager
+def _recording(like: Tensor) -> Iterator[None]:
+    """To record passes with gradients on the device of this tensor."""
+    with torch.cuda.device(like.device), torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of streams that differ: recording takes one of its own
+        yield
 
 
 class _Once(torch.autograd.Function):

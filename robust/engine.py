@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robust import copies
-from robust.losses import margin
+from robust.losses import likeliest_other, margin
 from robust.target import Target
 
 PLAIN: Final = "plain"
@@ -124,23 +124,37 @@ def _replayed(target: Target, reference: tuple[Tensor, Tensor], x: Tensor, y: Te
     """The target as recorded graphs, where that works and makes small batches faster."""
     few = _times(x, y, _FEW)
     try:
-        replaying = copies.around(target, copies.Graphed(target.as_module().to(target.device), x))
+        graphs = copies.Graphed(target.as_module().to(target.device), x)
+        replaying = copies.around(target, graphs)
         replaying._retraceable = target
         twin = _checked(replaying, reference, x, y)
+        if twin is not None and not target.probabilities and _slopes_agree(graphs, reference, x, y):
+            twin.replay = graphs.slope
     except Exception:  # not every model can be recorded
         return None
     return twin if twin is not None and _seconds(twin, *few) < _WORTH * _seconds(target, *few) else None
 
 
+def _slopes_agree(graphs: copies.Graphed, reference: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> bool:
+    """Whether passes that are recorded forward and backward at once compute the same."""
+    weights = torch.zeros_like(reference[0]).scatter_(1, likeliest_other(reference[0], y), 1.0)
+    seen = graphs.slope(x, weights.scatter_(1, y[:, None], -1.0))
+    return seen is not None and _close(*_apart(reference, (seen[2], seen[0])))
+
+
 def _checked(twin: Target, reference: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> Target | None:
     """The twin, with what its logits may be off by, or None where it does not compute the same."""
     logits, gradients = _apart(reference, _look(twin, x, y))
-    coarse = x.device.type == "cuda" and logits <= _HALF_AGREES[0] and gradients <= _HALF_AGREES[1]
-    if not coarse and max(logits, gradients) > _AGREE:
+    if not (max(logits, gradients) <= _AGREE or (x.device.type == "cuda" and _close(logits, gradients))):
         return None
     if logits > _ROUNDING:
         twin.blur = max(twin.blur, _DOUBT * logits)
     return twin
+
+
+def _close(logits: float, gradients: float) -> bool:
+    """Whether two bytes a value may explain what logits and gradients are apart."""
+    return logits <= _HALF_AGREES[0] and gradients <= _HALF_AGREES[1]
 
 
 def _times(x: Tensor, y: Tensor, rows: int) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,7 @@ class Observer:
         self.ledger = ledger
         # What a blurred copy gave as gap where the judge saw no break, at its highest: (n,) of all rows.
         self.denied = torch.full_like(ledger.distance, -torch.inf)
+        self._denials = False  # whether there are any
         self._live, self._threat = live, threat
         self._blur, self._judge = blur, judge
         self._minimize, self._stays_inside = minimize, stays_inside
@@ -53,6 +54,11 @@ class Observer:
         other._live, other.ledger, other.denied = live, ledger, denied
         other._vouched = other._measured = None
         return other
+
+    def take_denials(self, rows: Tensor, denied: Tensor, found: Observer) -> None:
+        """Take what the judge denied from an observer of these rows' copies: (M,) int64, (M,)."""
+        self.denied[rows] = denied
+        self._denials |= found._denials
 
     def vouch(self, point: Tensor) -> Tensor:
         """The point, which lies inside the threat by the attack's word: unless it is changed, it is not measured."""
@@ -73,12 +79,11 @@ class Observer:
         """Note margins, failures and new adversarial points of the live rows: (N, ...), (N, C)."""
         y = self._live.y[:, None]
         place = None if self._is_inside(x_adv) else self._measure(x_adv)
-        gaps = logits - logits.gather(1, y)
-        gaps = lead = gaps.scatter_(1, y, -torch.inf)
+        gaps = (logits - logits.gather(1, y)).scatter_(1, y, -torch.inf)
+        lead = gaps.amax(1)
         if self._blur:
-            lead, gaps = self._allow_for_blur(logits, gaps.amax(1, keepdim=True), gaps)
-        lead = lead.amax(1)
-        worst = float(lead.amax() + 0 * logits.sum())  # NaN where a logit is not finite
+            lead, gaps = self._allow_for_blur(logits, lead, gaps)
+        worst = float(lead.amax().add(logits.sum(), alpha=0))  # NaN where a logit is not finite
         if not worst <= 0:
             gaps = self._look_closer(x_adv, logits, gaps, lead, place, finite=worst > 0)
         self.note_gaps(gaps if place is None else gaps.masked_fill(~place[0][:, None], -torch.inf))
@@ -133,9 +138,12 @@ class Observer:
 
     def _allow_for_blur(self, logits: Tensor, lead: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
         """What the copy may be wrong about is for the judge to say, once: for the leads that it denied, and lower ones."""
-        doubt = self._blur * (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True))
-        known = lead <= self.denied[self._live.rows, None]
-        return torch.where(known, -doubt, lead + doubt), torch.where(known, gaps.clamp_max(0), gaps)
+        low, high = logits.aminmax(dim=1)
+        doubt = (high - low).mul_(self._blur)
+        if not self._denials:
+            return lead + doubt, gaps
+        known = lead <= self.denied.index_select(0, self._live.rows)
+        return torch.where(known, -doubt, lead + doubt), torch.where(known[:, None], gaps.clamp_max(0), gaps)
 
     def _look_closer(
         self,
@@ -155,25 +163,33 @@ class Observer:
         Returns:
             the gaps, at most 0 where the copy's blur explains that the judge denies a claim.
         """
-        rows = self._live.rows
-        done = torch.zeros_like(rows, dtype=torch.bool)
+        rows, claims = self._live.rows, lead > 0
         if not finite:
-            done = self._fails(x_adv, ~logits.isfinite().all(1))
-            self.ledger.failed[rows[done]] = True
-        wrong = ((lead > 0) & ~done).nonzero().squeeze(1)
-        if len(wrong):
-            gap = gaps.amax(1) if self._blur else lead
-            found, denied = self._keep(x_adv, wrong, gap[wrong] > 0, place)
-            if not self._minimize:
-                done = done.index_copy(0, wrong, found)
-            if denied is not None:
-                # Within the blur, which is lead - gap.
-                excused = wrong[denied & (2 * gap[wrong] <= lead[wrong])]
-                gaps[excused] = gaps[excused].clamp_max(0)
-                if not self._minimize:  # which may ask about a nearer point that is no surer
-                    self.denied[rows[excused]] = gap[excused]
-        self._live.leave(done)
+            failed = self._fails(x_adv, ~logits.isfinite().all(1))
+            self.ledger.failed[rows[failed]] = True
+            self._live.leave(failed)
+            claims &= ~failed
+        wrong = claims.nonzero().squeeze(1)
+        if len(wrong) == 0:
+            return gaps
+        gap = gaps.amax(1) if self._blur else lead
+        found, denied = self._keep(x_adv, wrong, gap[wrong] > 0, place)
+        if not self._minimize and bool(found.any()):
+            self._live.leave(torch.zeros_like(claims).index_copy_(0, wrong, found))
+        if denied is not None:
+            # Within the blur, which is lead - gap.
+            excused = wrong[denied & (2 * gap[wrong] <= lead[wrong])]
+            self._excuse(excused, gaps, gap)
         return gaps
+
+    def _excuse(self, excused: Tensor, gaps: Tensor, gap: Tensor) -> None:
+        """Note of these live rows that the judge denied what the copy's blur explains."""
+        if len(excused) == 0:
+            return
+        gaps[excused] = gaps[excused].clamp_max(0)
+        if not self._minimize:  # which may ask about a nearer point that is no surer
+            self._denials = True
+            self.denied[self._live.rows[excused]] = gap[excused]
 
     def _fails(self, x_adv: Tensor, failed: Tensor) -> Tensor:
         """Which rows fail ((N,) bool): of those that a copy of the model fails on, those that the judge does."""

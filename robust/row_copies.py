@@ -45,7 +45,7 @@ def absorb(observer: Observer, live: LiveRows, found: Observer, count: int) -> t
     theirs, ledger, rows = found.ledger, observer.ledger, live.rows
     if theirs.gaps is not None:
         observer.note_gaps(by_row(theirs.gaps, count).amax(1))
-    observer.denied[rows] = by_row(found.denied, count).amax(1)
+    observer.take_denials(rows, by_row(found.denied, count).amax(1), found)
     distance, nearest = by_row(theirs.distance, count).min(1)
     places = nearest.add(torch.arange(len(rows), device=rows.device), alpha=count)
     observer.note_points(rows, theirs.x_adv, places, distance)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 Normalization = tuple[float | Sequence[float], float | Sequence[float]]
 _CANDIDATE_BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048)
-_SLOW_ROW, _SLOW_ROW_BATCH = 5e-3, 32  # seconds a row costs, and the batch that is enough for it
+_SLOW_ROW, _SLOW_ROW_BATCH = 5e-4, 32  # seconds a row costs, and the batch that is enough for it
+_PAYS, _AS_GOOD = 0.95, 1.02  # of the least cost of a row so far: what a larger batch gains, what it may lose
 _BETWEEN = 3e-4  # seconds that an attack takes between two passes
 _SHORT = 0.01  # seconds
 _NAMING: ContextVar[bool] = ContextVar("naming", default=False)
@@ -59,6 +60,9 @@ class Target:
         0.0  # how far logits may be off those of the model itself, of their spread: for copies of it
     )
     few_rows: FewRows = FewRows()  # that go without oneDNN
+    # A pass forward and backward at once, for copies that have it recorded: of x (N, ...) and weights (N, C) of the logits
+    # the gradient, the value and the logits, as `Oracle.slope` has them; None for what it cannot take.
+    replay: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor] | None] | None = None
 
     def __init__(
         self,
@@ -106,8 +110,10 @@ class Target:
                 self._restore.append(lambda p=parameter: p.requires_grad_(True))  # type: ignore[misc]
                 parameter.requires_grad_(False)
         if self.device.type == "cpu":
-            self._restore.append(partial(strided.restore, strided.quicken(self.model)))
-        elif self.device.type == "cuda" and not self._tf32:
+            self._restore.append(functools.partial(strided.restore, strided.quicken(self.model)))
+        elif self.device.type == "cuda":
+            _wake_autograd(self.device)
+        if self.device.type == "cuda" and not self._tf32:
             convolutions, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
             self._restore.append(_without_tf32(convolutions, getattr(convolutions, "conv", None)))
             self._restore.append(_without_tf32(matmul, matmul))
@@ -176,7 +182,7 @@ class Target:
         """A target like this one around another module, which is put in eval mode and frozen for good."""
         twin = copy.copy(self)
         twin.model = model.eval().requires_grad_(False)
-        twin._restore, twin._depth = [], 0
+        twin._restore, twin._depth, twin.replay = [], 0, None
         return twin
 
     def pick_micro_batch(self, rows: Callable[[int], Tensor], limit: int) -> int:
@@ -186,22 +192,24 @@ class Target:
             rows: gives that many samples on the device.
             limit: never more than this.
 
-        Sizes grow while they pay (by 5 % at least; where passes are short, until two in turn did not) and memory lasts. Where
-        a row costs milliseconds, larger batches gain little and measuring them costs seconds: the search ends early.
+        Of sizes that are about as good the largest: what is left of a wave then fills fewer batches. Sizes grow while they
+        pay (by 5 % at least; where passes are short, until two in turn did not) and memory lasts. Where a row costs
+        about a millisecond, larger batches gain little and measuring them costs seconds: the search ends early.
         """
-        best, best_cost, vain = 1, float("inf"), 0
-        for size in (s for s in _CANDIDATE_BATCHES if s <= max(limit, _CANDIDATE_BATCHES[0])):
+        best, least, vain = 1, float("inf"), 0
+        sizes = [size for size in _CANDIDATE_BATCHES if size < limit]
+        for size in [*sizes, min(limit, _CANDIDATE_BATCHES[-1])]:
             try:
-                seconds = self._cost(rows(min(size, limit)))
+                seconds = self._cost(rows(size))
             except torch.OutOfMemoryError:
                 break
-            cost = (seconds + _BETWEEN) / min(size, limit)
-            if cost > 0.95 * best_cost:
-                vain += 1
-                if vain == 2 or seconds > _SHORT:
-                    break
-                continue
-            best, best_cost, vain = min(size, limit), cost, 0
+            cost = (seconds + _BETWEEN) / size
+            if cost <= _AS_GOOD * least:
+                best = size
+            vain = 0 if cost <= _PAYS * least else vain + 1
+            least = min(least, cost)
+            if vain and (vain == 2 or seconds > _SHORT):
+                break
             if cost > _SLOW_ROW and size >= _SLOW_ROW_BATCH:
                 break
         return best
@@ -345,6 +353,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+@functools.cache
+def _wake_autograd(device: torch.device) -> None:
+    """Have autograd's thread for a GPU begin with a plain operation: after cuBLAS torch warns that there was no context."""
+    with torch.enable_grad():
+        x = torch.zeros(1, device=device, requires_grad=True)
+        torch.autograd.grad(x.square().sum(), x)
+
+
 def _without_tf32(backend: Any, newer: Any) -> Callable[[], object]:
     """Have a backend compute in float32; returns what sets it back.
 
@@ -356,7 +372,7 @@ def _without_tf32(backend: Any, newer: Any) -> Callable[[], object]:
     except RuntimeError:
         before = newer.fp32_precision == "tf32"
     backend.allow_tf32 = False
-    return partial(setattr, backend, "allow_tf32", before)
+    return functools.partial(setattr, backend, "allow_tf32", before)
 
 
 def _moments(normalize: Normalization | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:

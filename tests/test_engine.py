@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import robust
 from robust import copies, engine, memory
 from robust.audit import audit
 from robust.losses import margin
-from robust.oracle import Oracle
+from robust.oracle import Oracle, _weigh
 from robust.target import Target
 from robust.threat import Threat
 
@@ -246,6 +248,40 @@ def test_a_replay_answers_in_memory_of_its_own_and_goes_back_once(smooth: nn.Mod
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("anything_pays")
+def test_a_slope_is_one_replay_and_the_same(smooth: nn.Module, digits: Digits) -> None:
+    x, y = (t.to("cuda") for t in digits)
+    weights = torch.randn(len(x), 10, device="cuda")
+    with Target(smooth, device="cuda", normalize=(0.1, 0.3)) as target:
+        twin = engine.fastest(target, x, y, 1000)[0]
+        assert twin.replay is not None
+        kept = []
+        for rows in (3, 8, 30, 5):
+            part = torch.arange(rows, device="cuda") % len(x)
+            seen = twin.replay(x[part], weights[part])
+            assert seen is not None
+            kept.append((part, seen))
+            twin.logits(x[:4])  # answers in the memory that replays share
+        for part, (gradient, value, logits) in kept:
+            plain = _weigh(target, x[part], weights[part])
+            assert engine._close(*engine._apart((plain.logits, plain.gradient), (logits, gradient)))
+            torch.testing.assert_close(value, (logits * weights[part]).sum(1))
+        assert twin.replay(x[:1].repeat(300, 1, 1, 1), weights[:1].repeat(300, 1)) is None
+
+
+@pytest.mark.gpu
+def test_the_first_backward_pass_of_a_process_warns_of_nothing() -> None:
+    code = (
+        "import torch, robust\n"
+        "net = torch.nn.Linear(784, 10)\n"
+        "with robust.Target(net, device='cuda') as target:\n"
+        "    x = torch.rand(4, 784, device='cuda', requires_grad=True)\n"
+        "    torch.autograd.grad(target.logits(x).sum(), x)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error:Attempting to run cuBLAS", "-c", code], check=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("anything_pays")
 def test_what_goes_back_several_times_is_not_replayed(smooth: nn.Module, digits: Digits) -> None:
     x, y = (t.to("cuda") for t in digits)
     jacobians = []
@@ -347,11 +383,13 @@ def _at_the_boundary(target: Target, x: Tensor, y: Tensor, threat: Threat) -> Te
     ("seconds", "chosen"),
     [
         ({16: 1e-3, 32: 2.5e-3, 64: 2.6e-3, 128: 9e-3, 256: 20e-3}, 64),  # one that did not pay says little
-        ({16: 1e-3, 32: 2.5e-3, 64: 5e-3, 128: 1e-4}, 16),  # two end the search
-        ({16: 30e-3, 32: 60e-3, 64: 1e-4}, 16),  # where passes are long, one does
+        ({16: 1e-3, 32: 2.5e-3, 64: 5.5e-3, 128: 1e-4}, 16),  # two end the search
+        ({16: 7e-3, 32: 15e-3, 64: 1e-4}, 16),  # where passes are long, one does
+        ({16: 7e-3, 32: 14e-3, 64: 1e-4}, 32),  # of two as good the larger
+        ({16: 30e-3, 32: 50e-3, 64: 1e-4}, 32),  # where a row takes long, no more than 32 are tried
         (
-            {16: 1e-4, 32: 2e-4, 64: 4e-4, 128: 8e-4, 256: 16e-4, 512: 32e-4},
-            512,
+            {16: 1e-4, 32: 2e-4, 64: 4e-4, 128: 8e-4, 256: 16e-4, 512: 32e-4, 1000: 60e-4},
+            1000,
         ),  # what is between passes counts
     ],
 )
