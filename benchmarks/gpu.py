@@ -6,7 +6,7 @@ python benchmarks/gpu.py --case MODEL,WEIGHTS,DATA,THREAT [--case ...] [--auto-a
 For each case three tables: microseconds that a sample's forward and input gradient take, of the model as it is, as
 torch runs it by default (TF32) and as the engine chose to search with; `standard` with that engine and in float32,
 and the public AutoAttack (DIR holds the package) in torch's default arithmetic; PGD-40 of both libraries. "Inside" is
-the share of the seconds between the start and the end of the model's passes, measured on the device. Some images are
+the share of the attacks' seconds between the start and the end of the model's passes, measured on the device. Some images are
 attacked on the CPU too: how many verdicts differ is printed. Writes results/gpu-NAME.md with --results NAME.
 """
 
@@ -25,10 +25,10 @@ import verdict
 from torch import Tensor, nn
 
 import robust
-from robust import copies, engine
+from robust import copies, engine, oracle
 from robust.attacks import PGD
 from robust.oracle import Oracle
-from robust.run import WAVE
+from robust.run import WAVE, Run
 from robust.sources import Samples
 from robust.target import Target
 from robust.threat import Threat
@@ -64,24 +64,37 @@ def default_arithmetic() -> Iterator[None]:
 
 
 class Inside:
-    """Seconds on the device between the start and the end of the passes that an oracle asks for."""
+    """Seconds on the device between the start and the end of the passes that attacks ask for."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._marks = device, []  # type: ignore[var-annotated]
+        self._device, self._marks, self._attacking = device, [], False  # type: ignore[var-annotated]
 
     def __enter__(self) -> Inside:
-        self._plain = Oracle._differentiate, Target.logits
-        gradient, logits = (self._around(plain) for plain in self._plain)
+        def without_gradient(target: Target, x: Tensor) -> Tensor:
+            """A pass with one is counted as a whole."""
+            return answer(target, x) if torch.is_grad_enabled() else timed(target, x)
 
-        def forward(target: Target, x: Tensor) -> Tensor:
-            """A pass without gradient; one with it is counted as a whole."""
-            return (self._plain[1] if torch.is_grad_enabled() else logits)(target, x)
+        def stage(*arguments: Any, **options: Any) -> None:
+            self._attacking = True
+            attack(*arguments, **options)
+            self._attacking = False
 
-        Oracle._differentiate, Target.logits = staticmethod(gradient), forward  # type: ignore[method-assign]
+        answer, attack = Target.logits, Run.attack
+        timed, jacobian = self._around(answer), self._around(Oracle._jacobian)
+        changed: list[tuple[Any, str, Any]] = [
+            (Run, "attack", stage),
+            (Target, "logits", without_gradient),
+            (Oracle, "_jacobian", jacobian),
+            *((oracle, name, self._around(getattr(oracle, name))) for name in ("_differentiate", "_weigh")),
+        ]
+        self._plain = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]
+        for place in changed:
+            setattr(*place)
         return self
 
     def __exit__(self, *_: object) -> None:
-        Oracle._differentiate, Target.logits = staticmethod(self._plain[0]), self._plain[1]  # type: ignore[method-assign]
+        for place in self._plain:
+            setattr(*place)
 
     def _mark(self) -> Any:
         if self._device.type != "cuda":
@@ -92,6 +105,8 @@ class Inside:
 
     def _around(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
+            if not self._attacking:
+                return plain(*arguments)
             start = self._mark()
             out = plain(*arguments)
             self._marks.append((start, self._mark()))
@@ -127,7 +142,10 @@ def passes(name: str, target: Target, x: Tensor, y: Tensor) -> list[str]:
             many = cost(compiled, x, y, 512)
             compiling = time.perf_counter() - start
             ways[f"channels_last, float16, torch.compile ({compiling:.0f} s)"] = [torch.nan, many]
-    rows = [f"| {name} | {way} | {few:.1f} | {many:.1f} |" for way, (few, many) in ways.items()]
+    rows = [
+        f"| {name} | {way} | {f'{few:.1f}' if few == few else '-'} | {many:.1f} |"
+        for way, (few, many) in ways.items()
+    ]
     return [*rows, f"| {name} | (seconds to choose) | | {sought:.1f} s |"]
 
 
@@ -155,7 +173,8 @@ def ours(
     with Inside(torch.device(device)) as inside:
         report = robust.evaluate(model, samples, threat=threat, device=device, precision=precision)
     survives = torch.from_numpy((report.verdicts.status == "survived").to_numpy(copy=True))
-    share = f"{inside.seconds / (report.seconds - report.checks['seconds']):.0%}"
+    attacking = sum(entry["seconds"] for entry in report.attacks)
+    share = f"{attacking:.1f} | {inside.seconds / attacking:.0%}"
     return report.engine, Found(survives, report.forwards, report.backwards, report.seconds, share)
 
 
@@ -164,7 +183,7 @@ def public(folder: str, model: nn.Module, samples: Samples, threat: Threat, devi
     model.to(device).requires_grad_(False)
     with default_arithmetic():
         found = verdict.public_autoattack(folder, model, x, y, threat)
-    return Found(found.survives.cpu(), *found[1:], "-")
+    return Found(found.survives.cpu(), *found[1:], "- | -")
 
 
 def line(name: str, found: Found, reference: Tensor) -> str:
@@ -256,7 +275,7 @@ def main() -> None:
     name_of = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     tables: list[list[str]] = [
         ["| model | arithmetic | 32 rows, us | 512 rows, us |", "|---|---|---|---|"],
-        ["| model and threat | suite | images | robust % | broken here only | left here only | forwards | backwards | seconds | images/s | inside |", "|---|---|---|---|---|---|---|---|---|---|---|"],
+        ["| model and threat | suite | images | robust % | broken here only | left here only | forwards | backwards | seconds | images/s | attacking s | inside |", "|---|---|---|---|---|---|---|---|---|---|---|---|"],
         ["| model and threat | images | ours s | ours, float32 s | torchattacks, TF32 s | ours / torchattacks |", "|---|---|---|---|---|---|"],
     ]  # fmt: skip
     for case in options.case:

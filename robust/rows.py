@@ -50,6 +50,7 @@ class LiveRows:
         self.copies = copies
         self._gone = torch.zeros(len(x) // copies, dtype=torch.bool, device=x.device)
         self.rows = torch.arange(len(x), device=x.device)  # their numbers from the beginning, rising
+        self.count = len(x)  # asked at every step, and a tensor's len takes microseconds
         self.resting = 0  # rows that sit out a loop, and come back
         self._before_change = before_change
         self._states: list[State] = []
@@ -57,7 +58,7 @@ class LiveRows:
         self._pausing: Tensor | None = None  # those that are set aside then
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.count
 
     def state(self) -> State:
         """A new bag of tensors that rows take with them."""
@@ -116,6 +117,7 @@ class LiveRows:
             return parts[0] if len(parts) == 1 else torch.cat(parts)[order]
 
         self.rows = join([g.rows for g in groups])
+        self.count = len(self.rows)
         self.x, self.y, self.ids = (join([getattr(g, k) for g in groups]) for k in ("x", "y", "ids"))
         for i, state in enumerate(self._states):
             for key in groups[0].states[i]:

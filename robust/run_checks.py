@@ -81,8 +81,8 @@ def _doubtful(run: Run) -> Tensor:
 
 def _search_blindly(run: Run, rows: Tensor) -> None:
     oracle = Oracle(
-        run.target, *run.load(rows), run.threat, seed=run.settings.seed, purpose="second opinion",
-        access=_SECOND.access, micro_batch=run.micro_batch,
+        run.search, *run.load(rows), run.threat, seed=run.settings.seed, purpose="second opinion",
+        access=_SECOND.access, micro_batch=run.micro_batch, judge=None if run.search is run.target else run.target,
     )  # fmt: skip
     _SECOND(oracle)
     gain = oracle.ledger.margin.cpu() - run.margin[rows]

@@ -167,6 +167,8 @@ class BasinHopping(Attack):
     @staticmethod
     def _keep(s: State, at: Tensor, gap: Tensor) -> None:
         better = gap > s.best
+        if better.device.type == "cpu" and not bool(better.any()):
+            return
         s.best = torch.where(better, gap, s.best)
         s.point = choose(better, at, s.point)
         s.toward = torch.where(better[:, None], s.aim, s.toward)
