@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -258,13 +259,23 @@ def test_two_samples_that_stand_after_few_passes_are_told_with_one_of_them_not()
     assert review_passes(pd.concat([few, few[2:].sample(40, replace=True)]), 1) == []  # 2 of 50
 
 
-@pytest.mark.parametrize(("follows", "fires"), [(False, True), (True, False)])
-def test_what_squares_break_is_a_share_of_what_stood(follows: bool, fires: bool) -> None:
-    """Of six that were chosen because they move still, two are no sign."""
+@pytest.mark.parametrize(
+    ("selection", "broke", "fires"),
+    [
+        ({"share": 0.03}, 2, True),
+        ({"follows": True}, 2, False),
+        ({"near": 0.3, "share": 0.03}, 2, False),
+        ({"near": 0.3}, 5, True),
+    ],
+)
+def test_what_squares_break_is_a_share_of_what_stood(
+    selection: dict[str, Any], broke: int, fires: bool
+) -> None:
+    """Of six that were chosen because they are near or move still, two are no sign; five of ninety that stood are."""
     ascent = {"label": "pgd", "name": "pgd", "access": "gradient", "attacked": 100, "broke": 10}
-    squares = {"label": "square", "name": "square", "access": "score", "attacked": 6, "broke": 2}
+    squares = {"label": "square", "name": "square", "access": "score", "attacked": 6, "broke": broke}
     for entry in (ascent, squares):
-        entry |= {"rejected": 0, "silent": 0, "selection": {"follows": follows and entry is squares}}
+        entry |= {"rejected": 0, "silent": 0, "selection": selection if entry is squares else {}}
     found = review([ascent, squares], 100, cascade=True)
     assert [finding.check for finding in found] == ["black-box-wins"] * fires
 

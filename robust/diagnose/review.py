@@ -69,8 +69,10 @@ def _black_box(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]
     """Does an attack without gradients break what those with gradients left?"""
     after_gradients, standing = False, correct
     for entry in attacks:
-        # Of a few that were chosen because searches move them still, some always fall.
-        given = standing if entry.get("selection", {}).get("follows") else entry["attacked"]
+        # Of a few that were chosen because they are near, or searches move them still, some always fall.
+        selection = entry.get("selection", {})
+        chosen = selection.get("follows") or selection.get("near") is not None
+        given = standing if chosen else entry["attacked"]
         standing -= entry["broke"]
         if entry["access"] == "gradient":
             after_gradients = True

@@ -108,4 +108,22 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "6037904ea7a7cf5ab285ab5b95621f45",
     },
+    ("standard", 9): {
+        "linf": "bb0f09c902f4e7cced615ac35cc08fc7",
+        "l2": "eb30014b11eca5e96f88e5aa381dbb16",
+        "l1": "7b54c4b89108e1eb4064420eff70f9f2",
+        "l0": "9e1374f975e3098c9aedfb6e5c263916",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "6037904ea7a7cf5ab285ab5b95621f45",
+    },
+    ("thorough", 9): {
+        "linf": "2426c38cc60d54bada7a4aa750c01381",
+        "l2": "eb3de6f8d2a6270ed2689331921edad3",
+        "l1": "110ff4e04b8356597c7e60bd0a890ab0",
+        "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "6037904ea7a7cf5ab285ab5b95621f45",
+    },
 }
