@@ -131,7 +131,7 @@ def _linf() -> list[Stage]:
         Stage(replace(_HOPS, steps=25), near=0.1),
         Stage(_WIDE_HOPS, near=0.1),
         _CROSS_ENTROPY,
-        Stage(Square(queries=3000, proposals=8), near=0.03),
+        Stage(Square(queries=2000, proposals=8), near=0.03),
         Stage(Square(queries=4000, proposals=8), follows=True),
         _FEW_SQUARES,
         _MOVED,

@@ -109,7 +109,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "patch": "6037904ea7a7cf5ab285ab5b95621f45",
     },
     ("standard", 9): {
-        "linf": "bb0f09c902f4e7cced615ac35cc08fc7",
+        "linf": "ae59f934a55de9e94c48e950417b33d8",
         "l2": "eb30014b11eca5e96f88e5aa381dbb16",
         "l1": "7b54c4b89108e1eb4064420eff70f9f2",
         "l0": "9e1374f975e3098c9aedfb6e5c263916",
@@ -118,7 +118,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "patch": "6037904ea7a7cf5ab285ab5b95621f45",
     },
     ("thorough", 9): {
-        "linf": "2426c38cc60d54bada7a4aa750c01381",
+        "linf": "b3c72d838e30255d0c31f6e938d8995b",
         "l2": "eb3de6f8d2a6270ed2689331921edad3",
         "l1": "110ff4e04b8356597c7e60bd0a890ab0",
         "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
