@@ -25,7 +25,7 @@ import verdict
 from torch import Tensor, nn
 
 import robust
-from robust import copies, engine, oracle
+from robust import copies, engine
 from robust.attacks import PGD
 from robust.oracle import Oracle
 from robust.run import WAVE, Run
@@ -85,7 +85,10 @@ class Inside:
             (Run, "attack", stage),
             (Target, "logits", without_gradient),
             (Oracle, "_jacobian", jacobian),
-            *((oracle, name, self._around(getattr(oracle, name))) for name in ("_differentiate", "_weigh")),
+            *(
+                (robust.oracle, name, self._around(getattr(robust.oracle, name)))
+                for name in ("_differentiate", "_weigh")
+            ),
         ]
         self._plain = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]
         for place in changed:

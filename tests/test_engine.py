@@ -280,6 +280,40 @@ def test_the_first_backward_pass_of_a_process_warns_of_nothing() -> None:
     subprocess.run([sys.executable, "-W", "error:Attempting to run cuBLAS", "-c", code], check=True)
 
 
+def test_a_slope_is_replayed_where_there_is_a_recording(net: nn.Module, digits: Digits) -> None:
+    x, y = digits[0][:6], digits[1][:6]
+    weights = torch.zeros(6, 10).scatter_(1, y[:, None], -1.0)
+    asked = []
+
+    def replay(points: Tensor, of: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        asked.append(len(points))
+        return (torch.ones_like(points), torch.full((len(of),), 7.0), -of) if len(asked) == 1 else None
+
+    with Target(net, device="cpu") as target:
+        twin = target.twin(net)
+        twin.replay = replay
+        first, second = (_weigh(twin, x, weights) for _ in range(2))
+        plain = _weigh(target, x, weights)
+    assert asked == [6, 6]
+    assert torch.equal(first.gradient, torch.ones_like(x))
+    assert torch.equal(first.logits, -weights)
+    for seen, expected in zip(second, plain, strict=True):  # what it does not take is run
+        assert torch.equal(seen, expected)
+    assert twin.twin(net).replay is None
+
+
+def test_an_evaluation_imports_no_sympy() -> None:
+    """It takes part of a second; torch imports it for gradients with a second argument."""
+    code = (
+        "import sys, torch, robust\n"
+        "net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4))\n"
+        "x = torch.rand(12, 1, 4, 4)\n"
+        "robust.evaluate(net, (x, net(x).argmax(1)), threat='linf:0.1', device='cpu')\n"
+        "assert 'sympy' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.gpu
 @pytest.mark.usefixtures("anything_pays")
 def test_what_goes_back_several_times_is_not_replayed(smooth: nn.Module, digits: Digits) -> None:
