@@ -270,14 +270,17 @@ class Run:
         """Of each condition that a stage sets, which samples meet it: (n,) bool."""
         distance, share = self.reach / self.threat.radius, self.margin / self.clean_margin
         straight = 1 - 1 / distance
-        given: list[tuple[float | None, Callable[[Any], Tensor]]] = [
+        conditions: list[tuple[float | None, Callable[[Any], Tensor]]] = [
             (stage.near, lambda most: self.margin >= most * self.clean_margin),
             (stage.within, lambda most: distance <= most),
             (stage.beyond, lambda least: distance > least),
             (stage.ahead, lambda least: share < straight - least),
-            (stage.longer, lambda least: self.spent > least),
         ]
-        return [meets(value) for value, meets in given if value is not None]
+        met = [meets(value) for value, meets in conditions if value is not None]
+        if stage.longer is not None:
+            passes, most, multiple = stage.longer
+            met.append((self.spent > passes) & ((share <= most) | (distance <= multiple)))
+        return met
 
     def _watch(self, attack: Attack, done: int, wave: int, total: int) -> Callable[[int], None] | None:
         """What shows progress within a wave of a long search that states its queries."""

@@ -46,8 +46,9 @@ class Stage:
             leads nowhere there may be masked.
         ahead: only samples of which searches inside say the boundary is nearer than any point seen: their share is by more
             than this under 1 - eps / distance, which a straight surface has.
-        longer: only samples on which the latest minimum-norm search spent more passes than so many: it ends early where
-            it has no hope. Of near, within, beyond, ahead and longer any will do.
+        longer: (passes, share, multiple): only samples on which the latest minimum-norm search spent more than so many
+            passes, for it ends early where it has no hope, and which came within that share or were seen broken within
+            that multiple of eps. Of near, within, beyond, ahead and longer any will do.
         share: of the other samples, those whose random draw is under this share are seen too.
         follows: only samples that the stage before brought nearer than they were.
     """
@@ -57,7 +58,7 @@ class Stage:
     within: float | None = None
     beyond: float | None = None
     ahead: float | None = None
-    longer: int | None = None
+    longer: tuple[int, float, float] | None = None
     share: float = 0.0
     follows: bool = False
 
@@ -65,7 +66,7 @@ class Stage:
 Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
-VERSIONS: Final = {"quick": 1, "standard": 9, "thorough": 9, "autoattack": 4, "demo": 1}
+VERSIONS: Final = {"quick": 1, "standard": 10, "thorough": 10, "autoattack": 5, "demo": 1}
 
 
 @SUITES.register("quick")
@@ -86,7 +87,7 @@ _FAMILIES: Final[dict[str, list[Attack]]] = {
 def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
-    linf and l2 (version 9): 10 steps on the margin; in linf on mifpe and towards the likeliest classes too, in l2 FAB, which
+    linf and l2 (version 10): 10 steps on the margin; in linf on mifpe and towards the likeliest classes too, in l2 FAB, which
     ends early where the surface is straight, against two classes (four where a break was seen near), and ascents from far
     outside the ball inwards where the two disagree or the boundary is near; hops from the best point of what came near,
     and random search as a probe. Most survivors cost 100 to 400 passes, against some 9,760 of AutoAttack. l1: APGD, which comes in from
@@ -113,12 +114,13 @@ _HOPS: Final = BasinHopping(
 # Side by side, pushes to the corners of the ball at most and half as wide, each with one step along random logits: for
 # surfaces that gradients within the ball see little of, as on nets trained against large linf radii.
 _WIDE_HOPS: Final = replace(
-    _HOPS, targets=1, radii=(1,), hops=8, hop_odi_steps=1, push=(2, 1), chains=2, hope=None
+    _HOPS, targets=1, radii=(1,), hops=8, hop_odi_steps=1, push=(2, 1), chains=2, hope=4
 )
 _CHAIN: Final = Stage(replace(_HOPS, targets=1), near=0.2)
 # What squares bring nearer than all gradients did is searched on.
 _MOVED: Final = Stage(Square(queries=2000, proposals=8), follows=True)
-_FEW_SQUARES: Final = Stage(Square(queries=100, proposals=8), near=0.3, share=0.03)
+# Where gradients see the surface well, squares fall behind them in the first hundred queries.
+_SQUARES: Final = Square(queries=2000, proposals=8, pace=0.025)
 # Another surface, for what is nearly broken: single images fall to it in a few steps.
 _CROSS_ENTROPY: Final = Stage(PGD(steps=10, schedule="cosine"), near=0.1)
 
@@ -131,10 +133,9 @@ def _linf() -> list[Stage]:
         Stage(replace(_HOPS, steps=25), near=0.1),
         Stage(_WIDE_HOPS, near=0.1),
         _CROSS_ENTROPY,
-        Stage(Square(queries=2000, proposals=8), near=0.03),
-        Stage(Square(queries=4000, proposals=8), follows=True),
-        _FEW_SQUARES,
-        _MOVED,
+        Stage(_SQUARES, near=0.3, share=0.03),
+        # What squares brought nearer than all gradients did is searched on.
+        Stage(Square(queries=4000, proposals=8), near=0.03, follows=True),
     ]
 
 
@@ -146,17 +147,19 @@ _NEARER: Final = BasinHopping(steps=30, targets=2, worth=0.5, near=0.2)
 _TO_BOUNDARY: Final = FAB(steps=60, targets=2, overshoot=1.1, backward=0.8, hope=4, reuse=True)
 # As in the paper: less far over the plane, and drawn back less after a step; finer, for what is near.
 _FINER: Final = replace(_TO_BOUNDARY, targets=1, overshoot=1.05, backward=0.9)
-_SETTLED: Final = 45  # passes of it where the first ten steps were enough, as on nearly straight surfaces
+# It ends within 45 passes where the first ten steps were enough, as on nearly straight surfaces.
+_UNSETTLED: Final = (45, 0.7, 1.5)
 
 
 def _l2() -> list[Stage]:
     return [
         Stage(_TO_BOUNDARY),
-        Stage(_FAR, near=0.4, within=1.2, beyond=6, ahead=0.1, longer=_SETTLED),
+        Stage(_FAR, near=0.4, within=1.2, beyond=6, ahead=0.1, longer=_UNSETTLED),
         # The likeliest class need not be the nearest, least of all where gradients mislead, as in l2 on nets trained for linf.
-        Stage(replace(_TO_BOUNDARY, targets=4, skip=2), within=1.4, ahead=0.1),
+        Stage(replace(_TO_BOUNDARY, targets=4, skip=2, abreast=True), within=1.4, ahead=0.1),
         Stage(replace(_FAR, targets=1), near=0.1, ahead=0.1),
         Stage(_FINER, within=1.4, ahead=0.1),
+        Stage(replace(_FINER, targets=4, skip=1, abreast=True), within=1.08),
         *_l2_ending(),
     ]
 
@@ -185,7 +188,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf and l2 (version 9): a longer ascent towards each class with hops where it came near, one or two long chains
+    linf and l2 (version 10): a longer ascent towards each class with hops where it came near, one or two long chains
     of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the
     1,000 brought a sample nearer. l1 and l0: the long forms of the same attacks.
     """

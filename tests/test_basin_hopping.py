@@ -10,7 +10,7 @@ from robust.attacks import BasinHopping, MultiTargeted
 from robust.attacks.base import Attack
 from robust.errors import InputError
 from robust.ledger import Prior
-from robust.oracle import Oracle
+from robust.oracle import Oracle, State
 from robust.target import Target
 from robust.threat import Threat
 
@@ -123,6 +123,43 @@ def test_a_sample_within_a_hundredth_is_given_six_more_hops(net: nn.Module, digi
         oracle = Oracle(target, x, y, torch.arange(len(x)), threat, prior=Prior(gaps, gaps.amax(1) / share))
         attack(oracle)
     assert torch.equal(oracle.ledger.backwards, torch.where(share == 0.5, 1 + 2, 1 + 2 + 6))
+
+
+def test_chains_of_a_sample_stop_together(
+    net: nn.Module, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three chains one still gains in the first half of the samples, and none in the other half."""
+    x, y, gaps = right_ones(net, digits)
+    attack = BasinHopping(
+        steps=1,
+        targets=1,
+        odi_steps=0,
+        radii=(1,),
+        hops=6,
+        hop_steps=1,
+        hop_odi_steps=0,
+        push=0,
+        chains=3,
+        near=None,
+    )
+    hopeful = set(range(len(x) // 2))
+    real = BasinHopping._search
+
+    def searched_copies(self: BasinHopping, oracle: Oracle) -> State:
+        def hopeless(s: State) -> Tensor:
+            second = oracle.copy_numbers == 1
+            return ~(second & torch.tensor([int(i) // 3 in hopeful for i in oracle.ids]))
+
+        monkeypatch.setattr(BasinHopping, "_hopeless", lambda _, s: hopeless(s))
+        return real(self, oracle)
+
+    monkeypatch.setattr(BasinHopping, "_search", searched_copies)
+    with Target(net, device="cpu") as target:
+        prior = Prior(gaps, gaps.amax(1))
+        oracle = Oracle(target, x, y, torch.arange(len(x)), Threat("l2", "0.000000001"), prior=prior)
+        attack(oracle)
+    expected = torch.tensor([3 * (1 + (6 if i in hopeful else 2)) for i in range(len(x))])
+    assert torch.equal(oracle.ledger.backwards, expected)
 
 
 def test_who_rests_hops_though_all_others_break_in_the_ascent(net: nn.Module, digits: Digits) -> None:

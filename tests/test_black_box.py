@@ -13,7 +13,7 @@ import robust
 from robust.attacks import ATTACKS, SPSA, HopSkipJump, Noise, RayS, Square, Transfer, make_attack, square
 from robust.errors import InputError
 from robust.evaluation import Interrupted
-from robust.ledger import Ledger
+from robust.ledger import Ledger, Prior
 from robust.oracle import Oracle
 from robust.rng import Streams
 from robust.run import Progress
@@ -196,6 +196,32 @@ def test_nowhere_to_begin_is_said(attack: HopSkipJump, digits: tuple[Tensor, Ten
     assert report.trust != "trusted"
 
 
+def test_squares_that_are_behind_end(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits
+    with torch.no_grad():
+        logits = net(x)
+    gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
+    right = gaps.amax(1) < 0
+    x, y, gaps = x[right], y[right], gaps[right]
+    share = torch.tensor([0.04, 0.1, 0.2, 0.4]).repeat(len(x))[: len(x)]  # of the clean margin, made up
+    prior = Prior(gaps, gaps.amax(1) / share)
+    with Target(net, device="cpu") as target:  # a threat so small that no gap moves
+        oracle = Oracle(
+            target, x, y, torch.arange(len(x)), Threat("linf", "0.000001"), access="score", prior=prior
+        )
+        Square(queries=404, proposals=4, pace=0.05)(oracle)
+    steps = {
+        0.04: 100,
+        0.1: 56,
+        0.2: 31,
+        0.4: 16,
+    }  # of 100; the last with share * part > .05, looked at every five
+    expected = [
+        4 * (1 + next(n for at, n in steps.items() if abs(at - own) < 1e-6)) for own in share.tolist()
+    ]
+    assert oracle.ledger.forwards.tolist() == expected
+
+
 @pytest.mark.parametrize("name", ["hopskipjump", "rays", "spsa", "square"])
 def test_progress_within_a_search_and_ctrl_c_keeps_what_was_found(
     name: str, net: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
@@ -294,6 +320,7 @@ def test_noise_is_the_floor(net: nn.Module, digits: tuple[Tensor, Tensor]) -> No
         (HopSkipJump(), {"targets": -1}),
         (Noise(), {"queries": 0}),
         (Square(), {"proposals": 0}),
+        (Square(), {"pace": 0.0}),
         (Square(), {"queries": 15, "proposals": 8}),
         (Transfer(), {"steps": 0}),
     ],

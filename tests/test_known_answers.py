@@ -245,6 +245,25 @@ def test_fab_skips_the_classes_that_it_is_told_to() -> None:
     )  # no class is left
 
 
+def test_fab_abreast_finds_what_it_finds_in_turn() -> None:
+    turn, abreast = (_fab(FAB(steps=10, targets=3, abreast=side), 0.5) for side in (False, True))
+    torch.testing.assert_close(abreast.distance, turn.distance)
+    assert abreast.forwards.tolist() == turn.forwards.tolist()
+    assert abreast.backwards.tolist() == turn.backwards.tolist()
+    few = _fab(FAB(steps=10, targets=3, skip=2, abreast=True), 2, classes=3)
+    assert few.backwards.tolist() == [0] * 3  # no class is left
+
+
+def test_fab_abreast_asks_for_all_classes_at_once() -> None:
+    model, x, y, _ = linear_problem(4, (8,))
+    batches: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    with Target(model, device="cpu") as target:
+        oracle = Oracle(target, x, y, torch.arange(len(x)), Threat("l2", "0.01", FAR), stays_inside=False)
+        FAB(steps=5, targets=3, reuse=True, abreast=True)(oracle)
+    assert batches == [3] + [9] * 6
+
+
 @pytest.mark.parametrize("wrong", [{"skip": 9}, {"skip": -1}, {"hope": 0.0}, {"targets": 0, "skip": 1}])
 def test_fab_says_what_it_cannot_do(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"fab: (skip|hope): expected"):

@@ -57,7 +57,7 @@ def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tupl
     run.reach[:20], run.reach[20:40] = 0.105, 0.5  # of the others no break was seen
     right = run.prediction == run.samples.y
 
-    def chosen(**choice: float) -> list[int]:
+    def chosen(**choice: object) -> list[int]:
         return run._chosen(Stage(FGSM(), **choice), cascade=True).nonzero().squeeze(1).tolist()  # type: ignore[arg-type]
 
     def standing(*ranges: range) -> list[int]:
@@ -72,13 +72,15 @@ def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tupl
     run.gaps[20:40] *= 0.5  # as if at 2 eps; none was seen within 5
     assert chosen(ahead=0.1) == standing(range(20, 40))
     run.spent[:5] = 46
-    assert chosen(longer=31) == standing(range(5))
+    assert chosen(longer=(31, 9, 9)) == standing(range(5))
+    assert chosen(longer=(31, 0.1, 1.07)) == standing(range(5))  # broken within so many eps
+    assert chosen(longer=(31, 0.1, 0.9)) == []  # neither that, nor brought within that share
     run.attack(
         Stage(FGSM()), cascade=True
     )  # no minimum-norm search: it says nothing of who was settled early
-    assert set(chosen(longer=31)) == set(standing(range(5))) & set(chosen())
+    assert set(chosen(longer=(31, 9, 9))) == set(standing(range(5))) & set(chosen())
     run.attack(Stage(FAB(steps=1, targets=1)), cascade=True)
-    assert chosen(longer=31) == []
+    assert chosen(longer=(31, 9, 9)) == []
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -43,7 +43,7 @@ class BasinHopping(Attack):
         chains: ascents and hops from so many starts at once, >= 1; a sample leaves when one of them breaks it.
         near: only samples hop whose best gap is within this share of the clean margin; None for all.
         hope: after two hops, a sample goes on while its best gap is within so many times what the last three gained, > 0;
-            within a hundredth of its clean margin it goes on for six more. None: to the last hop.
+            within a hundredth of its clean margin it goes on for six more; its chains do so together. None: to the last hop.
         momentum: weight of the new step against the previous move, in (0, 1].
     """
 
@@ -119,13 +119,13 @@ class BasinHopping(Attack):
             for _ in oracle.steps(1):
                 self._start(oracle, s, rank)
         if self.near is not None:
-            oracle.rest(s.best < self.near * s.clean)
+            oracle.rest(self._all_chains(s.best < self.near * s.clean))
         s.marks = s.best[:, None].repeat(1, _MEMORY)
         s.waited = torch.zeros_like(oracle.y)
         for hop in oracle.steps(self.hops):
             self._hop(oracle, s, hop)
             if self.hope is not None and hop:
-                oracle.rest(self._hopeless(s))
+                oracle.rest(self._all_chains(self._hopeless(s)))
             s.marks = torch.cat([s.marks[:, 1:], s.best[:, None]], 1)
         return s
 
@@ -142,6 +142,10 @@ class BasinHopping(Attack):
         s.waited = (s.waited + 1) * stuck
         close = -s.best <= _CLOSE * -s.clean
         return stuck & ~(close & (s.waited <= _PATIENCE))
+
+    def _all_chains(self, rows: Tensor) -> Tensor:
+        """Those of the rows ((N,) bool) whose sample has all its chains among them."""
+        return rows.view(-1, self.chains).all(1).repeat_interleave(self.chains)
 
     def _hop(self, oracle: Oracle, s: State, hop: int) -> None:
         streams = oracle.random("hop", hop)

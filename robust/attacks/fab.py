@@ -38,6 +38,7 @@ class FAB(Attack):
         alpha_max: largest weight of the original point, in [0, 1].
         overshoot: how far beyond the linearised boundary a step goes, >= 1.
         backward: share of the distance kept when stepping back from an adversarial point.
+        abreast: the classes are searched side by side, in batches of so many times the rows, rather than in turn.
         reuse: the plane found at an adversarial point also serves for the step after stepping back from it, so that the model
             is evaluated at no point but those that may be adversarial.
         hope: from the tenth step on, a search ends where what it is short of eps is over so many times what its last five
@@ -59,6 +60,7 @@ class FAB(Attack):
     hope: float | None = None
     skip: int = 0
     reuse: bool = False
+    abreast: bool = False
 
     def __post_init__(self) -> None:
         if min(self.steps, self.restarts) < 1 or self.targets < 0:
@@ -74,9 +76,18 @@ class FAB(Attack):
             raise InputError(f"fab: hope: expected a factor > 0, got {self.hope}")
 
     def run(self, oracle: Oracle) -> Tensor:
+        ranking = self._ranking(oracle)
+        classes = ranking.shape[1]
+        if not self.abreast or classes < 2:
+            return self._search_in_turn(oracle, ranking)
+        with oracle.multiplied(classes) as many:
+            x_adv = self._search_in_turn(many, ranking.reshape(-1, 1))
+        return x_adv[::classes] if len(x_adv) == classes * len(oracle) else oracle.x
+
+    def _search_in_turn(self, oracle: Oracle, ranking: Tensor) -> Tensor:
         s = oracle.state()
         s.x_adv = oracle.x
-        s.ranking = self._ranking(oracle)
+        s.ranking = ranking
         for rank in oracle.steps(s.ranking.shape[1]):
             for restart in oracle.steps(self.restarts):
                 s.aim = s.ranking[:, rank : rank + 1]

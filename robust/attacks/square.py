@@ -20,6 +20,7 @@ from robust.rng import Streams
 from robust.threat import norm_of
 
 _AT_ONCE: Final = 25  # steps whose random numbers are drawn together: a draw costs little more than its call
+_PACED: Final = 5  # steps after which a sample's pace is looked at
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
 
 
@@ -42,6 +43,8 @@ class Square(Attack):
         proposals: changes that are tried at once, of which the best is taken if it gains, >= 1: fewer steps of larger
             batches for the same queries, which is faster where few samples are searched and loses little where few
             changes gain.
+        pace: a sample goes on while its best gap, as a share of the clean margin, times the part of the queries that are
+            spent is at most this, > 0: squares that are far behind do not catch up. None: to the last query.
     """
 
     name: ClassVar[str] = "square"
@@ -55,6 +58,7 @@ class Square(Attack):
     stretched: bool = True
     targets: int = 0
     proposals: int = 1
+    pace: float | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -67,6 +71,8 @@ class Square(Attack):
                 "square: expected restarts and proposals >= 1, queries >= 2 for each proposal, p_init in (0, 1] and targets "
                 f">= 0, got {self.restarts}, {self.proposals}, {self.queries}, {self.p_init} and {self.targets}"
             )
+        if self.pace is not None and self.pace <= 0:
+            raise InputError(f"square: expected pace > 0, got {self.pace}")
 
     def run(self, oracle: Oracle) -> Tensor:
         if self.proposals == 1:
@@ -90,10 +96,14 @@ class Square(Attack):
         s.x_adv = first(oracle.x, threat.radius, threat.bounds, oracle.random(run))
         s.best = aimed_margin(oracle.logits(s.x_adv), oracle.y, s.aim)
         numbers = 5 + _as_images(oracle.x).shape[1]  # that a change takes
-        for step in oracle.steps(self.queries // self.proposals - 1):
+        s.clean = oracle.clean_margin
+        steps = self.queries // self.proposals - 1
+        for step in oracle.steps(steps):
             if step % _AT_ONCE == 0:
                 s.unit = oracle.random(run, step).uniform((_AT_ONCE, numbers))
             self._share(s)
+            if self.pace is not None and step % _PACED == 0:
+                oracle.rest(step / steps * s.best < self.pace * s.clean)
             area, unit = self._area(step * self.proposals), s.unit[:, step % _AT_ONCE]
             proposal = change(s.x_adv, oracle.x, threat.radius, threat.bounds, area, unit)
             value = aimed_margin(oracle.logits(proposal), oracle.y, s.aim)

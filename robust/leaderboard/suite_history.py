@@ -126,4 +126,26 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "6037904ea7a7cf5ab285ab5b95621f45",
     },
+    ("standard", 10): {
+        "linf": "24b143065e937c75b8cae8dcc5d17fd6",
+        "l2": "37a638ffb3733a8f5d71c30e6eabab96",
+        "l1": "52a17a659d48d446c55ff821f702912d",
+        "l0": "9e1374f975e3098c9aedfb6e5c263916",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "6037904ea7a7cf5ab285ab5b95621f45",
+    },
+    ("thorough", 10): {
+        "linf": "472943d2af74b51b468d50bbb8b11d16",
+        "l2": "43af6e611e88009765fec0c504800c78",
+        "l1": "d0b3c65a631277468b10e625402e1e96",
+        "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "6037904ea7a7cf5ab285ab5b95621f45",
+    },
+    ("autoattack", 5): {
+        "linf": "4adcc59782323a72cff5da2926ba4722",
+        "l2": "4adcc59782323a72cff5da2926ba4722",
+    },
 }
