@@ -218,6 +218,19 @@ def test_a_parquet_file_that_inflates_over_the_limit(tmp_path: Path, monkeypatch
 # --- weights and limits
 
 
+def test_altered_bytes_of_a_checkpoint_are_noticed(tmp_path: Path) -> None:
+    """torch loads them as they are."""
+    file = tmp_path / "w.pt"
+    model = torch.nn.Linear(64, 64)
+    torch.save(model.state_dict(), file)
+    whole = bytearray(file.read_bytes())
+    whole[whole.index(model.weight.detach().numpy().tobytes()) + 7] ^= 0x40
+    file.write_bytes(whole)
+    torch.load(file, weights_only=True)
+    with pytest.raises(ModelError, match=r"damaged \(w/data/\d+ does not match its checksum\)"):
+        load_weights(torch.nn.Linear(64, 64), file)
+
+
 def test_a_compressed_checkpoint_is_refused(tmp_path: Path) -> None:
     """torch never compresses; what does may inflate without end."""
     torch.save({"w": torch.zeros(1 << 20)}, tmp_path / "w.pt")

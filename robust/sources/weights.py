@@ -96,23 +96,28 @@ def _read_safetensors(path: Path) -> object:
         raise ModelError(f"weights {path}: truncated, damaged or no safetensors file ({e})") from e
 
 
-def _check_stored(path: Path) -> None:
-    """torch stores what it saves as it is; a compressed record may inflate to any size."""
+def _check_archive(path: Path) -> None:
+    """torch stores what it saves as it is, where a compressed record may inflate to any size, and compares no checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = [
-                entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED
-            ]
+            entries = archive.infolist()
+            packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+            altered = None if packed else archive.testzip()
     except Exception:
         return  # the form before torch 1.6, or damaged: torch says so
     if packed:
         raise ModelError(
             f"weights {path}: {packed[0]} is compressed, which torch never does; refused: save it again as safetensors"
         )
+    if altered is not None:
+        raise ModelError(
+            f"weights {path}: damaged ({altered} does not match its checksum); get the file again, or, where it was saved "
+            "without checksums, save it again as safetensors"
+        )
 
 
 def _read_torch(path: Path) -> object:
-    _check_stored(path)
+    _check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on pickle protocols, before it refuses
