@@ -147,7 +147,8 @@ _NEARER: Final = BasinHopping(steps=30, targets=2, worth=0.5, near=0.2)
 _TO_BOUNDARY: Final = FAB(steps=60, targets=2, overshoot=1.1, backward=0.8, hope=4, reuse=True)
 # As in the paper: less far over the plane, and drawn back less after a step; finer, for what is near.
 _FINER: Final = replace(_TO_BOUNDARY, targets=1, overshoot=1.05, backward=0.9)
-# It ends within 45 passes where the first ten steps were enough, as on nearly straight surfaces.
+# Of _TO_BOUNDARY ten steps, 45 passes, are enough where surfaces are nearly straight. Where it goes on and neither its
+# breaks nor the margin come near, ascents from far find nothing.
 _UNSETTLED: Final = (45, 0.7, 1.5)
 
 

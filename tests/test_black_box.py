@@ -210,15 +210,9 @@ def test_squares_that_are_behind_end(net: nn.Module, digits: tuple[Tensor, Tenso
             target, x, y, torch.arange(len(x)), Threat("linf", "0.000001"), access="score", prior=prior
         )
         Square(queries=404, proposals=4, pace=0.05)(oracle)
-    steps = {
-        0.04: 100,
-        0.1: 56,
-        0.2: 31,
-        0.4: 16,
-    }  # of 100; the last with share * part > .05, looked at every five
-    expected = [
-        4 * (1 + next(n for at, n in steps.items() if abs(at - own) < 1e-6)) for own in share.tolist()
-    ]
+    # Of 100 steps, looked at every five, the first at which share * part is over .05 is the last.
+    last = {4: 100, 10: 56, 20: 31, 40: 16}
+    expected = [4 * (1 + last[round(100 * own)]) for own in share.tolist()]
     assert oracle.ledger.forwards.tolist() == expected
 
 

@@ -92,11 +92,12 @@ class Square(Attack):
 
     def _search(self, oracle: Oracle, s: State, run: int) -> None:
         threat = oracle.threat
+        if self.pace is not None:
+            s.clean = oracle.clean_margin
         first, change = (_stripes, _flip_square) if threat.norm == "linf" else (_tiles, _move_mass)
         s.x_adv = first(oracle.x, threat.radius, threat.bounds, oracle.random(run))
         s.best = aimed_margin(oracle.logits(s.x_adv), oracle.y, s.aim)
         numbers = 5 + _as_images(oracle.x).shape[1]  # that a change takes
-        s.clean = oracle.clean_margin
         steps = self.queries // self.proposals - 1
         for step in oracle.steps(steps):
             if step % _AT_ONCE == 0:
