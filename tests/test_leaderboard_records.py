@@ -46,7 +46,7 @@ def test_round_trip(
     again = Record.loads(text)
     assert again == record
     assert again.dumps() == text
-    assert "NaN" not in text.replace(json.dumps(name), "")
+    json.loads(text, parse_constant=pytest.fail)  # NaN and infinities are no JSON; the text "NaN" is
     assert Record.loads(text.replace("\n", "\r\n")) == record
 
 
