@@ -14,7 +14,9 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from robust.attacks.adapters.art import ART
 from robust.cli import main
+from robust.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from robust.sweep import SweepConfig, SweepResult
@@ -36,6 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def need_art() -> None:
+    """Skip where ART is missing. Imported as the adapters do it: two workers may be the first on a machine."""
+    try:
+        ART().load("art")
+    except MissingDependencyError as error:
+        pytest.skip(str(error), allow_module_level=True)
 
 
 @functools.cache

@@ -299,6 +299,25 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         ATTACKS["absent:PGD"]
 
 
+def test_a_library_that_another_process_imports_for_the_first_time_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ART does, whose settings are written by then."""
+    (tmp_path / "made_twice.py").write_text(
+        "from pathlib import Path\n"
+        "written = Path(__file__).with_suffix('.json')\n"
+        "if not written.exists():\n"
+        "    written.touch()\n"
+        "    settings\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    library = next(iter(LIBRARIES.values()))
+    assert library.load("made_twice").written.exists()
+    (tmp_path / "broken.py").write_text("settings\n")
+    with pytest.raises(MissingDependencyError, match="NameError"):
+        library.load("broken")
+
+
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=lambda library: library.name)
 def test_every_attack_of_the_library_is_offered_or_refused_with_a_reason(library: Library) -> None:
     module = {"torchattacks": "torchattacks", "art": "art.attacks.evasion", "foolbox": "foolbox.attacks"}

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import need_art
 from test_defenses import OPTIONS, THREAT, assert_same, build_net, some_digits, survivors
 from torch import nn
 from torch.nn import functional
@@ -20,7 +21,7 @@ from robust.errors import InputError, UnknownNameError, UnsupportedError
 from robust.sources import load_data
 from robust.threat import Linf, Threat
 
-pytest.importorskip("art", reason="needs the extra art")
+need_art()
 
 TRAINED = [name for name in LIBRARY.names() if LIBRARY.peers[name].role != "preprocessor"]
 PUT_IN_FRONT = [name for name in LIBRARY.names() if LIBRARY.peers[name].role == "preprocessor"]

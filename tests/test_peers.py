@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import need_art
 from torch import Tensor, nn
 
 from robust.attacks import FGSM, PGD, Attack
@@ -57,7 +58,7 @@ def test_torchattacks(attack: Attack, threat: str, net: nn.Module, digits: tuple
 
 @pytest.mark.parametrize(("attack", "threat"), CASES, ids=str)
 def test_art(attack: Attack, threat: str, net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    pytest.importorskip("art")
+    need_art()
     from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 

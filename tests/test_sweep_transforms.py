@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome
+from conftest import Outcome, need_art
 
 from robust.defenses import Trainer, make_defense
 from robust.hardening import training_options
@@ -103,7 +103,7 @@ def test_what_was_in_front_is_read_off_the_record(
 def test_what_draws_at_random_is_not_held_to_its_answers(
     tmp_path: Path, inside: Callable[..., Outcome]
 ) -> None:
-    pytest.importorskip("art")
+    need_art()
     plan = {
         "data": "builtin:digits",
         "train": "builtin:digits:train",

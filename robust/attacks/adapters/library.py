@@ -74,6 +74,14 @@ class Job:
         return max(1, int(self.eps) // channels)
 
 
+def _import(module: str) -> ModuleType:
+    """As importlib does. ART keeps settings in a file, and trips where another process makes it at that moment: once more."""
+    try:
+        return importlib.import_module(module)
+    except NameError:
+        return importlib.import_module(module)
+
+
 class Package:
     """Another library, before and after it is imported.
 
@@ -108,7 +116,7 @@ class Package:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return importlib.import_module(module)
+                return _import(module)
         except Exception as error:  # a library that fails with whatever error is as good as missing
             state = "is not installed" if self.version is None else "cannot be imported"
             reason = "" if self.version is None else f" ({type(error).__name__}: {error})"
