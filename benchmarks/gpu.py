@@ -3,6 +3,7 @@
 python benchmarks/gpu.py --case MODEL,WEIGHTS,DATA,THREAT [--case ...] [--auto-attack DIR] [--limit 1000] [--many 10000] \\
     [--cpu-limit 64]
 
+A process for each case shows what its first evaluation costs, too.
 For each case three tables: microseconds that a sample's forward and input gradient take, of the model as it is, as
 torch runs it by default (TF32) and as the engine chose to search with; `standard` with that engine and in float32,
 and the public AutoAttack (DIR holds the package) in torch's default arithmetic; PGD-40 of both libraries. "Inside" is
@@ -202,9 +203,9 @@ def verdicts(case: str, device: torch.device, options: argparse.Namespace) -> li
     """`standard` in the engine's choice and in float32, the public AutoAttack, and some images on the CPU."""
     name, model, samples, threat = verdict.case_of(case, options.limit)
     found = {}
-    for precision in ("auto", "auto", "float32"):  # the first warms the device up
+    for precision, when in (("auto", ", the first evaluation of its process"), ("auto", ""), ("float32", "")):
         how, one = ours(model, samples, threat, device, precision)
-        found[f"robust, standard, {precision} ({how})"] = one
+        found[f"robust, standard, {precision} ({how}){when}"] = one
     reference = next(iter(found.values())).survives
     if options.auto_attack:
         found["public AutoAttack"] = public(options.auto_attack, model, samples, threat, device)
@@ -286,11 +287,11 @@ def main() -> None:
         if threat.norm != "linf":
             tables[1] += verdicts(case, device, options)
             continue
+        tables[1] += verdicts(case, device, options)
+        print("\n".join(tables[1]), flush=True)
         x, y = samples.rows(slice(0, 64)).to(device), samples.y[:64].to(device)
         tables[0] += passes(name, Target(model, device=device), x, y)
         print("\n".join(tables[0]), flush=True)
-        tables[1] += verdicts(case, device, options)
-        print("\n".join(tables[1]), flush=True)
         tables[2].append(pgd(name, model, samples, threat, device))
         print("\n".join(tables[2]), flush=True)
     command = f"Command: python benchmarks/gpu.py --limit {options.limit}{' --auto-attack DIR' * bool(options.auto_attack)}, with the cases named in the rows."

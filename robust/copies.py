@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from robust.recording import recording, recording_aside
 from robust.target import Target
 
 # Rows that graphs are recorded for; more run as they are: there a launch costs little beside the work.
 _SIZES: Final = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_BEYOND: Final = (
+    64  # more are filled up to a multiple of it: cuDNN prepares for each size that it has not seen, at length
+)
 _INSIDE: Final = 1e-6  # of the box
 
 
@@ -65,129 +69,137 @@ def off_faces(x: Tensor, bounds: tuple[float, float]) -> Tensor:
 class Graphed(nn.Module):
     """A frozen model replayed as recorded CUDA graphs, forward and backward, for batches of up to 256.
 
-    A small batch's passes cost hundreds of launches and little else; a replay is one. Batches are filled up to the
-    next recorded size. All share their memory: a pass goes backward once, and before the next one begins. Recording
-    fails on models that ask the device for values on their way.
+    A small batch's passes cost hundreds of launches and little else; a replay is one each way. Batches are filled up
+    to the next recorded size, and larger ones to sizes that come again. All share their memory: a pass goes backward
+    once, and before the next one begins. Recording fails on models that ask the device for values on their way.
 
     Args:
-        model: in eval mode, frozen, on the device.
+        model: in eval mode, frozen, on the device; each row's answer is its own.
         like: a sample that inputs are like, (1, ...).
+        backward: passes go backward too.
     """
 
-    def __init__(self, model: nn.Module, like: Tensor) -> None:
+    def __init__(self, model: nn.Module, like: Tensor, *, backward: bool = True) -> None:
         super().__init__()
         self.model = model
+        self._goes_back = backward
         self.latest = 0  # number of the pass that may go backward
         self._like = torch.zeros_like(like[:1])
         self._pool: Any = torch.cuda.graph_pool_handle()
-        self._recorded: dict[int, Callable[[Tensor], Tensor]] = {}
-        self._slopes: dict[tuple[int, int], _Slope] = {}
+        self._recorded: dict[int, _Pass] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        size = self._size(x)
-        if size is None:
-            out: Tensor = self.model(x)
-            return out
-        replay = self._recorded.get(size) or self._record(size)
-        self.latest += 1
-        rows = _Once.apply(x, self) if x.requires_grad else x
-        if size > len(x):
-            rows = torch.cat([rows, self._like.expand(size - len(x), *x.shape[1:])])
-        return replay(rows)[: len(x)].clone()  # the next replay answers in the same memory
+        recorded = self._pass_of(x)
+        if recorded is None:
+            out: Tensor = self.model(self._filled(x))
+            return out[: len(x)]
+        if x.requires_grad and torch.is_grad_enabled():
+            through: Tensor = _Once.apply(x, self, recorded)
+            return through
+        return recorded.forward(x)
 
     def slope(self, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Forward and backward in one replay: gradient of the logits' sum with these weights (N, C), that sum, the logits.
+        """Gradient of the logits' sum with these weights (N, C), that sum, and the logits, without autograd's way there.
 
         None for a batch that is not recorded.
         """
-        size = self._size(x)
-        if size is None:
+        recorded = self._pass_of(x)
+        if recorded is None:
             return None
-        of = size, weights.shape[1]
-        if of not in self._slopes:
-            self._slopes[of] = _Slope(self.model, self._samples(size), of[1], self._pool)
-        self.latest += 1
-        return self._slopes[of](x, weights)
+        with torch.no_grad():
+            logits = recorded.forward(x)
+            return *recorded.backward(weights), logits
 
-    def _size(self, x: Tensor) -> int | None:
-        """The recorded size that these rows go into."""
+    def _filled(self, x: Tensor) -> Tensor:
+        """With rows of zeros up to a size that comes again."""
+        missing = -len(x) % _BEYOND if x.shape[1:] == self._like.shape[1:] else 0
+        return torch.cat([x, self._like.expand(missing, *x.shape[1:])]) if missing else x
+
+    def _pass_of(self, x: Tensor) -> _Pass | None:
+        """The one that these rows go into; a pass with it begins."""
         if not len(x) or x.shape[1:] != self._like.shape[1:]:
             return None
-        return next((size for size in _SIZES if size >= len(x)), None)
-
-    def _samples(self, size: int) -> Tensor:
-        return self._like.repeat(size, *([1] * (self._like.dim() - 1)))
-
-    def _record(self, size: int) -> Callable[[Tensor], Tensor]:
-        sample = self._samples(size).requires_grad_()
-        with _recording(sample):
-            recorded: Any = torch.cuda.make_graphed_callables(self.model.__call__, (sample,), pool=self._pool)
-        self._recorded[size] = recorded
+        size = next((size for size in _SIZES if size >= len(x)), None)
+        if size is None:
+            return None
+        if size not in self._recorded:
+            rows = self._like.repeat(size, *([1] * (self._like.dim() - 1)))
+            self._recorded[size] = _Pass(self.model, rows, self._pool, backward=self._goes_back)
+        self.latest += 1
         return self._recorded[size]
 
 
-class _Slope:
-    """A recorded pass forward and backward of `size` rows; see `Graphed.slope`.
+class _Pass:
+    """A recorded pass of `size` rows: forward, and backward from there.
 
     Args:
         model: frozen, on the device.
         x: what to record with, (size, ...).
-        classes: logits that the model gives.
-        pool: memory that recordings share.
+        pool: memory that recordings share: the next replay of any answers in the same place.
+        backward: whether it goes backward.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, classes: int, pool: Any) -> None:
-        self._model, self._x = model, x.requires_grad_()
-        self._weights = x.new_zeros(len(x), classes)
-        self._graph = torch.cuda.CUDAGraph()
-        with _recording(x):
-            warm = torch.cuda.Stream()
-            warm.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(warm):
-                for _ in range(2):
-                    self._pass()
-            torch.cuda.current_stream().wait_stream(warm)
-            with torch.cuda.graph(self._graph, pool=pool):
-                self._out = self._pass()
+    def __init__(self, model: nn.Module, x: Tensor, pool: Any, *, backward: bool) -> None:
+        self._x = x.requires_grad_(backward)
+        self._there, self._back = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.device(x.device), torch.set_grad_enabled(backward), _quietly(), recording_aside():
+            logits = model(x).float()  # what is chosen and loaded at a first pass cannot be recorded
+            self._weights = torch.zeros_like(logits)
+            if backward:
+                _weighed(logits, self._weights, x)
+            with recording(self._there, pool):
+                logits = model(x).float()
+            if backward:
+                with recording(self._back, pool):
+                    self._answer = _weighed(logits, self._weights, x)
+        self._logits = logits.detach()
 
-    def __call__(self, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows = len(x)
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (N, C)."""
         with torch.no_grad():
-            self._x[:rows].copy_(x)
-            self._weights[:rows].copy_(weights)
-            self._graph.replay()
-            gradient, value, logits = (part[:rows].clone() for part in self._out)
-        return gradient, value, logits
+            self._x[: len(x)].copy_(x)
+            self._there.replay()
+            return self._logits[: len(x)].clone()
 
-    def _pass(self) -> tuple[Tensor, Tensor, Tensor]:
-        logits = self._model(self._x).float()
-        value = (logits * self._weights).sum(1)
-        (gradient,) = torch.autograd.grad(value.sum(), self._x)
-        return gradient, value.detach(), logits.detach()
+    def backward(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the rows that went forward just now the gradient of the logits' sum with these weights, (N, C), and that sum."""
+        with torch.no_grad():
+            self._weights[: len(weights)].copy_(weights)
+            self._back.replay()
+            gradient, value = (part[: len(weights)].clone() for part in self._answer)
+        return gradient, value
+
+
+def _weighed(logits: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of the logits' sum with these weights, and that sum by row; without a second argument, for torch imports
+    SymPy to look at one."""
+    value = (logits * weights).sum(1)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    return gradient, value.detach()
 
 
 @contextmanager
-def _recording(like: Tensor) -> Iterator[None]:
-    """To record passes with gradients on the device of this tensor."""
-    with torch.cuda.device(like.device), torch.enable_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of streams that differ: recording takes one of its own
+def _quietly() -> Iterator[None]:
+    """Without a warning of streams that differ: recording takes one of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         yield
 
 
 class _Once(torch.autograd.Function):
-    """The input itself; its gradient in memory of its own, once."""
+    """A recorded pass, which goes backward once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, of: Graphed) -> Tensor:
-        ctx.of, ctx.number = of, of.latest
-        return x.view_as(x)
+    def forward(ctx: Any, x: Tensor, of: Graphed, recorded: _Pass) -> Tensor:
+        ctx.of, ctx.number, ctx.recorded = of, of.latest, recorded
+        return recorded.forward(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
         if ctx.of.latest != ctx.number:
             raise RuntimeError("a recorded pass went backward twice, or after another pass began")
         ctx.of.latest += 1
-        return gradient[0].clone(), None
+        return ctx.recorded.backward(gradient[0])[0], None, None
 
 
 def around(target: Target, module: nn.Module) -> Target:

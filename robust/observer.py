@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from robust.arriving import Arriving
 from robust.ledger import Ledger
-from robust.rows import LiveRows
+from robust.rows import LiveRows, by_row
 from robust.target import Target
 from robust.threat import Threat
+
+
+class _Seen(NamedTuple):
+    """A point of every live row, and what the model said of it, before anything is made of that."""
+
+    x_adv: Tensor  # (N, ...)
+    logits: Tensor  # (N, C)
+    gaps: Tensor  # (N, C)
+    lead: Tensor  # (N,): the highest gap, and what the logits may be off by
+    place: tuple[Tensor, Tensor] | None  # `Observer._measure` of x_adv where it was measured
+    worst: Arriving  # the highest lead that somebody has to look at; NaN where a logit is not finite
 
 
 class Observer:
@@ -24,6 +37,8 @@ class Observer:
         judge: whose word is the last on what is adversarial; None: the observed logits'.
         minimize: broken rows stay, for a nearer point.
         stays_inside: every point lies in the threat; else only those that do count for the gaps.
+        lags: what a point shows is taken in after the next one was asked about, or when it is needed (`settle`), so that
+            a GPU need not stand still while its answer is looked at. A row that is done leaves a query later.
     """
 
     def __init__(
@@ -36,6 +51,7 @@ class Observer:
         judge: Target | None = None,
         minimize: bool = False,
         stays_inside: bool = True,
+        lags: bool = False,
     ) -> None:
         self.ledger = ledger
         # What a blurred copy gave as gap where the judge saw no break, at its highest: (n,) of all rows.
@@ -44,6 +60,8 @@ class Observer:
         self._live, self._threat = live, threat
         self._blur, self._judge = blur, judge
         self._minimize, self._stays_inside = minimize, stays_inside
+        self._lags = lags
+        self._waiting: _Seen | None = None
         self._vouched: tuple[Tensor, int] | None = None  # the last point vouched for, and its version then
         # The last point measured, its version then, what it changes, and how far it is.
         self._measured: tuple[Tensor, int, Tensor, Tensor] | None = None
@@ -52,7 +70,7 @@ class Observer:
         """The same for other rows."""
         other = copy.copy(self)
         other._live, other.ledger, other.denied = live, ledger, denied
-        other._vouched = other._measured = None
+        other._vouched = other._measured = other._waiting = None
         return other
 
     def take_denials(self, rows: Tensor, denied: Tensor, found: Observer) -> None:
@@ -77,16 +95,48 @@ class Observer:
 
     def observe(self, x_adv: Tensor, logits: Tensor) -> None:
         """Note margins, failures and new adversarial points of the live rows: (N, ...), (N, C)."""
+        seen = self._look(x_adv, logits)
+        if self._lags:
+            self.settle()
+            self._waiting = seen
+        else:
+            self._take_in(seen)
+
+    def settle(self) -> None:
+        """Take in what was seen last: before rows change, and before what is known is read."""
+        seen, self._waiting = self._waiting, None
+        if seen is not None:
+            self._take_in(seen)
+
+    def _look(self, x_adv: Tensor, logits: Tensor) -> _Seen:
         y = self._live.y[:, None]
         place = None if self._is_inside(x_adv) else self._measure(x_adv)
         gaps = (logits - logits.gather(1, y)).scatter_(1, y, -torch.inf)
         lead = gaps.amax(1)
         if self._blur:
             lead, gaps = self._allow_for_blur(logits, lead, gaps)
-        worst = float(lead.amax().add(logits.sum(), alpha=0))  # NaN where a logit is not finite
+        pressing = lead if place is None or not self._outside_waits else lead.where(place[0], -torch.inf)
+        worst = Arriving(pressing.amax().add(logits.sum(), alpha=0))  # NaN where a logit is not finite
+        kept = x_adv.clone() if self._lags else x_adv  # an attack may change it before it is taken in
+        return _Seen(kept, logits, gaps, lead, place, worst)
+
+    def _take_in(self, seen: _Seen) -> None:
+        if seen.place is not None and self._outside_waits:
+            self._note_outside(seen, *seen.place)
+        gaps, worst = seen.gaps, float(seen.worst)
         if not worst <= 0:
-            gaps = self._look_closer(x_adv, logits, gaps, lead, place, finite=worst > 0)
-        self.note_gaps(gaps if place is None else gaps.masked_fill(~place[0][:, None], -torch.inf))
+            gaps = self._look_closer(seen, finite=worst > 0)
+        self.note_gaps(gaps if seen.place is None else gaps.masked_fill(~seen.place[0][:, None], -torch.inf))
+
+    @property
+    def _outside_waits(self) -> bool:
+        """Whether adversarial points beyond the threat are noted without a look at them: on a GPU they are all too many."""
+        return self._lags and not self._minimize
+
+    def _note_outside(self, seen: _Seen, inside: Tensor, distance: Tensor) -> None:
+        """Keep adversarial points beyond the threat that are nearer than before; the device alone knows which."""
+        claimed = (seen.gaps.amax(1) > 0) & ~inside
+        self.note_points(self._live.rows, seen.x_adv, None, distance.where(claimed, torch.inf))
 
     def note_gaps(self, gaps: Tensor) -> None:
         """Raise the live rows' gaps to these, (N, C), where they are higher."""
@@ -98,21 +148,32 @@ class Observer:
         else:
             ledger.gaps.index_copy_(0, rows, ledger.gaps.index_select(0, rows).fmax(gaps))
 
-    def note_points(self, rows: Tensor, x_adv: Tensor, places: Tensor, distance: Tensor) -> None:
+    def note_points(self, rows: Tensor, x_adv: Tensor, places: Tensor | None, distance: Tensor) -> None:
         """Keep those adversarial points that are nearer than before.
 
         Args:
             rows: whose they are, (M,) int64, as the ledger numbers them.
             x_adv: has them among others, (N, ...).
-            places: where they stand in it, (M,) int64.
+            places: where they stand in it, (M,) int64; None: they are all there are.
             distance: (M,); inf where there is none.
         """
         ledger = self.ledger
-        nearer = (distance < ledger.distance.index_select(0, rows)).nonzero().squeeze(1)
-        if len(nearer):
-            rows, points = rows[nearer], x_adv.detach().index_select(0, places[nearer])  # copied once
-            ledger.distance.index_copy_(0, rows, distance[nearer])
-            ledger.x_adv.index_copy_(0, rows, points)
+        before = ledger.distance.index_select(0, rows)
+        if rows.device.type == "cpu":
+            nearer = (distance < before).nonzero().squeeze(1)
+            if len(nearer) == 0:
+                return
+            rows, distance = rows[nearer], distance[nearer]
+            points = x_adv.detach().index_select(
+                0, nearer if places is None else places[nearer]
+            )  # copied once
+        else:  # to name them would have the host wait
+            shape = (-1, *([1] * (x_adv.dim() - 1)))
+            points = x_adv.detach() if places is None else x_adv.detach().index_select(0, places)
+            points = points.where((distance < before).view(shape), ledger.x_adv.index_select(0, rows))
+            distance = distance.minimum(before)
+        ledger.distance.index_copy_(0, rows, distance)
+        ledger.x_adv.index_copy_(0, rows, points)
 
     def _is_inside(self, x_adv: Tensor) -> bool:
         """Whether that is known without measuring: by the attack's word, or of this point."""
@@ -145,16 +206,7 @@ class Observer:
         known = lead <= self.denied.index_select(0, self._live.rows)
         return torch.where(known, -doubt, lead + doubt), torch.where(known[:, None], gaps.clamp_max(0), gaps)
 
-    def _look_closer(
-        self,
-        x_adv: Tensor,
-        logits: Tensor,
-        gaps: Tensor,
-        lead: Tensor,
-        place: tuple[Tensor, Tensor] | None,
-        *,
-        finite: bool,
-    ) -> Tensor:
+    def _look_closer(self, seen: _Seen, *, finite: bool) -> Tensor:
         """Mark rows that are broken or failed.
 
         Args:
@@ -163,27 +215,35 @@ class Observer:
         Returns:
             the gaps, at most 0 where the copy's blur explains that the judge denies a claim.
         """
+        x_adv, logits, gaps, lead, place, _ = seen
         rows, claims = self._live.rows, lead > 0
         if not finite:
             failed = self._fails(x_adv, ~logits.isfinite().all(1))
             self.ledger.failed[rows[failed]] = True
             self._live.leave(failed)
             claims &= ~failed
+        if self._lags and not self._minimize:  # what broke at the point before is still here
+            claims &= ~self._broken()
+            claims = claims if place is None else claims & place[0]
         wrong = claims.nonzero().squeeze(1)
         if len(wrong) == 0:
             return gaps
         gap = gaps.amax(1) if self._blur else lead
         found, denied = self._keep(x_adv, wrong, gap[wrong] > 0, place)
-        if not self._minimize and bool(found.any()):
+        if not self._minimize and (self._lags or bool(found.any())):
             self._live.leave(torch.zeros_like(claims).index_copy_(0, wrong, found))
         if denied is not None:
-            # Within the blur, which is lead - gap.
-            excused = wrong[denied & (2 * gap[wrong] <= lead[wrong])]
-            self._excuse(excused, gaps, gap)
+            self._excuse(wrong, denied, gaps, gap, lead)
         return gaps
 
-    def _excuse(self, excused: Tensor, gaps: Tensor, gap: Tensor) -> None:
-        """Note of these live rows that the judge denied what the copy's blur explains."""
+    def _broken(self) -> Tensor:
+        """Which of the live rows, or of their copies, are broken: (N,) bool."""
+        broken, copies = self.ledger.broken, self._live.copies
+        return by_row(broken, copies).any(1).index_select(0, self._live.rows // copies)
+
+    def _excuse(self, wrong: Tensor, denied: Tensor, gaps: Tensor, gap: Tensor, lead: Tensor) -> None:
+        """Note of which of the claims ((M,) int64) the judge's denial ((M,) bool) is explained by the copy's blur."""
+        excused = wrong[denied & (2 * gap[wrong] <= lead[wrong])]  # the blur is lead - gap
         if len(excused) == 0:
             return
         gaps[excused] = gaps[excused].clamp_max(0)
@@ -230,10 +290,10 @@ class Observer:
         self, judge: Target, x_adv: Tensor, wrong: Tensor, inside: Tensor, distance: Tensor
     ) -> tuple[Tensor, Tensor]:
         """What the plain model says of the claims; those it denies are as if they had not been seen."""
-        asked = inside if not self._minimize else torch.ones_like(inside)
-        if not bool(asked.any()):
+        asked = torch.ones_like(inside) if self._minimize or self._lags else inside
+        live = wrong if self._lags else wrong[asked]
+        if len(live) == 0:
             return inside, distance
-        live = wrong[asked]
         with torch.no_grad():
             right = judge.logits(x_adv[live]).argmax(1) == self._live.y[live]
         self.ledger.forwards[self._live.rows[live]] += judge.draws

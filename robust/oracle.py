@@ -20,8 +20,8 @@ from robust.errors import ModelError
 from robust.ledger import Ledger, Prior
 from robust.observer import Observer
 from robust.rng import Streams
-from robust.row_copies import absorb, by_row, copied_observer, copied_rows, repeated
-from robust.rows import Absent, LiveRows
+from robust.row_copies import absorb, copied_observer, copied_rows, repeated
+from robust.rows import Absent, LiveRows, by_row
 from robust.rows import State as State  # attacks have it from here
 from robust.target import Target
 from robust.threat import Threat
@@ -72,6 +72,7 @@ class Oracle:
         tick: called after every query with the passes spent so far by a row that took part in all.
         observe: watch the points; without, no row ever leaves and the ledger stays empty: for
             training, which wants the attack's last point of every row.
+        lags: look at an answer when the next query is under way; see `Observer`. None: on a GPU.
     """
 
     def __init__(
@@ -93,12 +94,14 @@ class Oracle:
         stays_inside: bool = True,
         tick: Callable[[int], None] | None = None,
         observe: bool = True,
+        lags: bool | None = None,
     ) -> None:
         self.threat = threat
         self._live = LiveRows(x, y, ids, self._settle)
         self._observer = Observer(
             self._live, Ledger.empty(x, prior.gaps if prior else None), threat,
             blur=target.blur, judge=judge, minimize=minimize, stays_inside=stays_inside,
+            lags=x.device.type == "cuda" if lags is None else lags,
         )  # fmt: skip
         self._watched, self._minimize = observe, minimize
         self._clean_margin = prior.clean_margin if prior else None
@@ -138,6 +141,7 @@ class Oracle:
     @property
     def ledger(self) -> Ledger:
         """What is known of every row, live or not."""
+        self._observer.settle()
         self._book()
         return self._observer.ledger
 
@@ -145,8 +149,10 @@ class Oracle:
     def gaps(self) -> Tensor:
         """Each class's logit minus the label's at its highest so far inside the threat: live (N, C)."""
         known = self._observer.ledger
+        self._observer.settle()
         if known.gaps is None:
             self.logits(self.x)
+            self._observer.settle()
         assert known.gaps is not None
         return known.gaps[self._rows]
 
@@ -282,15 +288,22 @@ class Oracle:
         away: list[Absent] = []
         try:
             for step in range(count):
-                self._live.close_ranks(away)
+                self._close_ranks(away)
                 if len(self) == 0:
                     if step == 0 and self._live.resting == 0:
                         raise Finished
                     break
                 yield step
         finally:
-            self._live.close_ranks(away)
+            if away:  # those that come back were not seen last
+                self._observer.settle()
+            self._close_ranks(away)
             self._live.wake(away)
+
+    def _close_ranks(self, away: list[Absent]) -> None:
+        if self._live.changing:
+            self._observer.settle()
+        self._live.close_ranks(away)
 
     def rest(self, rows: Tensor) -> None:
         """Let these live rows ((N,) bool) sit out the rest of the innermost `steps` loop."""
@@ -308,6 +321,7 @@ class Oracle:
         Searches from several starts at once fill a batch that one alone does not. Copies of a sample leave together,
         when one of them is broken. What they cost and find is the sample's, once the context ends.
         """
+        self._observer.settle()
         self._book()
         many = self._of_copies(count)
         try:
@@ -396,10 +410,9 @@ class Oracle:
         gaps, classes = (seen - seen.gather(1, label)).scatter_(1, label, -torch.inf).topk(count)
         # A gap's slope in the logits, but for the class.
         minus = torch.zeros_like(seen).scatter_(1, label, -1.0)
-        gradients = [
-            torch.autograd.grad(logits, x, minus.scatter(1, column, 1.0), retain_graph=k + 1 < count)[0]
-            for k, column in enumerate(classes.split(1, 1))
-        ]
+        with torch.enable_grad():
+            sums = [(logits * minus.scatter(1, column, 1.0)).sum() for column in classes.split(1, 1)]
+        gradients = [torch.autograd.grad(gap, x, retain_graph=k + 1 < count)[0] for k, gap in enumerate(sums)]
         return seen, Jacobian(classes, gaps, torch.stack(gradients, 1))
 
     def _batches(self) -> Iterator[slice]:
@@ -470,9 +483,8 @@ def _weigh(target: Target, x: Tensor, weights: Tensor) -> Evaluation:
             logits = target.logits(x)
             value = (logits * weights).sum(1)
         _require_graph(value)
-        (gradient,) = torch.autograd.grad(
-            value.sum(), x
-        )  # weights as a second argument would have torch import SymPy
+        # Weights as a second argument would have torch import SymPy.
+        (gradient,) = torch.autograd.grad(value.sum(), x)
     return Evaluation(gradient, value.detach(), logits.detach())
 
 

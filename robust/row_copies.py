@@ -9,17 +9,12 @@ from torch import Tensor
 
 from robust.ledger import Ledger
 from robust.observer import Observer
-from robust.rows import LiveRows
+from robust.rows import LiveRows, by_row
 
 
 def repeated(values: Tensor, count: int) -> Tensor:
     """Each row `count` times, copies of a row side by side: (N, ...) -> (N * count, ...)."""
     return values.repeat_interleave(count, 0)
-
-
-def by_row(values: Tensor, count: int) -> Tensor:
-    """The copies of a row apart again: (N * count, ...) -> (N, count, ...)."""
-    return values.view(len(values) // count, count, *values.shape[1:])
 
 
 def copied_rows(live: LiveRows, count: int, before_change: Callable[[], None]) -> LiveRows:

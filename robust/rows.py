@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def by_row(values: Tensor, count: int) -> Tensor:
+    """The copies of a row apart again: (N * count, ...) -> (N, count, ...)."""
+    return values.view(len(values) // count, count, *values.shape[1:])
+
+
 class State:
     """Per-row tensors that an attack keeps across steps; the oracle drops rows that are done.
 
@@ -72,6 +77,11 @@ class LiveRows:
     def rest(self, rows: Tensor) -> None:
         """Let these ((N,) bool) be set aside when ranks are closed next."""
         self._pausing = rows
+
+    @property
+    def changing(self) -> bool:
+        """Whether rows may go when ranks are closed next."""
+        return self._leaving is not None or self._pausing is not None
 
     def close_ranks(self, away: list[Absent]) -> None:
         """Go on without those that leave or rest; the latter are added to `away`."""

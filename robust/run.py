@@ -83,6 +83,7 @@ class Run:
         self.whole = samples if whole is None else whole
         self.near = near
         self.search, self.engine = target.searcher(), engine.PLAIN
+        self.judge = target  # of what a faster copy claims, while an attack goes on
         self.entries: list[dict[str, Any]] = []
         self.findings: list[Finding] = []
         self.since: dict[str, int] = {}  # check -> attacks that were done when it fired
@@ -126,6 +127,7 @@ class Run:
             self._examine()
         else:
             self.differentiable, self.search, self.engine = known.differentiable, known.search, known.engine
+            self.judge = known.judge
             if known.micro_batch < len(known.samples):
                 self.micro_batch = known.micro_batch
         if not self.micro_batch:
@@ -162,6 +164,8 @@ class Run:
             self.search, self.engine = engine.half(self.search, x, y), "bfloat16"
         elif self.settings.precision == "auto" and self.differentiable and not self.findings:
             self.search, self.engine = engine.fastest(self.search, x, y, len(self.whole))
+            if self.search.replay is not None and self.target.draws == 1:
+                self.judge = engine.recorded(self.target, x, y)
 
     @torch.no_grad()
     def _classify(self) -> None:
@@ -320,7 +324,7 @@ class Run:
         oracle = Oracle(
             self.search, x, y, ids, self.threat,
             seed=self.settings.seed, purpose=attack.label, access=attack.access, micro_batch=self.micro_batch,
-            judge=None if self.search is self.target else self.target,
+            judge=None if self.search is self.target else self.judge,
             prior=prior, stays_inside=attack.stays_inside, minimize=self.settings.minimize, tick=tick,
         )  # fmt: skip
         try:

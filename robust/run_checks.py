@@ -82,7 +82,7 @@ def _doubtful(run: Run) -> Tensor:
 def _search_blindly(run: Run, rows: Tensor) -> None:
     oracle = Oracle(
         run.search, *run.load(rows), run.threat, seed=run.settings.seed, purpose="second opinion",
-        access=_SECOND.access, micro_batch=run.micro_batch, judge=None if run.search is run.target else run.target,
+        access=_SECOND.access, micro_batch=run.micro_batch, judge=None if run.search is run.target else run.judge,
     )  # fmt: skip
     _SECOND(oracle)
     gain = oracle.ledger.margin.cpu() - run.margin[rows]

@@ -315,6 +315,33 @@ def test_an_evaluation_imports_no_sympy() -> None:
 
 
 @pytest.mark.gpu
+def test_a_judge_is_replayed_and_exact(smooth: nn.Module, digits: Digits) -> None:
+    x, y = (t.to("cuda") for t in digits)
+    with Target(smooth, device="cuda", normalize=(0.1, 0.3)) as target, torch.no_grad():
+        judge = engine.recorded(target, x, y)
+        assert judge is not target
+        for rows in (1, 9, 100, 300):
+            part = torch.arange(rows, device="cuda") % len(x)
+            torch.testing.assert_close(judge.logits(x[part]), target.logits(x[part]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_large_batches_are_filled_up_to_sizes_that_come_again(smooth: nn.Module, digits: Digits) -> None:
+    x = digits[0].to("cuda")
+    seen: list[int] = []
+    with Target(smooth, device="cuda") as target:
+        target.model.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+        twin = copies.around(target, copies.Graphed(target.as_module(), x))
+        for rows in (257, 300, 320, 321):
+            many = x[torch.arange(rows, device="cuda") % len(x)].requires_grad_()
+            logits = twin.logits(many)
+            assert logits.shape == (rows, 10)
+            (gradient,) = torch.autograd.grad(logits.sum(), many)
+            assert gradient.shape == many.shape
+    assert seen == [320, 320, 320, 384]
+
+
+@pytest.mark.gpu
 @pytest.mark.usefixtures("anything_pays")
 def test_what_goes_back_several_times_is_not_replayed(smooth: nn.Module, digits: Digits) -> None:
     x, y = (t.to("cuda") for t in digits)
@@ -340,6 +367,8 @@ def test_what_cannot_be_recorded_is_run(residual: nn.Module, digits: Digits) -> 
         twin, name = engine.fastest(target, x, y, 1000)
         assert "graphs" not in name
         assert twin.logits(x).isfinite().all()
+        assert torch.cuda.current_stream() == torch.cuda.default_stream()
+        assert torch.rand(3, device="cuda").shape == (3,)  # the generator is not held to be recorded
 
 
 @pytest.mark.gpu

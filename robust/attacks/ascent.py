@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust.attacks.geometry import ahead, toward_set
+from robust.attacks.geometry import ahead, into_box_then_ball, movable, moved
 from robust.errors import InputError
 from robust.oracle import Oracle, State
+from robust.replayed import Replayed
 from robust.rng import Streams
-from robust.threat import Threat
+from robust.threat import Threat, project
 
 
 class Step(NamedTuple):
@@ -60,7 +61,7 @@ def diversify(oracle: Oracle, s: State, steps: int, streams: Streams, factor: fl
         factor: the set to stay in, in units of eps.
     """
     inside = scaled(oracle.threat, factor)
-    weights = streams.child("odi").uniform((oracle.gaps.shape[1],), -1, 1)
+    weights = streams.child("odi").uniform((s.weights.shape[1],), -1, 1)
     s.weights = weights.scatter(1, s.aim, 0.8).scatter(1, oracle.y[:, None], -0.8)
     for _ in oracle.steps(steps):
         gradient = oracle.slope(s.x_adv, s.weights).gradient
@@ -70,7 +71,12 @@ def diversify(oracle: Oracle, s: State, steps: int, streams: Streams, factor: fl
 def begin_ascent(oracle: Oracle, s: State) -> None:
     """Before the first `climb` of an ascent from s.x_adv towards s.aim."""
     s.previous = s.x_adv
-    s.weights = torch.zeros_like(oracle.gaps).scatter_(1, s.aim, 1.0).scatter_(1, oracle.y[:, None], -1.0)
+    s.weights = gap_weights(s.weights, oracle.y, s.aim)
+
+
+def gap_weights(like: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+    """Weights of the logits whose sum is the gap to a class: like (N, C), labels (N,), classes (N, 1) -> (N, C)."""
+    return torch.zeros_like(like).scatter_(1, aim, 1.0).scatter_(1, y[:, None], -1.0)
 
 
 def climb(oracle: Oracle, s: State, step: Step, momentum: float) -> Tensor:
@@ -79,16 +85,48 @@ def climb(oracle: Oracle, s: State, step: Step, momentum: float) -> Tensor:
     Returns:
         the gap to s.aim at the point that was left, (N,); it lies inside the step's set unless the step is first.
     """
-    inside = step.inside
+    inside, carries = step.inside, None if step.first else momentum
     gradient, gap, _ = oracle.slope(s.x_adv, s.weights)
     at = oracle.brought_into(inside, s.x_adv) if step.first else s.x_adv
-    goal = ahead(at, gradient, inside, step.size)
-    goal = toward_set(goal, oracle.x, inside) if inside.norm == "l2" else oracle.brought_into(inside, goal)
-    if not step.first:
-        goal = _carried(goal, at, s.previous, momentum)
+    if inside.norm == "l2":
+        goal = _climbed_l2(
+            at,
+            s.previous,
+            gradient,
+            oracle.x,
+            inside.radius,
+            step.size,
+            momentum=carries,
+            bounds=inside.bounds,
+        )
+        s.previous, s.x_adv = at, oracle.vouch(goal) if inside is oracle.threat else goal
+        return gap
+    goal = oracle.brought_into(inside, ahead(at, gradient, inside, step.size))
+    if carries is not None:
+        goal = _carried(goal, at, s.previous, carries)
     s.previous = at
     s.x_adv = oracle.project(goal) if inside is oracle.threat else oracle.brought_into(inside, goal)
     return gap
+
+
+@Replayed
+def _climbed_l2(
+    at: Tensor,
+    previous: Tensor,
+    gradient: Tensor,
+    x: Tensor,
+    radius: float | Tensor,
+    size: float | Tensor,
+    *,
+    momentum: float | None,
+    bounds: tuple[float, float],
+) -> Tensor:
+    """A step of `size` uphill within the l2 ball and the box, carried on by the last one where there is a momentum."""
+    goal = moved(at, movable(gradient, at, bounds), "l2", size)
+    goal = into_box_then_ball(goal, x, radius, bounds)
+    if momentum is not None:
+        goal = _carried(goal, at, previous, momentum)
+    return project(goal, x, "l2", radius, bounds)
 
 
 def _carried(goal: Tensor, at: Tensor, previous: Tensor, momentum: float) -> Tensor:

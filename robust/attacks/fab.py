@@ -10,11 +10,13 @@ from torch import Tensor
 
 from robust.attacks.aims import CANDIDATES, nearest_boundary
 from robust.attacks.apgd import likeliest_wrong
+from robust.attacks.ascent import gap_weights
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import choose, per_row, random_boundary_start
 from robust.attacks.planes import project_on_plane
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
+from robust.replayed import Replayed
 from robust.threat import norm_of
 
 _STRETCH: Final = 5  # steps
@@ -109,6 +111,8 @@ class FAB(Attack):
 
     def _search(self, oracle: Oracle, s: State) -> None:
         s.least = s.mark = torch.full_like(oracle.y, torch.inf, dtype=oracle.x.dtype)
+        if self.targets:
+            s.weights = gap_weights(oracle.gaps, oracle.y, s.aim)
         rounds = self.steps + self.reuse  # the last one of `reuse` looks at the last point
         for step in oracle.steps(rounds):
             plane = self._boundary(oracle, s)
@@ -125,18 +129,15 @@ class FAB(Attack):
         if self.targets == 0:
             near = oracle.jacobian(s.x_adv, CANDIDATES)
             return _Plane(*nearest_boundary(near, oracle.threat.norm), near.gaps.amax(1) > 0)
-        gradient, gap, logits = oracle.gradient(s.x_adv, _gap, s.aim)
+        gradient, gap, logits = oracle.slope(s.x_adv, s.weights)
         return _Plane(gradient, gap, logits.argmax(1) != oracle.y)
 
     def _stepped(self, oracle: Oracle, base: Tensor, w: Tensor, offset: Tensor) -> Tensor:
-        """A step from `base` onto the plane <w, z - base> = offset and beyond, drawn towards the plane's point nearest x."""
-        norm = oracle.threat.norm
-        both, offsets = torch.cat([base, oracle.x]), torch.cat([offset, offset + _dot(w, base - oracle.x)])
-        moves = project_on_plane(both, torch.cat([w, w]), offsets, norm, oracle.threat.bounds)
-        (here, there), (far, near) = moves.chunk(2), norm_of(moves.flatten(1), norm).chunk(2)
-        alpha = per_row((far / (far + near).clamp_min(1e-12)).clamp_max(self.alpha_max), w)
-        forward = (base + self.overshoot * here) * (1 - alpha)
-        return oracle.clip(forward + (oracle.x + self.overshoot * there) * alpha)
+        threat = oracle.threat
+        return _onto_plane(
+            base, oracle.x, w, offset,
+            norm=threat.norm, bounds=threat.bounds, overshoot=self.overshoot, alpha_max=self.alpha_max,
+        )  # fmt: skip
 
     def _drawn_back(self, oracle: Oracle, s: State, wrong: Tensor) -> Tensor:
         """s.x_adv, which was visited just now, or where it is adversarial a point nearer to x; s.least is kept."""
@@ -152,6 +153,27 @@ class FAB(Attack):
         s.mark = s.least
 
 
+@Replayed
+def _onto_plane(
+    base: Tensor,
+    x: Tensor,
+    w: Tensor,
+    offset: Tensor,
+    *,
+    norm: str,
+    bounds: tuple[float, float],
+    overshoot: float,
+    alpha_max: float,
+) -> Tensor:
+    """A step from `base` onto the plane <w, z - base> = offset and beyond, drawn towards the plane's point nearest x."""
+    both, offsets = torch.cat([base, x]), torch.cat([offset, offset + _dot(w, base - x)])
+    moves = project_on_plane(both, torch.cat([w, w]), offsets, norm, bounds)
+    (here, there), (far, near) = moves.chunk(2), norm_of(moves.flatten(1), norm).chunk(2)
+    alpha = per_row((far / (far + near).clamp_min(1e-12)).clamp_max(alpha_max), w)
+    forward = (base + overshoot * here) * (1 - alpha)
+    return (forward + (x + overshoot * there) * alpha).clamp(*bounds)
+
+
 class _Plane(NamedTuple):
     """The linearised boundary at a point, and whether that point is adversarial."""
 
@@ -162,7 +184,3 @@ class _Plane(NamedTuple):
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
-
-
-def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    return (logits.gather(1, target) - logits.gather(1, y[:, None])).squeeze(1)

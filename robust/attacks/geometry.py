@@ -200,6 +200,10 @@ def choose(rows: Tensor, there: Tensor, elsewhere: Tensor) -> Tensor:
 
 def replace(rows: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
     """Put into each pair's first tensor what the second holds in the named rows ((N,) bool)."""
+    if rows.device.type != "cpu":  # to name them would have the host wait
+        for kept, new in pairs:
+            torch.where(per_row(rows, kept), new, kept, out=kept)
+        return
     named = rows.nonzero().squeeze(1)
     for kept, new in pairs if len(named) else ():
         if len(named) == len(rows):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.geometry import falling_order, rising
+from robust.crossing import crossing
 from robust.threat import MOST, norm_of
 
 _ROUNDS: Final = 60  # seen: 15 at most
@@ -54,6 +55,8 @@ def _pace(meets: Tensor, rate: Tensor, full: Tensor, goal: Tensor) -> Tensor:
     Returns:
         (N, 1); past all meeting points where the goal is out of reach.
     """
+    if rate.device.type != "cpu":
+        return crossing(meets, rate, full, goal)
     every, t = rate.sum(1, keepdim=True), torch.zeros_like(goal)
     settled, part = torch.empty_like(rate), torch.empty_like(rate)
     for _ in range(_ROUNDS):

@@ -1,0 +1,49 @@
+"""CUDA graphs: operations that a GPU is told once, and then does in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def recording_aside() -> Iterator[torch.cuda.Stream]:
+    """A stream of its own, on the current device, for a first run and for what is recorded after it.
+
+    Where a recording fails, torch is left as it was: the current stream, and a generator that draws.
+    """
+    before = torch.cuda.current_stream()
+    aside = torch.cuda.Stream()
+    aside.wait_stream(before)
+    try:
+        with torch.cuda.stream(aside):
+            yield aside
+    except BaseException:
+        _end_all_captures()
+        raise
+    before.wait_stream(aside)
+
+
+@contextmanager
+def recording(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+    """What runs within, on the stream of `recording_aside`, goes into the graph.
+
+    As torch.cuda.graph does, which first waits for the device and hands all memory back that it could use again.
+    """
+    graph.capture_begin(pool)
+    try:
+        yield
+    finally:
+        graph.capture_end()
+
+
+def _end_all_captures() -> None:
+    """After a recording that failed torch holds its generator to be recorded still, and refuses to draw: one that works ends that."""
+    graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(aside):
+        graph.capture_begin()
+        torch.zeros(1, device="cuda")
+        graph.capture_end()
