@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from robust.recording import recording, recording_aside
+from robust.recording import recording, recording_aside, with_room
 from robust.target import Target
 
 # Rows that graphs are recorded for; more run as they are: there a launch costs little beside the work.
@@ -86,7 +86,7 @@ class Graphed(nn.Module):
         self.latest = 0  # number of the pass that may go backward
         self._like = torch.zeros_like(like[:1])
         self._pool: Any = torch.cuda.graph_pool_handle()
-        self._recorded: dict[int, _Pass] = {}
+        self._recorded: dict[int, _Pass | None] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         recorded = self._pass_of(x)
@@ -123,10 +123,17 @@ class Graphed(nn.Module):
         if size is None:
             return None
         if size not in self._recorded:
-            rows = self._like.repeat(size, *([1] * (self._like.dim() - 1)))
-            self._recorded[size] = _Pass(self.model, rows, self._pool, backward=self._goes_back)
+            self._recorded[size] = self._record(size)
         self.latest += 1
         return self._recorded[size]
+
+    def _record(self, size: int) -> _Pass | None:
+        """A pass of so many rows; None where memory does not suffice to record one."""
+        rows = self._like.repeat(size, *([1] * (self._like.dim() - 1)))
+        try:
+            return with_room(lambda: _Pass(self.model, rows, self._pool, backward=self._goes_back))
+        except torch.OutOfMemoryError:
+            return None
 
 
 class _Pass:

@@ -62,6 +62,7 @@ class Observer:
         self._minimize, self._stays_inside = minimize, stays_inside
         self._lags = lags
         self._waiting: _Seen | None = None
+        self._lost: BaseException | None = None  # what kept a point from being taken in
         self._vouched: tuple[Tensor, int] | None = None  # the last point vouched for, and its version then
         # The last point measured, its version then, what it changes, and how far it is.
         self._measured: tuple[Tensor, int, Tensor, Tensor] | None = None
@@ -103,10 +104,19 @@ class Observer:
             self._take_in(seen)
 
     def settle(self) -> None:
-        """Take in what was seen last: before rows change, and before what is known is read."""
+        """Take in what was seen last: before rows change, and before what is known is read.
+
+        An error on the way is raised here, and from then on: without it what is known is not all that was seen.
+        """
+        if self._lost is not None:
+            raise self._lost
         seen, self._waiting = self._waiting, None
         if seen is not None:
-            self._take_in(seen)
+            try:
+                self._take_in(seen)
+            except BaseException as error:
+                self._lost = error
+                raise
 
     def _look(self, x_adv: Tensor, logits: Tensor) -> _Seen:
         y = self._live.y[:, None]
@@ -117,8 +127,11 @@ class Observer:
             lead, gaps = self._allow_for_blur(logits, lead, gaps)
         pressing = lead if place is None or not self._outside_waits else lead.where(place[0], -torch.inf)
         worst = Arriving(pressing.amax().add(logits.sum(), alpha=0))  # NaN where a logit is not finite
-        kept = x_adv.clone() if self._lags else x_adv  # an attack may change it before it is taken in
-        return _Seen(kept, logits, gaps, lead, place, worst)
+        if (
+            self._lags
+        ):  # an attack may change its point before it is taken in, and a model the memory of its answer
+            x_adv, logits = x_adv.clone(), logits.clone()
+        return _Seen(x_adv, logits, gaps, lead, place, worst)
 
     def _take_in(self, seen: _Seen) -> None:
         if seen.place is not None and self._outside_waits:
@@ -135,7 +148,7 @@ class Observer:
 
     def _note_outside(self, seen: _Seen, inside: Tensor, distance: Tensor) -> None:
         """Keep adversarial points beyond the threat that are nearer than before; the device alone knows which."""
-        claimed = (seen.gaps.amax(1) > 0) & ~inside
+        claimed = (seen.gaps.amax(1) > 0) & ~inside & seen.logits.isfinite().all(1)
         self.note_points(self._live.rows, seen.x_adv, None, distance.where(claimed, torch.inf))
 
     def note_gaps(self, gaps: Tensor) -> None:
@@ -170,8 +183,9 @@ class Observer:
         else:  # to name them would have the host wait
             shape = (-1, *([1] * (x_adv.dim() - 1)))
             points = x_adv.detach() if places is None else x_adv.detach().index_select(0, places)
-            points = points.where((distance < before).view(shape), ledger.x_adv.index_select(0, rows))
-            distance = distance.minimum(before)
+            nearer = distance < before
+            points = points.where(nearer.view(shape), ledger.x_adv.index_select(0, rows))
+            distance = distance.where(nearer, before)
         ledger.distance.index_copy_(0, rows, distance)
         ledger.x_adv.index_copy_(0, rows, points)
 
@@ -222,9 +236,10 @@ class Observer:
             self.ledger.failed[rows[failed]] = True
             self._live.leave(failed)
             claims &= ~failed
-        if self._lags and not self._minimize:  # what broke at the point before is still here
-            claims &= ~self._broken()
-            claims = claims if place is None else claims & place[0]
+        if self._lags:  # what is done since the point before is still here
+            claims &= ~self._done()
+        if self._outside_waits and place is not None:
+            claims &= place[0]
         wrong = claims.nonzero().squeeze(1)
         if len(wrong) == 0:
             return gaps
@@ -236,10 +251,11 @@ class Observer:
             self._excuse(wrong, denied, gaps, gap, lead)
         return gaps
 
-    def _broken(self) -> Tensor:
-        """Which of the live rows, or of their copies, are broken: (N,) bool."""
-        broken, copies = self.ledger.broken, self._live.copies
-        return by_row(broken, copies).any(1).index_select(0, self._live.rows // copies)
+    def _done(self) -> Tensor:
+        """Which of the live rows, or of their copies, failed or are broken and to leave: (N,) bool."""
+        ledger, copies = self.ledger, self._live.copies
+        done = ledger.failed if self._minimize else ledger.failed | ledger.broken
+        return by_row(done, copies).any(1).index_select(0, self._live.rows // copies)
 
     def _excuse(self, wrong: Tensor, denied: Tensor, gaps: Tensor, gap: Tensor, lead: Tensor) -> None:
         """Note of which of the claims ((M,) int64) the judge's denial ((M,) bool) is explained by the copy's blur."""

@@ -295,15 +295,18 @@ class Oracle:
                     break
                 yield step
         finally:
-            if away:  # those that come back were not seen last
-                self._observer.settle()
-            self._close_ranks(away)
-            self._live.wake(away)
+            try:
+                self._close_ranks(away, settled=bool(away))  # those that come back were not seen last
+            finally:
+                self._live.wake(away)
 
-    def _close_ranks(self, away: list[Absent]) -> None:
-        if self._live.changing:
-            self._observer.settle()
-        self._live.close_ranks(away)
+    def _close_ranks(self, away: list[Absent], *, settled: bool = False) -> None:
+        """Let rows go that are done; where there are any, or as told, what was seen last is taken in before."""
+        try:
+            if settled or self._live.changing:
+                self._observer.settle()
+        finally:
+            self._live.close_ranks(away)
 
     def rest(self, rows: Tensor) -> None:
         """Let these live rows ((N,) bool) sit out the rest of the innermost `steps` loop."""

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
+
+
+def with_room(record: Callable[[], T]) -> T:
+    """What `record` gives, tried once more where memory runs out: meanwhile the allocator hands back what it only keeps."""
+    try:
+        return record()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return record()
 
 
 @contextmanager
@@ -22,7 +33,8 @@ def recording_aside() -> Iterator[torch.cuda.Stream]:
         with torch.cuda.stream(aside):
             yield aside
     except BaseException:
-        _end_all_captures()
+        with suppress(Exception):
+            _end_all_captures()
         raise
     before.wait_stream(aside)
 
@@ -37,7 +49,14 @@ def recording(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        graph.capture_end()
+        try:
+            graph.capture_end()
+        except Exception:
+            with suppress(
+                Exception
+            ):  # else the allocator holds the recording to go on, and empties its cache no more
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            raise
 
 
 def _end_all_captures() -> None:

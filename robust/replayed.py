@@ -11,11 +11,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from robust.recording import recording, recording_aside
+from robust.recording import recording, recording_aside, with_room
 
 _SIZES: Final = (16, 64, 256)  # rows that are recorded for; fewer are filled up
 _MOST: Final = 1 << 20  # values of a tensor, beyond which an operation costs more than its launch
-_KEPT: Final = 64  # recordings of a thread, the latest used
+_KEPT: Final = 32  # recordings of a thread, the latest used
 
 
 class Replayed:
@@ -51,10 +51,11 @@ class Replayed:
             (value.shape[1:], value.dtype) if isinstance(value, Tensor) else None for value in values
         )
         stream = torch.cuda.current_stream(first.device)
-        key = self._function, size, kinds, tuple(sorted(options.items())), first.device, stream.cuda_stream
+        where = first.device, stream.cuda_stream
+        key = self._function, size, kinds, tuple(sorted(options.items())), where
         kept = _THREAD.kept
         if key not in kept:
-            kept[key] = _record(self._function, size, values, options)
+            kept[key] = _record(self._function, size, values, options, where)
         kept.move_to_end(key)
         if len(kept) > _KEPT:
             kept.popitem(last=False)
@@ -67,7 +68,7 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:
         self.kept: OrderedDict[Hashable, _Recording | None] = OrderedDict()
-        self.pools: dict[torch.device, Any] = {}
+        self.pools: dict[Hashable, Any] = {}  # by device and stream
         self.recording = False
 
 
@@ -101,19 +102,22 @@ def _record(
     size: int,
     values: tuple[Tensor | float, ...],
     options: dict[str, Hashable],
+    where: Hashable,
 ) -> _Recording | None:
     """The recording; None where that fails, for good."""
     first = next(value for value in values if isinstance(value, Tensor))
+
+    def record() -> _Recording:
+        given = [_alike(value, first, size) for value in values]
+        pool = _THREAD.pools.setdefault(where, torch.cuda.graph_pool_handle())
+        return _Recording(functools.partial(function, **options), given, pool)
+
     _THREAD.recording = True
     try:
         with torch.cuda.device(first.device), torch.no_grad():
-            given = [_alike(value, first, size) for value in values]
-            pool = _THREAD.pools.setdefault(first.device, torch.cuda.graph_pool_handle())
-            return _Recording(functools.partial(function, **options), given, pool)
-    except torch.OutOfMemoryError:
-        raise
+            return with_room(record)
     except Exception:
-        _THREAD.pools.pop(first.device, None)  # a pool ends with the last of its recordings
+        _THREAD.pools.pop(where, None)  # a pool ends with the last of its recordings
         return None
     finally:
         _THREAD.recording = False

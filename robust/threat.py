@@ -51,6 +51,7 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in KINDS:
             raise ThreatError(f"threat norm: expected one of {', '.join(KINDS)}, got {self.norm!r}")
+        object.__setattr__(self, "bounds", tuple(self.bounds))  # whatever pair it was
         low, high = self.bounds
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ThreatError(f"bounds: expected (low, high) with low < high, got {self.bounds}")
@@ -210,13 +211,11 @@ def _scale_l2(delta: Tensor, least: Tensor, most: Tensor, eps: float | Tensor) -
 
 def _scale_l2_sorted(delta: Tensor, least: Tensor, most: Tensor, eps: float | Tensor) -> Tensor:
     """As `_scale_l2`, without a word to the host: the squares of the values grow with that of the factor."""
-    rate, full = delta.square(), torch.where(delta > 0, most, least).square_()
+    rate, full = delta.square(), torch.where(delta > 0, most, least).square()
     goal = eps.square() if isinstance(eps, Tensor) else delta.new_full((1, 1), eps**2)
-    factor = crossing(full / rate.clamp_min(1e-30), rate, full, goal).sqrt_().clamp_max_(1.0)
-    inside = (factor * delta).clamp_(least, most)
-    return inside.mul_(
-        (eps / norm_of(inside, "l2")[:, None].clamp_min_(1e-30)).clamp_max_(1.0)
-    )  # of rounding
+    factor = crossing(full / rate.clamp_min(1e-30), rate, full, goal).sqrt().clamp_max(1.0)
+    inside = (factor * delta).clamp(least, most)
+    return inside * (eps / norm_of(inside, "l2")[:, None].clamp_min(1e-30)).clamp_max(1.0)  # of rounding
 
 
 def _shrink_l1(size: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:

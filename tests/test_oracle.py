@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robust.attacks import PGD, Attack
+from robust.attacks import PGD, Attack, make_attack
 from robust.attacks.geometry import per_row
 from robust.audit import audit
 from robust.losses import ce, margin
@@ -286,3 +286,89 @@ def test_distances_are_those_of_the_point_as_it_is(net: nn.Module, digits: tuple
             assert torch.equal(oracle.change(point), point - x)
             assert not oracle.distance(x).any()
             assert not oracle.change(x).any()
+
+
+class Scripted(nn.Module):
+    """Answers with logits in turn, a row for each value of x in tenths, all of them in the same memory."""
+
+    def __init__(self, answers: list[Tensor]) -> None:
+        super().__init__()
+        self.answers, self.memory = iter(answers), torch.empty_like(answers[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.memory[: len(x)].copy_(next(self.answers)[(10 * x[:, 0]).round().long()])
+
+
+RIGHT, WRONG, NAN = (torch.tensor(row) for row in ([1.0, 0.0], [0.0, 1.0], [torch.nan, 0.0]))
+
+
+def _scripted(*answers: list[Tensor], lags: bool, judge: Target | None = None) -> Oracle:
+    """Of one query after the other, the rows' logits; all labels are 0."""
+    rows = [torch.stack(answer) for answer in answers]
+    x = (torch.arange(len(answers[0])) / 10)[:, None].repeat(1, 3)
+    target = Target(Scripted(rows), device="cpu")
+    target.__enter__()
+    return Oracle(
+        target,
+        x,
+        torch.zeros(len(x), dtype=torch.int64),
+        torch.arange(len(x)),
+        THREAT,
+        judge=judge,
+        lags=lags,
+    )
+
+
+@pytest.mark.parametrize("lags", [False, True])
+def test_a_row_that_failed_is_not_broken_by_the_query_that_it_stays_for(lags: bool) -> None:
+    view = _scripted([NAN, RIGHT], [WRONG, RIGHT], [RIGHT, RIGHT], lags=lags)
+    for _ in view.steps(3):
+        view.logits(view.x)
+    assert view.ledger.failed.tolist() == [True, False]
+    assert view.ledger.broken.tolist() == [False, False]
+
+
+@pytest.mark.parametrize("lags", [False, True])
+def test_a_row_leaves_a_query_later_where_answers_are_looked_at_later(lags: bool) -> None:
+    view = _scripted([RIGHT, WRONG], [RIGHT, WRONG], [RIGHT, RIGHT], [RIGHT, RIGHT], lags=lags)
+    seen = []
+    for _ in view.steps(4):
+        seen.append(len(view))
+        view.logits(view.x)
+    assert seen == ([2, 2, 1, 1] if lags else [2, 1, 1, 1])
+    assert view.ledger.broken.tolist() == [False, True]
+    assert view.ledger.forwards.tolist() == [4, 2 if lags else 1]
+
+
+def test_what_kept_an_answer_from_being_looked_at_is_told_and_everybody_is_back() -> None:
+    """Also where the error comes up as a loop is left, of which Python tells nobody."""
+
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("the judge is ill")
+
+    view = _scripted([RIGHT] * 3, [WRONG, RIGHT, RIGHT], lags=True, judge=Target(Broken(), device="cpu"))
+    loop = view.steps(3)
+    next(loop)
+    view.logits(view.x)
+    view.rest(torch.tensor([False, False, True]))
+    next(loop)
+    view.logits(view.x)
+    with pytest.raises(ValueError, match="ill"):
+        loop.close()
+    assert len(view) == 3
+    for _ in range(2):
+        with pytest.raises(ValueError, match="ill"):
+            _ = view.ledger
+
+
+@pytest.mark.parametrize("name", ["fab", "pgd"])
+def test_an_attack_runs_unobserved(net: nn.Module, digits: tuple[Tensor, Tensor], name: str) -> None:
+    """As training has it: every row's last point."""
+    x, y = digits[0][:6], digits[1][:6]
+    with Target(net, device="cpu") as target:
+        view = Oracle(target, x, y, torch.arange(6), THREAT, observe=False)
+        last = make_attack(name, steps=3).run(view)
+    assert last is not None
+    assert last.shape == x.shape
+    assert view.ledger.forwards.sum() > 0

@@ -74,6 +74,7 @@ def test_what_asks_the_device_for_values_is_run_as_it_is() -> None:
     assert seen[-2:] == [4, 4]
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert torch.rand(3, device="cuda").shape == (3,)  # the generator is not held to be recorded
+    torch.cuda.empty_cache()  # nor the allocator
     assert torch.equal(moved(x, x[:, 0], 1.0, bounds=(0.0, 9.0)), x + 1)
 
 
@@ -170,3 +171,13 @@ def test_projections_of_a_row_do_not_depend_on_the_others() -> None:
     whole = project(4 * at, x, "l2", 0.5)
     for i in range(len(x)):
         torch.testing.assert_close(project(4 * at[i : i + 1], x[i : i + 1], "l2", 0.5), whole[i : i + 1])
+
+
+def test_gradients_go_through_a_sorted_projection() -> None:
+    x, at, *_ = (part.double().flatten(1) for part in _points(3))
+    delta = (3 * (at - x)).requires_grad_()
+    by_hand = []
+    for way in (_scale_l2, _scale_l2_sorted):
+        out = way(delta, -x - 1, 2 - x, 0.5)  # the box is far: but a scaling of the whole
+        by_hand.append(torch.autograd.grad(out.square().sum() + out[:, 0].sum(), delta)[0])
+    torch.testing.assert_close(by_hand[1], by_hand[0], rtol=1e-3, atol=1e-5)

@@ -227,3 +227,11 @@ def test_a_point_is_in_the_box_by_its_own_values() -> None:
     assert threat.in_box(x).tolist() == [True, False, False, False]
     assert threat.in_box(x[:1]).tolist() == [True]
     assert threat.in_box(x[:0]).tolist() == []
+
+
+def test_bounds_are_a_pair_of_whatever_kind() -> None:
+    threat = Threat("l2", "0.5", [0, 1])  # type: ignore[arg-type]
+    assert threat == Threat("l2", "0.5", (0, 1))
+    assert hash(threat) == hash(Threat("l2", "0.5", (0, 1)))
+    with pytest.raises(ThreatError, match="bounds"):
+        Threat("l2", "0.5", [1, 0])  # type: ignore[arg-type]

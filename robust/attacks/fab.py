@@ -78,18 +78,18 @@ class FAB(Attack):
             raise InputError(f"fab: hope: expected a factor > 0, got {self.hope}")
 
     def run(self, oracle: Oracle) -> Tensor:
-        ranking = self._ranking(oracle)
-        classes = ranking.shape[1]
-        if not self.abreast or classes < 2:
-            return self._search_in_turn(oracle, ranking)
-        with oracle.multiplied(classes) as many:
-            x_adv = self._search_in_turn(many, ranking.reshape(-1, 1))
-        return x_adv[::classes] if len(x_adv) == classes * len(oracle) else oracle.x
+        ranking, classes = self._ranking(oracle)
+        count = ranking.shape[1]
+        if not self.abreast or count < 2:
+            return self._search_in_turn(oracle, ranking, classes)
+        with oracle.multiplied(count) as many:
+            x_adv = self._search_in_turn(many, ranking.reshape(-1, 1), classes)
+        return x_adv[::count] if len(x_adv) == count * len(oracle) else oracle.x
 
-    def _search_in_turn(self, oracle: Oracle, ranking: Tensor) -> Tensor:
+    def _search_in_turn(self, oracle: Oracle, ranking: Tensor, classes: int) -> Tensor:
         s = oracle.state()
         s.x_adv = oracle.x
-        s.ranking = ranking
+        s.ranking, s.weights = ranking, oracle.x.new_zeros(len(ranking), classes)
         for rank in oracle.steps(s.ranking.shape[1]):
             for restart in oracle.steps(self.restarts):
                 s.aim = s.ranking[:, rank : rank + 1]
@@ -100,19 +100,20 @@ class FAB(Attack):
                 self._search(oracle, s)
         return s.x_adv
 
-    def _ranking(self, oracle: Oracle) -> Tensor:
-        """The classes to search towards, in turn, (N, K)."""
+    def _ranking(self, oracle: Oracle) -> tuple[Tensor, int]:
+        """The classes to search towards, in turn, (N, K), and how many there are in all."""
         likeliest = likeliest_wrong(oracle.logits(oracle.x), oracle.y)
+        classes = likeliest.shape[1] + 1
         if self.skip == 0:
-            return likeliest[:, : max(self.targets, 1)]
+            return likeliest[:, : max(self.targets, 1)], classes
         done = torch.cat([oracle.y[:, None], likeliest[:, : self.skip]], 1)
         nearest = oracle.gaps.scatter(1, done, -torch.inf).argsort(1, descending=True)
-        return nearest[:, : min(self.targets, likeliest.shape[1]) - self.skip]
+        return nearest[:, : min(self.targets, classes - 1) - self.skip], classes
 
     def _search(self, oracle: Oracle, s: State) -> None:
         s.least = s.mark = torch.full_like(oracle.y, torch.inf, dtype=oracle.x.dtype)
         if self.targets:
-            s.weights = gap_weights(oracle.gaps, oracle.y, s.aim)
+            s.weights = gap_weights(s.weights, oracle.y, s.aim)
         rounds = self.steps + self.reuse  # the last one of `reuse` looks at the last point
         for step in oracle.steps(rounds):
             plane = self._boundary(oracle, s)
