@@ -40,12 +40,15 @@ def recording_aside() -> Iterator[torch.cuda.Stream]:
 
 
 @contextmanager
-def recording(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+def recording(graph: torch.cuda.CUDAGraph, pool: Any, *, alone: bool = False) -> Iterator[None]:
     """What runs within, on the stream of `recording_aside`, goes into the graph.
 
     As torch.cuda.graph does, which first waits for the device and hands all memory back that it could use again.
+
+    Args:
+        alone: no other thread has a part in it, such as autograd's; then others may allocate meanwhile.
     """
-    graph.capture_begin(pool)
+    graph.capture_begin(pool, capture_error_mode="thread_local" if alone else "global")
     try:
         yield
     finally:

@@ -82,7 +82,7 @@ class _Recording:
         self._given, self._graph = given, torch.cuda.CUDAGraph()
         with recording_aside():
             function(*given)  # what is loaded at a first call cannot be recorded
-            with recording(self._graph, pool):
+            with recording(self._graph, pool, alone=True):
                 self._answer = function(*given)
 
     def __call__(self, values: tuple[Tensor | float, ...]) -> Tensor:

@@ -191,7 +191,7 @@ def _scale_l2(delta: Tensor, least: Tensor, most: Tensor, eps: float | Tensor) -
     fits the ball without the box, then let the free values take up what the capped ones leave.
     Capped sets only grow, so the loop ends; few rounds suffice. Where all are capped the factor matters no more.
     """
-    if delta.device.type != "cpu":
+    if delta.device.type == "cuda":
         return _scale_l2_sorted(delta, least, most, eps)
     factor = (eps / norm_of(delta, "l2")[:, None].clamp_min(1e-30)).clamp_max(1.0)
     for _ in range(20):

@@ -55,7 +55,7 @@ def _pace(meets: Tensor, rate: Tensor, full: Tensor, goal: Tensor) -> Tensor:
     Returns:
         (N, 1); past all meeting points where the goal is out of reach.
     """
-    if rate.device.type != "cpu":
+    if rate.device.type == "cuda":
         return crossing(meets, rate, full, goal)
     every, t = rate.sum(1, keepdim=True), torch.zeros_like(goal)
     settled, part = torch.empty_like(rate), torch.empty_like(rate)
