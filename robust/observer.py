@@ -62,7 +62,7 @@ class Observer:
         self._minimize, self._stays_inside = minimize, stays_inside
         self._lags = lags
         self._waiting: _Seen | None = None
-        self._lost: BaseException | None = None  # what kept a point from being taken in
+        self._lost: Exception | None = None  # what kept a point from being taken in
         self._vouched: tuple[Tensor, int] | None = None  # the last point vouched for, and its version then
         # The last point measured, its version then, what it changes, and how far it is.
         self._measured: tuple[Tensor, int, Tensor, Tensor] | None = None
@@ -106,7 +106,8 @@ class Observer:
     def settle(self) -> None:
         """Take in what was seen last: before rows change, and before what is known is read.
 
-        An error on the way is raised here, and from then on: without it what is known is not all that was seen.
+        An error on the way is raised here, and from then on: without it what is known is not all that was seen. After
+        Ctrl-C it is taken in yet.
         """
         if self._lost is not None:
             raise self._lost
@@ -114,9 +115,16 @@ class Observer:
         if seen is not None:
             try:
                 self._take_in(seen)
-            except BaseException as error:
+            except KeyboardInterrupt:
+                self._waiting = seen
+                raise
+            except Exception as error:
                 self._lost = error
                 raise
+
+    def forget(self) -> None:
+        """Before rows change to which what was seen last, and never taken in, belongs no more."""
+        self._waiting = None
 
     def _look(self, x_adv: Tensor, logits: Tensor) -> _Seen:
         y = self._live.y[:, None]

@@ -305,6 +305,9 @@ class Oracle:
         try:
             if settled or self._live.changing:
                 self._observer.settle()
+        except KeyboardInterrupt:  # nothing that was seen is lost
+            self._observer.settle()
+            raise
         finally:
             self._live.close_ranks(away)
 
@@ -443,6 +446,7 @@ class Oracle:
 
     def _settle(self) -> None:
         """What has to be done before the live rows change."""
+        self._observer.forget()
         self._book()
         self._balls = {}
 

@@ -362,6 +362,33 @@ def test_what_kept_an_answer_from_being_looked_at_is_told_and_everybody_is_back(
             _ = view.ledger
 
 
+@pytest.mark.parametrize("rests", [False, True])
+def test_ctrl_c_while_an_answer_is_looked_at_loses_nothing(rests: bool) -> None:
+    class Interrupted(nn.Module):
+        asked = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.asked += 1
+            if self.asked == 1:
+                raise KeyboardInterrupt
+            return WRONG.repeat(len(x), 1)
+
+    judge = Target(Interrupted(), device="cpu")
+    view = _scripted([WRONG, RIGHT, RIGHT], [WRONG, RIGHT, RIGHT], lags=True, judge=judge)
+
+    def interrupted() -> None:
+        for _ in view.steps(2):
+            view.logits(view.x)
+            if rests:  # ranks close before the next query
+                view.rest(torch.tensor([False, True, False]))
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert view.ledger.broken.tolist() == [True, False, False]
+    assert view.ledger.forwards.tolist()[1:] == [1, 1] if rests else [2, 2]
+    assert len(view) == 2 if rests else 3
+
+
 @pytest.mark.parametrize("name", ["fab", "pgd"])
 def test_an_attack_runs_unobserved(net: nn.Module, digits: tuple[Tensor, Tensor], name: str) -> None:
     """As training has it: every row's last point."""
