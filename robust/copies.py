@@ -10,21 +10,23 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from robust.recording import recording, recording_aside, with_room
 from robust.target import Target
 
 # Rows that graphs are recorded for; more run as they are: there a launch costs little beside the work.
 _SIZES: Final = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-_BEYOND: Final = (
-    64  # more are filled up to a multiple of it: cuDNN prepares for each size that it has not seen, at length
-)
+# More are filled up to a multiple of this: cuDNN prepares for each size that it has not seen, at length.
+_BEYOND: Final = 64
 _INSIDE: Final = 1e-6  # of the box
 
 
 def folded(model: nn.Module) -> nn.Module:
     """With batch norms folded into the convolutions before them. Fails on what torch.fx cannot trace."""
+    with (
+        _quietly()
+    ):  # torch 2.13 warns, as it is imported, of what it itself uses: an error where warnings are errors
+        from torch.fx.experimental.optimization import fuse
     out: nn.Module = fuse(model)
     return out
 
@@ -187,7 +189,7 @@ def _weighed(logits: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without a warning of streams that differ: recording takes one of its own."""
+    """Without torch's warnings, as of streams that differ where recording takes one of its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -311,7 +311,9 @@ def test_a_library_that_another_process_imports_for_the_first_time_is_tried_agai
         "    settings\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    library = next(iter(LIBRARIES.values()))
+    library = next((library for library in LIBRARIES.values() if library.version), None)
+    if library is None:
+        pytest.skip("no other library is installed")
     assert library.load("made_twice").written.exists()
     (tmp_path / "broken.py").write_text("settings\n")
     with pytest.raises(MissingDependencyError, match="NameError"):

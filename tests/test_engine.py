@@ -72,6 +72,20 @@ class Straight(nn.Module):
         return out
 
 
+def test_warnings_of_torch_are_no_errors_where_warnings_are() -> None:
+    """Torch 2.13 warns of a deprecated function that it itself calls when its folding is imported."""
+    code = (
+        "import torch, robust\n"
+        "from torch import nn\n"
+        "from robust.copies import folded\n"
+        "net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval()\n"
+        "x = torch.rand(2, 1, 5, 5)\n"
+        "assert torch.allclose(folded(net)(x), net(x), atol=1e-6)\n"
+        "assert robust.evaluate\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
 def test_a_copy_with_other_gradients_is_refused(residual: nn.Module, digits: Digits) -> None:
     x, y = digits
     with Target(Straight(residual), device="cpu") as target:

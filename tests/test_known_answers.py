@@ -231,7 +231,8 @@ def test_fab_goes_on_with_the_classes_that_came_nearest() -> None:
         known = oracle.ledger.gaps
         assert known is not None
         known.scatter_(1, likeliest[:, 2:3], 1.0)  # the third likeliest was seen to win
-        ranking = FAB(targets=3, skip=1)._ranking(oracle)
+        ranking, classes = FAB(targets=3, skip=1)._ranking(oracle)
+    assert classes == likeliest.shape[1]
     assert ranking.tolist() == likeliest[:, [2, 1]].tolist()
 
 
