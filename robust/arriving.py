@@ -15,7 +15,7 @@ class Arriving:
 
     def __init__(self, value: Tensor) -> None:
         self._value, self._there = value, None
-        if value.device.type == "cuda":
+        if value.is_cuda:
             self._value = torch.empty((), dtype=value.dtype, pin_memory=True)
             self._value.copy_(value, non_blocking=True)
             self._there = torch.cuda.Event()

@@ -24,8 +24,8 @@ class Replayed:
     On a CPU, within another recording, with gradients or where recording fails it is the function itself.
 
     Args:
-        function: of tensors, (N, ...) each, which it leaves as they are, and of numbers, each in place of which it also
-            takes one a row, (N,); what it gives for a row depends on that row alone. Gives one tensor, (N, ...). It asks
+        function: of tensors, (N, ...) each, which it leaves as they are, and after them of numbers, each in place of
+            which it also takes one a row, (N,); what it gives for a row depends on that row alone. Gives one tensor, (N, ...). It asks
             the device for no values. Options are given by name, and are hashable.
     """
 
@@ -33,15 +33,13 @@ class Replayed:
         self._function = function
         functools.update_wrapper(self, function)
 
-    def __call__(self, *values: Tensor | float, **options: Hashable) -> Tensor:
-        recorded = self._recorded(values, options)
+    def __call__(self, *values: Any, **options: Hashable) -> Tensor:
+        recorded = self._recorded(values, options) if values[0].is_cuda else None
         return self._function(*values, **options) if recorded is None else recorded(values)
 
-    def _recorded(
-        self, values: tuple[Tensor | float, ...], options: dict[str, Hashable]
-    ) -> _Recording | None:
-        first = next(value for value in values if isinstance(value, Tensor))
-        if first.device.type != "cuda" or _THREAD.recording or torch.cuda.is_current_stream_capturing():
+    def _recorded(self, values: tuple[Any, ...], options: dict[str, Hashable]) -> _Recording | None:
+        first = values[0]
+        if _THREAD.recording or torch.cuda.is_current_stream_capturing():
             return None
         rows = len(first)
         size = next((size for size in _SIZES if size >= rows > 0), None)
@@ -85,8 +83,8 @@ class _Recording:
             with recording(self._graph, pool, alone=True):
                 self._answer = function(*given)
 
-    def __call__(self, values: tuple[Tensor | float, ...]) -> Tensor:
-        rows = next(len(value) for value in values if isinstance(value, Tensor))
+    def __call__(self, values: tuple[Any, ...]) -> Tensor:
+        rows = len(values[0])
         with torch.no_grad():
             for kept, value in zip(self._given, values, strict=True):
                 if isinstance(value, Tensor):
@@ -100,12 +98,12 @@ class _Recording:
 def _record(
     function: Callable[..., Tensor],
     size: int,
-    values: tuple[Tensor | float, ...],
+    values: tuple[Any, ...],
     options: dict[str, Hashable],
     where: Hashable,
 ) -> _Recording | None:
     """The recording; None where that fails, for good."""
-    first = next(value for value in values if isinstance(value, Tensor))
+    first = values[0]
 
     def record() -> _Recording:
         given = [_alike(value, first, size) for value in values]
@@ -130,5 +128,5 @@ def _alike(value: Tensor | float, first: Tensor, size: int) -> Tensor:
     return value[:1].expand(size, *value.shape[1:]).clone(memory_format=torch.contiguous_format)
 
 
-def _needs_gradients(values: tuple[Tensor | float, ...]) -> bool:
+def _needs_gradients(values: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
