@@ -23,9 +23,8 @@ _INSIDE: Final = 1e-6  # of the box
 
 def folded(model: nn.Module) -> nn.Module:
     """With batch norms folded into the convolutions before them. Fails on what torch.fx cannot trace."""
-    with (
-        _quietly()
-    ):  # torch 2.13 warns, as it is imported, of what it itself uses: an error where warnings are errors
+    # As it is imported, torch 2.13 warns of what it itself uses: an error where warnings are errors.
+    with _quietly():
         from torch.fx.experimental.optimization import fuse
     out: nn.Module = fuse(model)
     return out
@@ -180,8 +179,7 @@ class _Pass:
 
 
 def _weighed(logits: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of the logits' sum with these weights, and that sum by row; without a second argument, for torch imports
-    SymPy to look at one."""
+    """Gradient of the logits' sum with these weights, and that sum by row; see `oracle._weigh`."""
     value = (logits * weights).sum(1)
     (gradient,) = torch.autograd.grad(value.sum(), x)
     return gradient, value.detach()

@@ -77,7 +77,7 @@ def half(target: Target, x: Tensor, y: Tensor) -> Target:
     return twin
 
 
-def recorded(target: Target, x: Tensor, y: Tensor) -> Target:
+def recorded(target: Target, x: Tensor) -> Target:
     """A twin that answers by recorded graphs of the model as it is, for a judge that is asked about a few points at a time.
 
     The target itself where the model cannot be recorded. See `fastest` for the arguments.
@@ -109,15 +109,14 @@ def _changes(model: nn.Module, x: Tensor) -> list[Changes]:
     images = x.dim() == 4 and any(isinstance(m, nn.Conv2d) for m in model.modules())
     norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     fold = functools.cache(lambda: copies.folded(model))
-    cuda = x.device.type == "cuda"
     folds: Changes = {"folded": fold} if norms else {}
     others: Changes = {"channels_last": lambda: copies.channels_last(model)} if images else {}
     if images and norms:
         folds["folded, channels_last"] = lambda: copies.channels_last(fold())
-    if not cuda:
+    if x.device.type != "cuda":
         return [folds | others]
     # There two bytes a value gain most; the gradients of float16 are finer, but it holds nothing over 65,504. A first
-    # pass of each takes half a second: what is not folded is tried where folding fails.
+    # pass of each takes long: what is not folded is tried where folding fails.
     others[""] = lambda: model
     groups = [group for group in (folds, others) if group]
     return [_cast(group, dtype) for dtype in (torch.float16, torch.bfloat16) for group in groups]

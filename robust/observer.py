@@ -137,7 +137,7 @@ class Observer:
         worst = Arriving(pressing.amax().add(logits.sum(), alpha=0))  # NaN where a logit is not finite
         if (
             self._lags
-        ):  # an attack may change its point before it is taken in, and a model the memory of its answer
+        ):  # until it is taken in an attack may change its point, and a model the memory of its answer
             x_adv, logits = x_adv.clone(), logits.clone()
         return _Seen(x_adv, logits, gaps, lead, place, worst)
 
@@ -185,9 +185,8 @@ class Observer:
             if len(nearer) == 0:
                 return
             rows, distance = rows[nearer], distance[nearer]
-            points = x_adv.detach().index_select(
-                0, nearer if places is None else places[nearer]
-            )  # copied once
+            places = nearer if places is None else places[nearer]
+            points = x_adv.detach().index_select(0, places)  # copied once
         else:  # to name them would have the host wait
             shape = (-1, *([1] * (x_adv.dim() - 1)))
             points = x_adv.detach() if places is None else x_adv.detach().index_select(0, places)

@@ -296,14 +296,14 @@ class Oracle:
                 yield step
         finally:
             try:
-                self._close_ranks(away, settled=bool(away))  # those that come back were not seen last
+                self._close_ranks(away, settle=bool(away))  # those that come back were not seen last
             finally:
                 self._live.wake(away)
 
-    def _close_ranks(self, away: list[Absent], *, settled: bool = False) -> None:
+    def _close_ranks(self, away: list[Absent], *, settle: bool = False) -> None:
         """Let rows go that are done; where there are any, or as told, what was seen last is taken in before."""
         try:
-            if settled or self._live.changing:
+            if settle or self._live.changing:
                 self._observer.settle()
         except KeyboardInterrupt:  # nothing that was seen is lost
             self._observer.settle()

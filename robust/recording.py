@@ -55,9 +55,8 @@ def recording(graph: torch.cuda.CUDAGraph, pool: Any, *, alone: bool = False) ->
         try:
             graph.capture_end()
         except Exception:
-            with suppress(
-                Exception
-            ):  # else the allocator holds the recording to go on, and empties its cache no more
+            # Else the allocator holds the recording to go on, and empties its cache no more.
+            with suppress(Exception):
                 torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
             raise
 

@@ -165,7 +165,7 @@ class Run:
         elif self.settings.precision == "auto" and self.differentiable and not self.findings:
             self.search, self.engine = engine.fastest(self.search, x, y, len(self.whole))
             if self.search.replay is not None and self.target.draws == 1:
-                self.judge = engine.recorded(self.target, x, y)
+                self.judge = engine.recorded(self.target, x)
 
     @torch.no_grad()
     def _classify(self) -> None:

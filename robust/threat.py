@@ -51,10 +51,14 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in KINDS:
             raise ThreatError(f"threat norm: expected one of {', '.join(KINDS)}, got {self.norm!r}")
-        object.__setattr__(self, "bounds", tuple(self.bounds))  # whatever pair it was
-        low, high = self.bounds
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        try:
+            low, high = self.bounds
+            empty = not (math.isfinite(low) and math.isfinite(high) and low < high)
+        except (TypeError, ValueError):
+            empty = True
+        if empty:
             raise ThreatError(f"bounds: expected (low, high) with low < high, got {self.bounds}")
+        object.__setattr__(self, "bounds", (low, high))  # whatever pair it was
         _ = self.radius
 
     @staticmethod

@@ -82,6 +82,7 @@ def test_what_asks_the_device_for_values_is_run_as_it_is() -> None:
 def test_threads_record_for_themselves() -> None:
     found: dict[int, Tensor] = {}
     x = torch.rand(8, 3, device="cuda")
+    calls.clear()
 
     def work(number: int) -> None:
         for _ in range(20):
@@ -91,6 +92,7 @@ def test_threads_record_for_themselves() -> None:
     for thread in threads:
         thread.start()
         thread.join()
+    assert calls == [16] * 6
     for number in range(3):
         torch.testing.assert_close(found[number], (x + number * x[:, :1]).clamp(0, 9))
 

@@ -233,5 +233,6 @@ def test_bounds_are_a_pair_of_whatever_kind() -> None:
     threat = Threat("l2", "0.5", [0, 1])  # type: ignore[arg-type]
     assert threat == Threat("l2", "0.5", (0, 1))
     assert hash(threat) == hash(Threat("l2", "0.5", (0, 1)))
-    with pytest.raises(ThreatError, match="bounds"):
-        Threat("l2", "0.5", [1, 0])  # type: ignore[arg-type]
+    for wrong in ([1, 0], 1.0, (0, 1, 2), "01", None):
+        with pytest.raises(ThreatError, match="bounds"):
+            Threat("l2", "0.5", wrong)  # type: ignore[arg-type]
