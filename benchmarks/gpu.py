@@ -81,14 +81,13 @@ class Inside:
             self._attacking = False
 
         answer, attack = Target.logits, Run.attack
-        timed, jacobian = self._around(answer), self._around(Oracle._jacobian)
+        timed = self._around(answer)
         changed: list[tuple[Any, str, Any]] = [
             (Run, "attack", stage),
             (Target, "logits", without_gradient),
-            (Oracle, "_jacobian", jacobian),
             *(
-                (robust.oracle, name, self._around(getattr(robust.oracle, name)))
-                for name in ("_differentiate", "_weigh")
+                (robust.passes, name, self._around(getattr(robust.passes, name)))
+                for name in ("differentiate", "weigh", "jacobian")
             ),
         ]
         self._plain = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]

@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from robust.passes import slope_of
 from robust.recording import recording, recording_aside, with_room
 from robust.target import Target
 
@@ -154,12 +155,12 @@ class _Pass:
             logits = model(x).float()  # what is chosen and loaded at a first pass cannot be recorded
             self._weights = torch.zeros_like(logits)
             if backward:
-                _weighed(logits, self._weights, x)
+                slope_of(logits, self._weights, x)
             with recording(self._there, pool):
                 logits = model(x).float()
             if backward:
                 with recording(self._back, pool):
-                    self._answer = _weighed(logits, self._weights, x)
+                    self._answer = slope_of(logits, self._weights, x)
         self._logits = logits.detach()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,13 +177,6 @@ class _Pass:
             self._back.replay()
             gradient, value = (part[: len(weights)].clone() for part in self._answer)
         return gradient, value
-
-
-def _weighed(logits: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of the logits' sum with these weights, and that sum by row; see `oracle._weigh`."""
-    value = (logits * weights).sum(1)
-    (gradient,) = torch.autograd.grad(value.sum(), x)
-    return gradient, value.detach()
 
 
 @contextmanager

@@ -11,14 +11,16 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from robust.errors import ModelError
+from robust import passes
 from robust.ledger import Ledger, Prior
 from robust.observer import Observer
+from robust.passes import Evaluation as Evaluation  # attacks have these two from here
+from robust.passes import Jacobian as Jacobian
 from robust.rng import Streams
 from robust.row_copies import absorb, copied_observer, copied_rows, repeated
 from robust.rows import Absent, LiveRows, by_row
@@ -28,22 +30,6 @@ from robust.threat import Threat
 
 Access = Literal["gradient", "score", "decision"]
 _RANK = {"decision": 0, "score": 1, "gradient": 2}
-
-
-class Evaluation(NamedTuple):
-    """What a gradient query gives: all for the point that was asked about."""
-
-    gradient: Tensor  # (N, ...)
-    value: Tensor  # (N,) loss
-    logits: Tensor  # (N, C)
-
-
-class Jacobian(NamedTuple):
-    """How the leading classes' gaps (logit minus the label's) change around a point."""
-
-    classes: Tensor  # (N, K): the classes other than the label with the highest logits, highest first
-    gaps: Tensor  # (N, K)
-    gradients: Tensor  # (N, K, ...)
 
 
 class Finished(Exception):  # noqa: N818 - control flow, caught by `Attack.__call__`
@@ -188,7 +174,7 @@ class Oracle:
         """
         self._require("gradient")
         self._pay(1, 1)
-        out = self._in_batches(partial(_differentiate, self._target, loss), x_adv, self.y, *columns)
+        out = self._in_batches(partial(passes.differentiate, self._target, loss), x_adv, self.y, *columns)
         self._record(x_adv, out.logits)
         return out
 
@@ -196,7 +182,7 @@ class Oracle:
         """As `gradient`, of the logits' sum with these weights, (N, C): with fewer operations, and as one recorded graph."""
         self._require("gradient")
         self._pay(1, 1)
-        out = self._in_batches(partial(_weigh, self._target), x_adv, weights)
+        out = self._in_batches(partial(passes.weigh, self._target), x_adv, weights)
         self._record(x_adv, out.logits)
         return out
 
@@ -205,10 +191,7 @@ class Oracle:
         self._require("gradient")
         count = min(count, self.gaps.shape[1] - 1)
         self._pay(1, count)
-        parts = []
-        for rows in self._batches():
-            with self._target.passing(len(self.y[rows]), gradient=True):
-                parts.append(self._jacobian(x_adv[rows], self.y[rows], count))
+        parts = [passes.jacobian(self._target, x_adv[rows], self.y[rows], count) for rows in self._batches()]
         logits, out = parts[0]
         if len(parts) > 1:
             logits = torch.cat([logits for logits, _ in parts])
@@ -236,7 +219,7 @@ class Oracle:
 
     def gradient_of(self, surrogate: Target, x_adv: Tensor, loss: Callable[..., Tensor]) -> Evaluation:
         """As `gradient`, but of another model: costs no pass of the target, and nothing is recorded."""
-        return self._in_batches(partial(_differentiate, surrogate, loss), x_adv, self.y)
+        return self._in_batches(partial(passes.differentiate, surrogate, loss), x_adv, self.y)
 
     def project(self, x_adv: Tensor) -> Tensor:
         """Nearest point inside the threat."""
@@ -407,20 +390,6 @@ class Oracle:
         parts = [evaluate(*(column[rows] for column in columns)) for rows in self._batches()]
         return Evaluation(*(torch.cat(p) for p in zip(*parts, strict=True)))
 
-    def _jacobian(self, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Jacobian]:
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = self._target.retraceable.logits(x)
-        _require_graph(logits)
-        seen, label = logits.detach(), y[:, None]
-        gaps, classes = (seen - seen.gather(1, label)).scatter_(1, label, -torch.inf).topk(count)
-        # A gap's slope in the logits, but for the class.
-        minus = torch.zeros_like(seen).scatter_(1, label, -1.0)
-        with torch.enable_grad():
-            sums = [(logits * minus.scatter(1, column, 1.0)).sum() for column in classes.split(1, 1)]
-        gradients = [torch.autograd.grad(gap, x, retain_graph=k + 1 < count)[0] for k, gap in enumerate(sums)]
-        return seen, Jacobian(classes, gaps, torch.stack(gradients, 1))
-
     def _batches(self) -> Iterator[slice]:
         """The live rows in as few micro-batches as will do, of about equal size."""
         n = len(self)
@@ -468,36 +437,3 @@ class Oracle:
     def _record(self, x_adv: Tensor, logits: Tensor) -> None:
         if self._watched:
             self._observer.observe(x_adv, logits)
-
-
-def _differentiate(target: Target, loss: Callable[..., Tensor], x: Tensor, *columns: Tensor) -> Evaluation:
-    x = x.detach().requires_grad_()
-    with target.passing(len(x), gradient=True):
-        with torch.enable_grad():
-            logits = target.logits(x)
-            value = loss(logits, *columns)
-        _require_graph(value)
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-    return Evaluation(gradient, value.detach(), logits.detach())
-
-
-def _weigh(target: Target, x: Tensor, weights: Tensor) -> Evaluation:
-    if target.replay is not None and (replayed := target.replay(x, weights)) is not None:
-        return Evaluation(*replayed)
-    x = x.detach().requires_grad_()
-    with target.passing(len(x), gradient=True):
-        with torch.enable_grad():
-            logits = target.logits(x)
-            value = (logits * weights).sum(1)
-        _require_graph(value)
-        # Weights as a second argument would have torch import SymPy.
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-    return Evaluation(gradient, value.detach(), logits.detach())
-
-
-def _require_graph(value: Tensor) -> None:
-    if not value.requires_grad:
-        raise ModelError(
-            "model: no gradient reaches the input (forward detaches or runs under no_grad); use score or "
-            "decision attacks, or give the non-differentiable part a substitute gradient (BPDA)"
-        )

@@ -15,7 +15,8 @@ import robust
 from robust import copies, engine, memory
 from robust.audit import audit
 from robust.losses import margin
-from robust.oracle import Oracle, _weigh
+from robust.oracle import Oracle
+from robust.passes import weigh
 from robust.target import Target
 from robust.threat import Threat
 
@@ -276,7 +277,7 @@ def test_a_slope_is_one_replay_and_the_same(smooth: nn.Module, digits: Digits) -
             kept.append((part, seen))
             twin.logits(x[:4])  # answers in the memory that replays share
         for part, (gradient, value, logits) in kept:
-            plain = _weigh(target, x[part], weights[part])
+            plain = weigh(target, x[part], weights[part])
             assert engine._close(*engine._apart((plain.logits, plain.gradient), (logits, gradient)))
             torch.testing.assert_close(value, (logits * weights[part]).sum(1))
         assert twin.replay(x[:1].repeat(300, 1, 1, 1), weights[:1].repeat(300, 1)) is None
@@ -306,8 +307,8 @@ def test_a_slope_is_replayed_where_there_is_a_recording(net: nn.Module, digits: 
     with Target(net, device="cpu") as target:
         twin = target.twin(net)
         twin.replay = replay
-        first, second = (_weigh(twin, x, weights) for _ in range(2))
-        plain = _weigh(target, x, weights)
+        first, second = (weigh(twin, x, weights) for _ in range(2))
+        plain = weigh(target, x, weights)
     assert asked == [6, 6]
     assert torch.equal(first.gradient, torch.ones_like(x))
     assert torch.equal(first.logits, -weights)
