@@ -22,7 +22,7 @@ def new_entry(stage: Stage, attacked: int) -> dict[str, Any]:
         "batch_dependent": attack.batch_dependent,
         "notes": list(attack.notes),
         "minimum_norm": attack.minimum_norm,
-        "selection": {key: value for key, value in vars(stage).items() if key != "attack"},
+        "selection": stage.selection,
         "attacked": attacked,
         **dict.fromkeys(_COUNTS, 0),
         "seconds": 0.0,

@@ -105,7 +105,15 @@ def attack_part(
     mine = samples if len(rows) == len(samples) else samples.take(slice(rows.start, rows.stop))
     start = time.perf_counter()
     with target, naming_failures(on=False):
-        run = Run(target, mine, plan.threat, replace(settings, minimize=plan.minimize), samples, near)
+        run = Run(
+            target,
+            mine,
+            plan.threat,
+            replace(settings, minimize=plan.minimize),
+            samples,
+            near,
+            plan.stages if plan.cascade else (),
+        )
         with naming_failures():
             run.look()
         if rows.start:
@@ -115,6 +123,7 @@ def attack_part(
             if run.interrupted:
                 run.stop()
                 break
+        run.forget_breaks()
         if not run.interrupted:
             run_checks.second_opinion(run, plan.stages)
         before_probes = len(run.findings)

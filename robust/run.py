@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from robust import diagnose, engine, memory
 from robust.attacks import Attack
 from robust.audit import audit
+from robust.breaks import Breaks
 from robust.diagnose import Check, Finding
 from robust.entries import new_entry
 from robust.errors import RobustError
@@ -67,6 +68,7 @@ class Run:
         whole: the samples that `samples` are a part of: what is checked of the model is checked on the
             first of them, so that every part comes to the same. None: `samples` are all there are.
         near: an adversarial point beyond the threat of every sample, (n, ...), for searches to begin at.
+        stages: that it will be told to attack with, in a cascade: what they begin at is kept.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Run:
         settings: Settings,
         whole: Samples | None = None,
         near: Tensor | None = None,
+        stages: Sequence[Stage] = (),
     ) -> None:
         n = len(samples)
         self.target, self.samples, self.threat, self.settings = target, samples, threat, settings
@@ -105,8 +108,10 @@ class Run:
         self.gaps = torch.empty(n, 0)  # (n, C) once the clean samples are classified
         # Distance of the nearest adversarial point seen, in or out of the threat.
         self.reach = torch.full((n,), torch.inf)
-        self.rose = torch.zeros(n, dtype=torch.bool)  # the latest attack came nearer than those before it
-        self.spent = torch.zeros(n, dtype=torch.int64)  # passes of the latest attack
+        # The latest attack came nearer than those before it: by its margins inside, by an adversarial point anywhere.
+        self.rose, self.closer = torch.zeros(2, n, dtype=torch.bool)
+        self.spent = torch.zeros(n, dtype=torch.int64)  # most passes of a minimum-norm attack
+        self._breaks = Breaks.wanted_by(stages, samples)
         self.forwards = torch.zeros(n, dtype=torch.int64)
         self.backwards = torch.zeros(n, dtype=torch.int64)
         self.correct = 0
@@ -215,7 +220,7 @@ class Run:
         if attack.access == "gradient" and not self.differentiable:
             rows = rows[:0]
         rows = rows[self.margin[rows].argsort(descending=True, stable=True)]
-        before, passes = self.margin, self.forwards + self.backwards
+        before, reach, passes = self.margin, self.reach.clone(), self.forwards + self.backwards
         entry = new_entry(stage, len(rows))
         start, done = time.perf_counter(), 0
         while done < len(rows):
@@ -245,9 +250,10 @@ class Run:
                 self.interrupted = True
                 entry["errors"] += len(rows) - done
                 break
-        self.rose = self.margin > before
+        self.rose, self.closer = self.margin > before, self.reach < reach
         if attack.minimum_norm:
-            self.spent = (self.forwards + self.backwards - passes) // self.target.draws
+            spent = (self.forwards + self.backwards - passes) // self.target.draws
+            self.spent = self.spent.maximum(spent)
         entry["survived"] = max(0, len(rows) - entry["broke"] - entry["errors"])
         entry["seconds"] = time.perf_counter() - start
         self.entries.append(entry)
@@ -268,17 +274,28 @@ class Run:
             near = torch.stack(reasons).any(0)
             draw = Streams(self.settings.seed, self.samples.ids, ("probe",)).uniform((1,)).squeeze(1)
             eligible &= near | (draw < stage.share)
-        return eligible & self.rose if stage.follows else eligible
+        if stage.unless_behind is not None:
+            eligible &= ~(self._behind > stage.unless_behind)
+        if stage.follows:
+            eligible &= self.rose
+        return eligible & self.closer if stage.closer else eligible
+
+    @property
+    def _behind(self) -> Tensor:
+        """By how much searches inside are behind of what the nearest point seen says of a straight surface: (n,)."""
+        straight = (1 - self.threat.radius / self.reach).clamp_min(0)  # broken ones are there, too
+        return (self.margin / self.clean_margin).clamp_min(0) - straight
 
     def _reasons(self, stage: Stage) -> list[Tensor]:
         """Of each condition that a stage sets, which samples meet it: (n,) bool."""
         distance, share = self.reach / self.threat.radius, self.margin / self.clean_margin
-        straight = 1 - 1 / distance
+        behind = self._behind
         conditions: list[tuple[float | None, Callable[[Any], Tensor]]] = [
             (stage.near, lambda most: self.margin >= most * self.clean_margin),
             (stage.within, lambda most: distance <= most),
             (stage.beyond, lambda least: distance > least),
-            (stage.ahead, lambda least: share < straight - least),
+            (stage.ahead, lambda least: behind < -least),
+            (stage.behind, lambda least: behind > least),
         ]
         met = [meets(value) for value, meets in conditions if value is not None]
         if stage.longer is not None:
@@ -301,6 +318,10 @@ class Run:
 
         return tick
 
+    def forget_breaks(self) -> None:
+        """After the last attack: let go of where searches begin."""
+        self._breaks = None
+
     def stop(self) -> None:
         """After an interruption: samples that the whole suite did not pass over have no verdict."""
         hurt = self.status == SURVIVED
@@ -319,7 +340,7 @@ class Run:
     ) -> None:
         x, y, ids = self.load(rows)
         known = (self.gaps if cascade else self._clean_gaps)[rows]  # alone, an attack starts from nothing
-        near = None if self.near is None else self.near[rows].to(x.device)
+        near = self._near_of(attack, rows, x, cascade=cascade)
         prior = Prior(known.to(x.device), self.clean_margin[rows].to(x.device), near)
         oracle = Oracle(
             self.search, x, y, ids, self.threat,
@@ -337,7 +358,7 @@ class Run:
             total[rows] += spent.cpu()
         entry["forwards"] += int(ledger.forwards.sum()) + checked
         entry["backwards"] += int(ledger.backwards.sum())
-        self.reach[rows] = self.reach[rows].fmin(ledger.distance.cpu())
+        self._note_reach(rows, ledger)
         assert ledger.gaps is not None
         self.gaps[rows] = self.gaps[rows].fmax(ledger.gaps.cpu())
         stuck = int((ledger.stuck & ~ledger.broken).sum())
@@ -351,6 +372,22 @@ class Run:
             entry["errors"] += int(failed.sum())
             self.note_failure(attack.label, f"non-finite logits on {int(failed.sum())} samples")
             self.find(diagnose.NON_FINITE, f"NaN or infinity under {attack.label}")
+
+    def _near_of(self, attack: Attack, rows: Tensor, x: Tensor, *, cascade: bool) -> Tensor | None:
+        """Where a search of these rows begins that begins at an adversarial point beyond the threat: (N, ...) or None."""
+        if self.near is not None:
+            return self.near[rows].to(x.device)
+        if self._breaks is None or not (cascade and attack.begins_at_break):
+            return None
+        return self._breaks.of(rows, x)
+
+    def _note_reach(self, rows: Tensor, ledger: Ledger) -> None:
+        """Keep how near the nearest adversarial points were, and where they are if that is asked for."""
+        distance = ledger.distance.cpu()
+        if self._breaks is not None:
+            nearer = ((distance < self.reach[rows]) & (self.status[rows] == SURVIVED)).nonzero().squeeze(1)
+            self._breaks.note(rows[nearer], distance[nearer] / self.threat.radius, ledger.x_adv, nearer)
+        self.reach[rows] = self.reach[rows].fmin(distance)
 
     def _judge(self, rows: Tensor, ledger: Ledger, x: Tensor, y: Tensor, entry: dict[str, Any]) -> int:
         """Re-measure the claims on the plain model and write the verdicts; returns the passes that took."""

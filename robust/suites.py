@@ -46,11 +46,15 @@ class Stage:
             leads nowhere there may be masked.
         ahead: only samples of which searches inside say the boundary is nearer than any point seen: their share is by more
             than this under 1 - eps / distance, which a straight surface has.
-        longer: (passes, share, multiple): only samples on which the latest minimum-norm search spent more than so many
-            passes, for it ends early where it has no hope, and which came within that share or were seen broken within
-            that multiple of eps. Of near, within, beyond, ahead and longer any will do.
+        behind: only samples of which a point seen says the boundary is nearer than searches inside do: their share is by
+            more than this over 1 - eps / distance. Gradients inside mislead there.
+        longer: (passes, share, multiple): only samples on which a minimum-norm search spent more than so many passes, for
+            it ends early where it has no hope (of several classes all passes count), and which came within that share or
+            were seen broken within that multiple of eps. Of near, within, beyond, ahead, behind and longer any will do.
         share: of the other samples, those whose random draw is under this share are seen too.
+        unless_behind: of all these, none that is behind by more than this.
         follows: only samples that the stage before brought nearer than they were.
+        closer: only samples of which the stage before saw an adversarial point nearer than those before.
     """
 
     attack: Attack
@@ -58,15 +62,29 @@ class Stage:
     within: float | None = None
     beyond: float | None = None
     ahead: float | None = None
+    behind: float | None = None
     longer: tuple[int, float, float] | None = None
     share: float = 0.0
+    unless_behind: float | None = None
     follows: bool = False
+    closer: bool = False
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """Its conditions, as a record lists them: those that older versions had not only where they are set."""
+        conditions = {key: value for key, value in vars(self).items() if key != "attack"}
+        return {
+            key: value
+            for key, value in conditions.items()
+            if key not in _LATER or not (value is None or value is False)
+        }
 
 
+_LATER: Final = ("behind", "unless_behind", "closer")
 Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
-VERSIONS: Final = {"quick": 1, "standard": 10, "thorough": 10, "autoattack": 5, "demo": 1}
+VERSIONS: Final = {"quick": 1, "standard": 11, "thorough": 11, "autoattack": 5, "demo": 1}
 
 
 @SUITES.register("quick")
@@ -87,10 +105,11 @@ _FAMILIES: Final[dict[str, list[Attack]]] = {
 def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
-    linf and l2 (version 10): 10 steps on the margin; in linf on mifpe and towards the likeliest classes too, in l2 FAB, which
-    ends early where the surface is straight, against two classes (four where a break was seen near), and ascents from far
-    outside the ball inwards where the two disagree or the boundary is near; hops from the best point of what came near,
-    and random search as a probe. Most survivors cost 100 to 400 passes, against some 9,760 of AutoAttack. l1: APGD, which comes in from
+    linf (version 11, searches as of version 10): 10 steps on the margin, on mifpe and towards the likeliest classes; hops from
+    the best point of what came near, and random search. l2 (version 11): 7 steps on the margin, and FAB, which ends early
+    where the surface is straight; ascents and hops from the nearest break outside brought into the ball, ascents from far
+    outside inwards and FAB towards more classes where the two disagree or the boundary is near, and random search as a
+    probe. Most survivors cost 100 to 400 passes, against some 9,760 of AutoAttack. l1: APGD, which comes in from
     three times the radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the
     leading class and the nearest ones. spatial and corruptions: all there are. patch: noise, and ascent at ten
     places.
@@ -102,8 +121,10 @@ def standard(threat: Threat) -> list[Stage]:
         return _all(*ascents, FAB(steps=30, targets=3))
     if threat.norm == "l0":
         return _all(SigmaZero(), FMN(steps=60, targets=2), SigmaZero(steps=200, targets=3))
-    margin = PGD(steps=10, loss="margin", schedule="cosine", random_start=False)
-    return [Stage(margin), *(_l2() if threat.norm == "l2" else _linf())]
+    margin = PGD(steps=7, loss="margin", schedule="cosine", random_start=False)
+    if threat.norm == "l2":
+        return [Stage(margin), *_l2()]
+    return [Stage(replace(margin, steps=10)), *_linf()]
 
 
 _MIFPE: Final = PGD(steps=10, loss="mifpe", schedule="cosine")
@@ -141,33 +162,55 @@ def _linf() -> list[Stage]:
 
 # From the far ends of the box inwards, and from less far.
 _FAR: Final = BasinHopping(
-    steps=50, targets=2, worth=0.35, radii=(20, 12, 8, 5, 3, 2, 1.5, 1.2, 1), near=0.15, hop_steps=10
+    steps=50, targets=1, radii=(20, 12, 8, 5, 3, 2, 1.5, 1.2, 1), near=0.2, hops=8, hop_steps=10
 )
 _NEARER: Final = BasinHopping(steps=30, targets=2, worth=0.5, near=0.2)
-_TO_BOUNDARY: Final = FAB(steps=60, targets=2, overshoot=1.1, backward=0.8, hope=4, reuse=True)
+# From the nearest break outside, brought into the ball: where it stands tells what gradients inside do not.
+_INWARD: Final = BasinHopping(
+    inward=True,
+    steps=10,
+    targets=1,
+    odi_steps=0,
+    radii=(1,),
+    near=0.25,
+    hops=8,
+    hop_steps=6,
+    hop_odi_steps=1,
+    hope=4,
+)
+_FROM_BREAK: Final = Stage(_INWARD, within=1.4)
+_FROM_CLOSER: Final = Stage(_INWARD, within=1.5, closer=True)
+_TO_BOUNDARY: Final = FAB(steps=60, targets=1, overshoot=1.1, backward=0.8, hope=4, reuse=True)
+# Of the class that came nearest of those but the likeliest a few steps tell whether its boundary is near.
+_GLANCE: Final = FAB(steps=4, targets=2, skip=1, overshoot=1.1, backward=0.8, reuse=True)
+_SECOND: Final = replace(_TO_BOUNDARY, targets=2, skip=1)
 # As in the paper: less far over the plane, and drawn back less after a step; finer, for what is near.
-_FINER: Final = replace(_TO_BOUNDARY, targets=1, overshoot=1.05, backward=0.9)
-# Of _TO_BOUNDARY ten steps, 45 passes, are enough where surfaces are nearly straight. Where it goes on and neither its
+_FINER: Final = replace(_TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backward=0.9, abreast=True)
+_PROBE: Final = Square(queries=100, proposals=4)
+# Of _TO_BOUNDARY ten steps, 23 passes and one to judge, are enough where surfaces are nearly straight. Where it goes on and neither its
 # breaks nor the margin come near, ascents from far find nothing.
-_UNSETTLED: Final = (45, 0.7, 1.5)
+_UNSETTLED: Final = (24, 0.7, 1.5)
 
 
 def _l2() -> list[Stage]:
     return [
         Stage(_TO_BOUNDARY),
-        Stage(_FAR, near=0.4, within=1.2, beyond=6, ahead=0.1, longer=_UNSETTLED),
+        Stage(_GLANCE),
+        Stage(_SECOND, within=1.5, beyond=6, ahead=0.1, behind=0.25),
+        # Where gradients inside see nothing, the boundary is found from outside or not at all.
+        Stage(replace(_TO_BOUNDARY, targets=6, skip=2), behind=0.55),
+        _FROM_BREAK,
+        Stage(_FAR, near=0.4, within=1.2, beyond=5, ahead=0.1, longer=_UNSETTLED, unless_behind=0.15),
+        _FROM_CLOSER,
         # The likeliest class need not be the nearest, least of all where gradients mislead, as in l2 on nets trained for linf.
-        Stage(replace(_TO_BOUNDARY, targets=4, skip=2, abreast=True), within=1.4, ahead=0.1),
-        Stage(replace(_FAR, targets=1), near=0.1, ahead=0.1),
-        Stage(_FINER, within=1.4, ahead=0.1),
-        Stage(replace(_FINER, targets=4, skip=1, abreast=True), within=1.08),
-        *_l2_ending(),
+        Stage(_FINER, within=1.13, ahead=0.1),
+        _FROM_CLOSER,
+        Stage(replace(_FAR, near=0.15, hops=4), near=0.13, ahead=0.1),
+        _FROM_CLOSER,
+        Stage(_MIFPE, near=0.1),
+        Stage(_PROBE, near=0.03, share=0.03),
+        _MOVED,
     ]
-
-
-def _l2_ending() -> list[Stage]:
-    probe = Stage(Square(queries=100, proposals=4), near=0.06, share=0.05)
-    return [Stage(_MIFPE, near=0.15), Stage(_HOPS, near=0.06), probe, _MOVED]
 
 
 def _standard_below(threat: Threat) -> list[Stage]:
@@ -178,8 +221,14 @@ def _standard_below(threat: Threat) -> list[Stage]:
     """
     margin = PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)
     if threat.norm == "l2":
-        fab = Stage(replace(_TO_BOUNDARY, targets=1, hope=None), near=0.15)
-        return [Stage(margin), Stage(_NEARER, near=0.25), fab, *_l2_ending()]
+        fab = Stage(replace(_TO_BOUNDARY, hope=None), near=0.15)
+        ending = [
+            Stage(_MIFPE, near=0.15),
+            Stage(_HOPS, near=0.06),
+            Stage(_PROBE, near=0.06, share=0.05),
+            _MOVED,
+        ]
+        return [Stage(margin), Stage(_NEARER, near=0.25), fab, *ending]
     classes = MultiTargeted(steps=10, odi_steps=0, near=0.3)
     ascents = [Stage(margin), Stage(_MIFPE, near=0.5), Stage(classes), _CHAIN, Stage(_WIDE_HOPS, near=0.05)]
     return [*ascents, Stage(Square(queries=48, proposals=4), near=0.1), _MOVED]
@@ -189,7 +238,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf and l2 (version 10): a longer ascent towards each class with hops where it came near, one or two long chains
+    linf and l2 (version 11): a longer ascent towards each class with hops where it came near, one or two long chains
     of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the
     1,000 brought a sample nearer. l1 and l0: the long forms of the same attacks.
     """

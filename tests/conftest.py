@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -38,6 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def needs(*libraries: str) -> pytest.MarkDecorator:
+    """Skip a test where one of these attack libraries is not installed: the extras bring them. None is imported."""
+    absent = [library for library in libraries if importlib.util.find_spec(library) is None]
+    return pytest.mark.skipif(bool(absent), reason=f"needs {', '.join(absent)}")
 
 
 def need_art() -> None:

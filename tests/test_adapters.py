@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Linear
+from conftest import Linear, needs
 from test_attack_contract import RADII, Counted, attack_digits
 from torch import Tensor, nn
 
@@ -176,6 +176,7 @@ def global_noise() -> tuple[object, ...]:
     return torch.get_rng_state().tolist(), np.asarray(numpy[1]).tolist(), random.getstate()
 
 
+@needs("torchattacks", "art", "foolbox")
 @pytest.mark.parametrize("name", ["torchattacks:CW", "art:HopSkipJump", "foolbox:LinfPGD"])
 def test_alone_nothing_depends_on_the_batch(name: str, net: nn.Module, five: tuple[Tensor, Tensor]) -> None:
     options = {**QUICK.get(name, {}), "group": 1}
@@ -193,6 +194,7 @@ def test_alone_nothing_depends_on_the_batch(name: str, net: nn.Module, five: tup
         assert not torch.equal(other.x_adv, together.x_adv)
 
 
+@needs("torchattacks")
 def test_passes_are_split_over_the_samples_of_a_group(net: nn.Module, five: tuple[Tensor, Tensor]) -> None:
     x, y = five
     pgd = attack_digits(make_attack("torchattacks:PGD", steps=7), net, x, y, "linf")
@@ -205,6 +207,7 @@ def test_passes_are_split_over_the_samples_of_a_group(net: nn.Module, five: tupl
     assert torch.equal(alone.backwards, together.backwards)
 
 
+@needs("torchattacks", "art", "foolbox")
 @pytest.mark.parametrize("budget", [1, 2, 9, 40])
 def test_the_budget_holds_and_keeps_what_was_found(
     budget: int, net: nn.Module, five: tuple[Tensor, Tensor]
@@ -235,6 +238,7 @@ def test_access_is_enforced(net: nn.Module, five: tuple[Tensor, Tensor]) -> None
     assert torch.equal(decision, nn.functional.one_hot(score.argmax(1), 10).float())
 
 
+@needs("art", "foolbox")
 def test_the_minimal_perturbation_of_a_linear_model_in_another_box() -> None:
     weight, x = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.0, 0.0], [-2.0, 1.0, 1.0]]), torch.zeros(1, 3)
     model, y = Linear(weight, torch.tensor([0.0, -0.5, -2.0])), torch.tensor([0])
@@ -248,6 +252,7 @@ def test_the_minimal_perturbation_of_a_linear_model_in_another_box() -> None:
         assert oracle.ledger.broken.all()
 
 
+@needs("torchattacks", "art", "foolbox")
 def test_names_and_options_that_do_not_exist() -> None:
     for name, meant in (("torchattacks:PDG", "torchattacks:PGD"), ("torchatacks:PGD", "torchattacks:PGD"),
                         ("art:squareattack", "art:SquareAttack"), ("foolbox:LinfPDG", "foolbox:LinfPGD")):  # fmt: skip
@@ -332,6 +337,7 @@ def test_every_attack_of_the_library_is_offered_or_refused_with_a_reason(library
     assert set(library.peers) <= set(there)
 
 
+@needs("torchattacks", "foolbox")
 def test_the_report_says_whose_attack_it_was(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     suite = ["fgsm", {"name": "torchattacks:PGD", "steps": 5}, {"name": "foolbox:LinfPGD", "group": 1}]
     report = robust.evaluate(net, digits, threat="linf:0.1", suite=suite, device="cpu", cascade=False)
@@ -347,6 +353,7 @@ def test_the_report_says_whose_attack_it_was(net: nn.Module, digits: tuple[Tenso
     assert theirs["backwards"] == 5 * theirs["attacked"]
 
 
+@needs("torchattacks", "foolbox")
 def test_a_sweep_takes_them_by_name(tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(
         'data = "builtin:digits"\ntrain = "builtin:digits:train"\nlimit = 30\nthreats = ["linf:0.1"]\n'
@@ -364,6 +371,7 @@ def test_a_sweep_takes_them_by_name(tmp_path: Path) -> None:
         run_sweep(load_config(tmp_path / "plan.toml"), tmp_path / "out", device="cpu")
 
 
+@needs("torchattacks", "art")
 def test_the_command_line_takes_them_by_name(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -183,6 +183,29 @@ def test_who_rests_hops_though_all_others_break_in_the_ascent(net: nn.Module, di
             assert torch.equal(spent(pair), alone[pair])
 
 
+class Cliff(nn.Module):
+    """Above .5 it is another class; the slope leads there from beyond .3 alone, and the other way from below."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = x.flatten(1)[:, 0]
+        gap = torch.where(value > 0.3, value - 0.5, -value - 1)
+        return torch.stack([torch.zeros_like(gap), gap], 1)
+
+
+def test_inward_ascents_begin_at_the_break_that_is_known() -> None:
+    x, y, threat = torch.full((2, 1, 1, 1), 0.1), torch.zeros(2, dtype=torch.int64), Threat("l2", "0.45")
+    gaps = torch.tensor([[-torch.inf, -1.1]] * 2)
+    near = torch.tensor([0.7, 0.1]).view(2, 1, 1, 1)  # of the second sample none is known: its own point
+    attack = BasinHopping(**ONE_STEP | {"steps": 5, "hops": 0, "inward": True})
+    assert attack.begins_at_break
+    with Target(Cliff(), device="cpu") as target:
+        oracle = Oracle(target, x, y, torch.arange(2), threat, prior=Prior(gaps, gaps[:, 1], near))
+        attack(oracle)
+    assert oracle.ledger.broken.tolist() == [True, False]
+    assert int(oracle.ledger.forwards[0]) == 1  # .55, where the known break enters the ball
+    assert not bool(searched(BasinHopping(**ONE_STEP), Cliff(), x, y, threat).ledger.broken.any())
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -14,12 +14,12 @@ from toy import ENOUGH
 
 import robust
 from robust.attacks import FGSM, PGD, Attack, SigmaZero
-from robust.diagnose import CHECKS, checks_page, review, review_passes
+from robust.diagnose import CHECKS, Subject, checks_page, review, review_passes
 from robust.errors import InputError
 from robust.report import Report
 from robust.run import Run, Settings
 from robust.sources import as_samples, load_data
-from robust.suites import Stage
+from robust.suites import Stage, resolve
 from robust.target import Target
 from robust.threat import Threat
 from robust.transforms import JPEG
@@ -208,6 +208,31 @@ def test_an_honest_model_passes_the_checks_that_search(
     assert report.verdicts.status.equals(plain.verdicts.status)
 
 
+@pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.5"])
+def test_the_longest_search_of_standard_is_traced(
+    threat: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Whichever way it asks: without a trace `not-converged` has nothing to judge."""
+    x, y = digits[0][:8], digits[1][:8]
+    attacks = [stage.attack for stage in resolve("standard", Threat.parse(threat))[1]]
+    with Target(net, device="cpu") as target:
+        subject = Subject(
+            target,
+            Threat.parse(threat),
+            x,
+            y,
+            torch.arange(8),
+            torch.ones(8, dtype=torch.bool),
+            attacks,
+            8,
+            0,
+        )
+        assert subject.longest is not None
+        trace = subject.trace(subject.longest, torch.arange(8))
+    assert len(trace) >= subject.longest.steps  # type: ignore[attr-defined]
+    assert bool((trace[1:] >= trace[:-1]).all())
+
+
 def test_points_that_the_search_passed_over_are_told(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     """A search copy that takes for misclassified what the model does not: every claim is denied."""
     run = Run(
@@ -251,10 +276,16 @@ def test_what_stands_after_few_passes_proves_little(
 
 
 def test_two_samples_that_stand_after_few_passes_are_told_with_one_of_them_not() -> None:
-    few = pd.DataFrame({"status": ["survived"] * 2 + ["broken"] * 8, "forwards": 30, "backwards": 19})
+    few = pd.DataFrame(
+        {"status": ["survived"] * 2 + ["broken"] * 8, "forwards": 30, "backwards": 19}
+        | {"label": 2, "prediction": 2, "prediction_adv": 0}
+    )
     assert [finding.check for finding in review_passes(few, 1)] == ["short-search"]
     assert review_passes(few.assign(backwards=20), 1) == []
     assert review_passes(few[1:], 1) == []
+    two = few.assign(label=1, prediction=1)  # one boundary to search
+    assert review_passes(two, 1) == []
+    assert review_passes(two.assign(backwards=4), 1) != []
     assert review_passes(few.assign(forwards=300, backwards=190), 10) != []  # ten draws are one answer
     assert review_passes(pd.concat([few, few[2:].sample(40, replace=True)]), 1) == []  # 2 of 50
 

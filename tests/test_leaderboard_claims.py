@@ -225,13 +225,13 @@ def test_a_suite_that_changes_has_a_version_of_its_own() -> None:
 
 
 def _listed(stage: Stage) -> AttackInfo:
-    attack, selection = stage.attack, {key: value for key, value in vars(stage).items() if key != "attack"}
+    attack = stage.attack
     counts = dict.fromkeys(("attacked", "broke", "survived", "forwards", "backwards"), 0)
     return AttackInfo(
         name=attack.name,
         label=attack.label,
         parameters=attack.parameters,
-        selection=selection,
+        selection=stage.selection,
         seconds=0,
         **counts,
     )

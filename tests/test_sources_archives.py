@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,7 +21,7 @@ import robust
 from robust.errors import DataError, UnknownNameError
 from robust.sources import Preprocessing, Samples, as_samples, load_data, spool
 from robust.sources.archives import shards
-from robust.sources.spool import Kept, Spool
+from robust.sources.spool import Kept, Slots, Spool
 
 COLOUR = np.random.default_rng(7).integers(0, 256, (6, 9, 8, 3), dtype=np.uint8)
 LABELS = [0, 1, 2, 0, 1, 2]
@@ -233,6 +235,39 @@ def test_kept_rows_come_back_in_order() -> None:
     assert numbers.tolist() == [1, 3, 5]
     assert rows.squeeze(1).tolist() == [1, 3, 5]
     assert Kept("x").finish((2, 3))[1].shape == (0, 2, 3)
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 24])
+@given(
+    writes=st.lists(
+        st.dictionaries(st.integers(0, 6), st.floats(-1e6, 1e6, width=32), max_size=4), max_size=6
+    )
+)
+def test_slots_give_back_what_was_written_last(memory: int, writes: list[dict[int, float]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool, "IN_MEMORY", memory)
+        slots, expected = Slots("x", 7, (2, 3)), dict[int, float]()
+        for write in writes:
+            values = torch.tensor(list(write.values()), dtype=torch.float32)
+            rows = values.view(-1, 1, 1).expand(-1, 2, 3)
+            slots.put(torch.tensor(list(write), dtype=torch.int64), rows)
+            expected |= write
+        filled = slots.filled.nonzero().squeeze(1)
+        assert set(filled.tolist()) == set(expected)
+        taken = slots.take(filled.flip(0))
+        assert taken.shape == (len(expected), 2, 3)
+        assert taken.amin((1, 2)).tolist() == taken.amax((1, 2)).tolist()
+        assert taken[:, 0, 0].tolist() == [expected[i] for i in filled.flip(0).tolist()]
+
+
+def test_slots_without_room_on_the_disk_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(spool, "IN_MEMORY", 0)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(DataError, match=r"points: 0 MiB do not fit into .*No space left.*TMPDIR"):
+        Slots("points", 4, (3,)).put(torch.tensor([1]), torch.ones(1, 3))
 
 
 def test_no_room_on_the_disk_is_said_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import robust
-from robust.attacks import FAB, FGSM
+from robust.attacks import FAB, FGSM, Attack
+from robust.oracle import Access, Oracle
 from robust.run import Run, Settings
-from robust.sources import as_samples
+from robust.sources import as_samples, spool
 from robust.suites import SUITES, Stage, resolve
 from robust.target import Target
 from robust.threat import Threat
@@ -25,7 +29,7 @@ def test_the_default_suite_works_for_every_norm_it_claims(
     assert 0 < report.statuses["survived"] < report.clean_correct
 
 
-@pytest.mark.parametrize(("norm", "passes"), [("linf", 11 + 11 + 28), ("l2", 11 + 23 + 53)])
+@pytest.mark.parametrize(("norm", "passes"), [("linf", 11 + 11 + 28), ("l2", 8 + 12 + 6 + 12 + 53)])
 def test_what_is_far_from_its_boundary_costs_little(
     norm: str, passes: int, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
@@ -79,8 +83,89 @@ def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tupl
         Stage(FGSM()), cascade=True
     )  # no minimum-norm search: it says nothing of who was settled early
     assert set(chosen(longer=(31, 9, 9))) == set(standing(range(5))) & set(chosen())
-    run.attack(Stage(FAB(steps=1, targets=1)), cascade=True)
-    assert chosen(longer=(31, 9, 9)) == []
+    run.attack(Stage(FAB(steps=1, targets=1)), cascade=True)  # the longest search counts, not the latest
+    assert set(chosen(longer=(31, 9, 9))) == set(standing(range(5))) & set(chosen())
+
+
+def test_stages_choose_by_where_gradients_mislead(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    """A break at twice eps says half of the margin; searches inside that are left with more of it are behind."""
+    run = Run(
+        Target(net, device="cpu"), as_samples(digits, bounds=(0.0, 1.0)), Threat("l2", "0.1"), Settings()
+    )
+    with run.target:
+        run.look()
+    run.reach[:10] = 0.2
+    run.gaps[:5] *= 0.55
+    right = (run.prediction == run.samples.y).nonzero().squeeze(1).tolist()
+
+    def chosen(**choice: object) -> list[int]:
+        return run._chosen(Stage(FGSM(), **choice), cascade=True).nonzero().squeeze(1).tolist()  # type: ignore[arg-type]
+
+    assert chosen(behind=0.3) == [i for i in right if 5 <= i < 10]
+    assert chosen(behind=0.01) == [i for i in right if i < 10]
+    assert chosen(within=3, unless_behind=0.3) == [i for i in right if i < 5]
+    assert chosen(unless_behind=0.3) == [i for i in right if not 5 <= i < 10]
+    run.attack(Stage(FAB(steps=3, targets=1)), cascade=True)
+    assert set(chosen(closer=True)) == {i for i in chosen() if run.reach[i] < (0.2 if i < 10 else 9)}
+    run.attack(Stage(FGSM(), near=-1.0), cascade=True)  # shown to none: nothing came closer
+    assert chosen(closer=True) == []
+
+
+class _Corner(nn.Module):
+    """Another class where either of two values is over .6."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gap = x.flatten(1).amax(1) - 0.6
+        return torch.stack([torch.zeros_like(gap), gap], 1)
+
+
+@dataclass(frozen=True)
+class _Asks(Attack):
+    """Asks about one point, and notes where it was told to begin."""
+
+    name: ClassVar[str] = "asks"
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
+    access: ClassVar[Access] = "score"
+    paper: ClassVar[str] = "-"
+    stays_inside: ClassVar[bool] = False  # type: ignore[misc]
+    began: ClassVar[list[list[float]]] = []
+    at: tuple[float, float] = (0, 0)
+    begins_at_break: bool = False  # type: ignore[assignment]
+
+    def run(self, oracle: Oracle) -> Tensor:
+        self.began.extend(oracle.start.flatten(1).tolist())
+        oracle.logits(torch.tensor(self.at).view(1, 1, 1, 2).expand_as(oracle.x).clone())
+        return oracle.x
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 24])
+@pytest.mark.parametrize("farther_first", [True, False])
+@pytest.mark.parametrize("cascade", [True, False])
+def test_a_search_begins_at_the_nearest_break_that_earlier_stages_saw(
+    memory: int, farther_first: bool, cascade: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "IN_MEMORY", memory)
+    _Asks.began.clear()
+    near, far = (
+        _Asks((0.65, 0.25)),
+        _Asks((0.25, 0.75)),
+    )  # .4 and .5 from the first sample, over .6 from the second
+    suite = [*([far, near] if farther_first else [near, far]), _Asks(begins_at_break=True)]
+    x = torch.tensor([[0.25, 0.25], [0.0, 0.0]]).view(2, 1, 1, 2)
+    run = Run(
+        Target(_Corner(), device="cpu"), as_samples((x, torch.zeros(2, dtype=torch.int64)), bounds=(0.0, 1.0)),
+        Threat("l2", "0.2"), Settings(),
+        stages=[Stage(attack, within=2.6 if attack.begins_at_break else None) for attack in suite],
+    )  # fmt: skip
+    with run.target:
+        run.look()
+        for attack in suite:
+            run.attack(Stage(attack), cascade=cascade)
+    first = [0.45, 0.25] if cascade else [0.25, 0.25]  # alone, an attack starts from nothing
+    found = {round(sum(point), 4): point for point in _Asks.began[-2:]}
+    assert found[round(sum(first), 4)] == pytest.approx(first)
+    assert found[0.0] == [0.0, 0.0]  # too far to be kept
+    assert sorted(_Asks.began[:4]) == [[0.0, 0.0]] * 2 + [[0.25, 0.25]] * 2
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

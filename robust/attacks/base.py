@@ -51,6 +51,11 @@ class Attack(ABC):
         return not self.minimum_norm
 
     @property
+    def begins_at_break(self) -> bool:
+        """Whether it begins at the nearest adversarial point that attacks before it saw beyond the threat."""
+        return False
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """All parameters with their effective values."""
         return asdict(self)

@@ -45,6 +45,8 @@ class BasinHopping(Attack):
         hope: after two hops, a sample goes on while its best gap is within so many times what the last three gained, > 0;
             within a hundredth of its clean margin it goes on for six more; its chains do so together. None: to the last hop.
         momentum: weight of the new step against the previous move, in (0, 1].
+        inward: ascents begin at the nearest adversarial point that earlier attacks saw beyond the threat, brought inside,
+            and at x where they saw none, with steps half as long; without, at a random point.
     """
 
     name: ClassVar[str] = "basin-hopping"
@@ -65,6 +67,7 @@ class BasinHopping(Attack):
     near: float | None = 0.3
     hope: float | None = 3.0
     momentum: float = 0.75
+    inward: bool = False
 
     def __post_init__(self) -> None:
         if (
@@ -91,6 +94,10 @@ class BasinHopping(Attack):
     def stays_inside(self) -> bool:
         """Whether every visited point lies in the threat set."""
         return max(self.radii) <= 1
+
+    @property
+    def begins_at_break(self) -> bool:
+        return self.inward
 
     @property
     def _pushes(self) -> tuple[float, ...]:
@@ -131,9 +138,9 @@ class BasinHopping(Attack):
 
     def _start(self, oracle: Oracle, s: State, rank: int) -> None:
         streams = oracle.random("start", rank)
-        s.x_adv = random_start(oracle.x, oracle.threat, streams)
+        s.x_adv = oracle.start if self.inward else random_start(oracle.x, oracle.threat, streams)
         diversify(oracle, s, self.odi_steps, streams, self.radii[0])
-        self._ascend(oracle, s, self.steps, self.radii, size=2.0)
+        self._ascend(oracle, s, self.steps, self.radii, size=1.0 if self.inward else 2.0)
 
     def _hopeless(self, s: State) -> Tensor:
         """Rows that what they gained of late will not bring over their boundary."""

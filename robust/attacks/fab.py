@@ -108,7 +108,7 @@ class FAB(Attack):
             return likeliest[:, : max(self.targets, 1)], classes
         done = torch.cat([oracle.y[:, None], likeliest[:, : self.skip]], 1)
         nearest = oracle.gaps.scatter(1, done, -torch.inf).argsort(1, descending=True)
-        return nearest[:, : min(self.targets, classes - 1) - self.skip], classes
+        return nearest[:, : max(0, min(self.targets, classes - 1) - self.skip)], classes
 
     def _search(self, oracle: Oracle, s: State) -> None:
         s.least = s.mark = torch.full_like(oracle.y, torch.inf, dtype=oracle.x.dtype)

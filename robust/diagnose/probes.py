@@ -111,7 +111,12 @@ class _Tracing(Oracle):
         self.margins: list[Tensor] = []
 
     def gradient(self, x_adv: Tensor, loss: Callable[..., Tensor], *columns: Tensor) -> Evaluation:
-        out = super().gradient(x_adv, loss, *columns)
+        return self._noted(super().gradient(x_adv, loss, *columns))
+
+    def slope(self, x_adv: Tensor, weights: Tensor) -> Evaluation:
+        return self._noted(super().slope(x_adv, weights))
+
+    def _noted(self, out: Evaluation) -> Evaluation:
         self.margins.append(self.ledger.margin.clone())
         return out
 

@@ -11,6 +11,7 @@ from robust.diagnose import checks as named
 from robust.diagnose.checks import Finding
 
 _FEW: Final = 50  # passes
+_FEW_OF_TWO: Final = 35  # where there is one boundary to search
 
 
 def review_passes(verdicts: pd.DataFrame, draws: int) -> list[Finding]:
@@ -22,10 +23,12 @@ def review_passes(verdicts: pd.DataFrame, draws: int) -> list[Finding]:
     """
     standing = verdicts[verdicts["status"] == "survived"]
     spent = (standing["forwards"] + standing["backwards"]) / draws
-    few = int((spent < _FEW).sum())
+    classes = verdicts[["label", "prediction", "prediction_adv"]].to_numpy().max(initial=0) + 1
+    least = _FEW if classes > 2 else _FEW_OF_TWO
+    few = int((spent < least).sum())
     if few < max(2, 0.05 * len(verdicts)):
         return []
-    most = int(spent[spent < _FEW].max())
+    most = int(spent[spent < least].max())
     return [
         named.SHORT_SEARCH.finding(f"{few} of {len(verdicts)} samples stand after {most} passes or fewer")
     ]

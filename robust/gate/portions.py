@@ -114,7 +114,7 @@ def search(
     stage = before = 0
     for n in sizes:
         start = time.perf_counter()
-        run = Run(target, samples.take(slice(before, n)), plan.threat, settings, samples)
+        run = Run(target, samples.take(slice(before, n)), plan.threat, settings, samples, stages=plan.stages)
         with naming_failures():
             run.look(runs[-1] if runs else None)
         runs.append(run)
@@ -128,6 +128,7 @@ def search(
                 break
         else:
             outcome = "undecided" if _errors(runs) else rule.decide(_standing(runs), n)
+        run.forget_breaks()
         before = n
         seconds.append(time.perf_counter() - start)
         if outcome != "undecided" or _errors(runs):

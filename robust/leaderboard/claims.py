@@ -122,7 +122,5 @@ def _said(entry: AttackInfo) -> tuple[Any, ...]:
 def _made(stage: Stage, entry: AttackInfo) -> tuple[Any, ...]:
     """A stage as a record would say it; who is let at it only where this record says so."""
     attack = stage.attack
-    selection = {key: value for key, value in vars(stage).items() if key != "attack"}
-    return (
-        attack.name, attack.label, as_json(attack.parameters), as_json(selection) if entry.selection else {},
-    )  # fmt: skip
+    selection = as_json(stage.selection) if entry.selection else {}
+    return attack.name, attack.label, as_json(attack.parameters), selection

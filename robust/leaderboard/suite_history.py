@@ -148,4 +148,22 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "linf": "4adcc59782323a72cff5da2926ba4722",
         "l2": "4adcc59782323a72cff5da2926ba4722",
     },
+    ("standard", 11): {
+        "linf": "acfbedd209e51245d8ccc173b217592f",
+        "l2": "aa8c8a6b855e2f34786f8fdc2d7a9ea8",
+        "l1": "52a17a659d48d446c55ff821f702912d",
+        "l0": "9e1374f975e3098c9aedfb6e5c263916",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "6037904ea7a7cf5ab285ab5b95621f45",
+    },
+    ("thorough", 11): {
+        "linf": "be4ce4c6d3bf547ee355d41a2a8aa948",
+        "l2": "89569c40ffc2b7266a654a8ad8828a2c",
+        "l1": "d0b3c65a631277468b10e625402e1e96",
+        "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "6037904ea7a7cf5ab285ab5b95621f45",
+    },
 }

@@ -7,7 +7,9 @@ import math
 import mmap
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Final
 
@@ -133,10 +135,7 @@ class Spool:
                 self._parts = []
             self._file.write(raw)
         except OSError as e:
-            raise DataError(
-                f"{self._name}: {self._bytes >> 20} MiB do not fit into {tempfile.gettempdir()} ({e}); set the "
-                "variable TMPDIR to a folder with more room, or use --limit"
-            ) from e
+            raise _no_room(self._name, self._bytes, e) from e
 
     def _check_room(self, expected: int) -> None:
         check_size(self._name, expected, DATA_BYTES, DataError)
@@ -172,6 +171,69 @@ class Kept:
         numbers, order = torch.cat(self._numbers).sort()
         stored = self._spool.finish()
         return numbers, gathered(stored.rows, order, stored.pages, self._name).rows
+
+
+class Slots:
+    """A float32 row each for some of `count` numbers, which may be written again; on disk where all would outgrow memory.
+
+    Args:
+        name: of what is kept, for errors.
+        count: numbers are below it.
+        shape: of a row.
+    """
+
+    def __init__(self, name: str, count: int, shape: tuple[int, ...]) -> None:
+        self._name, self._shape = name, shape
+        self._bytes = 4 * math.prod(shape)
+        self.filled = torch.zeros(count, dtype=torch.bool)  # (count,): which have a row
+        self._rows: Tensor | None = None
+        self._file: IO[bytes] | None = None
+        if count * self._bytes <= IN_MEMORY:
+            self._rows = torch.empty(count, *shape)
+
+    def put(self, numbers: Tensor, rows: Tensor) -> None:
+        """Write rows (n, *shape) under numbers (n,).
+
+        Raises:
+            DataError: no room on the disk.
+        """
+        self.filled[numbers] = True
+        if self._rows is not None:
+            self._rows[numbers] = rows
+            return
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="robust-")  # noqa: SIM115 - closed with the slots
+                weakref.finalize(self, _close, self._file)
+            for number, row in zip(numbers.tolist(), rows.contiguous(), strict=True):
+                self._file.seek(number * self._bytes)
+                self._file.write(row.numpy().data)
+            self._file.flush()
+        except OSError as e:
+            raise _no_room(self._name, int(self.filled.sum()) * self._bytes, e) from e
+
+    def take(self, numbers: Tensor) -> Tensor:
+        """The rows under numbers (n,), all of them filled: (n, *shape)."""
+        if self._rows is not None:
+            return self._rows[numbers]
+        rows = torch.empty(len(numbers), *self._shape)
+        for number, row in zip(numbers.tolist(), rows, strict=True):
+            assert self._file is not None
+            self._file.seek(number * self._bytes)
+            row.view(-1).copy_(torch.frombuffer(bytearray(self._file.read(self._bytes)), dtype=torch.float32))
+        return rows
+
+
+def _close(file: IO[bytes]) -> None:
+    with suppress(OSError):  # what would not go onto a full disk
+        file.close()
+
+
+def _no_room(name: str, size: int, error: OSError) -> DataError:
+    return DataError(
+        f"{name}: {size >> 20} MiB do not fit into {tempfile.gettempdir()} ({error}); set the "
+        "variable TMPDIR to a folder with more room, or use --limit"
+    )
 
 
 def in_parts(rows: Tensor) -> Iterable[slice]:
