@@ -109,9 +109,9 @@ def standard(threat: Threat) -> list[Stage]:
     the best point of what came near, and random search. l2 (version 11): 7 steps on the margin, and FAB, which ends early
     where the surface is straight; ascents and hops from the nearest break outside brought into the ball, ascents from far
     outside inwards and FAB towards more classes where the two disagree or the boundary is near, and random search as a
-    probe. Most survivors cost 100 to 400 passes, against some 9,760 of AutoAttack. l1: APGD, which comes in from
-    three times the radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the
-    leading class and the nearest ones. spatial and corruptions: all there are. patch: noise, and ascent at ten
+    probe. A survivor costs some tens to some hundreds of passes, the more the nearer it is, against some 9,760 of
+    AutoAttack. l1: APGD, which comes in from three times the radius, on two losses and on five classes, and FAB. l0:
+    sigma-zero and FMN, against the leading class and the nearest ones. spatial and corruptions: all there are. patch: noise, and ascent at ten
     places.
     """
     if threat.norm in _FAMILIES:
@@ -167,17 +167,8 @@ _FAR: Final = BasinHopping(
 _NEARER: Final = BasinHopping(steps=30, targets=2, worth=0.5, near=0.2)
 # From the nearest break outside, brought into the ball: where it stands tells what gradients inside do not.
 _INWARD: Final = BasinHopping(
-    inward=True,
-    steps=10,
-    targets=1,
-    odi_steps=0,
-    radii=(1,),
-    near=0.25,
-    hops=8,
-    hop_steps=6,
-    hop_odi_steps=1,
-    hope=4,
-)
+    inward=True, steps=10, targets=1, odi_steps=0, radii=(1,), near=0.25, hops=8, hop_steps=6, hop_odi_steps=1, hope=4
+)  # fmt: skip
 _FROM_BREAK: Final = Stage(_INWARD, within=1.4)
 _FROM_CLOSER: Final = Stage(_INWARD, within=1.5, closer=True)
 _TO_BOUNDARY: Final = FAB(steps=60, targets=1, overshoot=1.1, backward=0.8, hope=4, reuse=True)
@@ -187,8 +178,8 @@ _SECOND: Final = replace(_TO_BOUNDARY, targets=2, skip=1)
 # As in the paper: less far over the plane, and drawn back less after a step; finer, for what is near.
 _FINER: Final = replace(_TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backward=0.9, abreast=True)
 _PROBE: Final = Square(queries=100, proposals=4)
-# Of _TO_BOUNDARY ten steps, 23 passes and one to judge, are enough where surfaces are nearly straight. Where it goes on and neither its
-# breaks nor the margin come near, ascents from far find nothing.
+# Of _TO_BOUNDARY ten steps, 23 passes and one to judge, are enough where surfaces are nearly straight. Where it goes on
+# and neither its breaks nor the margin come near, ascents from far find nothing.
 _UNSETTLED: Final = (24, 0.7, 1.5)
 
 

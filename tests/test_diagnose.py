@@ -216,17 +216,8 @@ def test_the_longest_search_of_standard_is_traced(
     x, y = digits[0][:8], digits[1][:8]
     attacks = [stage.attack for stage in resolve("standard", Threat.parse(threat))[1]]
     with Target(net, device="cpu") as target:
-        subject = Subject(
-            target,
-            Threat.parse(threat),
-            x,
-            y,
-            torch.arange(8),
-            torch.ones(8, dtype=torch.bool),
-            attacks,
-            8,
-            0,
-        )
+        survived = torch.ones(8, dtype=torch.bool)
+        subject = Subject(target, Threat.parse(threat), x, y, torch.arange(8), survived, attacks, 8, 0)
         assert subject.longest is not None
         trace = subject.trace(subject.longest, torch.arange(8))
     assert len(trace) >= subject.longest.steps  # type: ignore[attr-defined]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -52,17 +53,28 @@ def test_two_classes_are_enough(norm: str, net: nn.Module, digits: tuple[Tensor,
     assert report.statuses["error"] == 0
 
 
-def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+def looked_at(net: nn.Module, digits: tuple[Tensor, Tensor]) -> Run:
+    """A run whose samples are classified, and attacked with nothing yet."""
     run = Run(
         Target(net, device="cpu"), as_samples(digits, bounds=(0.0, 1.0)), Threat("l2", "0.1"), Settings()
     )
     with run.target:
         run.look()
+    return run
+
+
+def chosen_of(run: Run, **choice: Any) -> list[int]:
+    """Positions of the samples that a stage with these conditions is to see."""
+    found: list[int] = run._chosen(Stage(FGSM(), **choice), cascade=True).nonzero().squeeze(1).tolist()
+    return found
+
+
+def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    run = looked_at(net, digits)
     run.reach[:20], run.reach[20:40] = 0.105, 0.5  # of the others no break was seen
     right = run.prediction == run.samples.y
 
-    def chosen(**choice: object) -> list[int]:
-        return run._chosen(Stage(FGSM(), **choice), cascade=True).nonzero().squeeze(1).tolist()  # type: ignore[arg-type]
+    chosen = partial(chosen_of, run)
 
     def standing(*ranges: range) -> list[int]:
         return [i for part in ranges for i in part if right[i]]
@@ -89,17 +101,12 @@ def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tupl
 
 def test_stages_choose_by_where_gradients_mislead(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     """A break at twice eps says half of the margin; searches inside that are left with more of it are behind."""
-    run = Run(
-        Target(net, device="cpu"), as_samples(digits, bounds=(0.0, 1.0)), Threat("l2", "0.1"), Settings()
-    )
-    with run.target:
-        run.look()
+    run = looked_at(net, digits)
     run.reach[:10] = 0.2
     run.gaps[:5] *= 0.55
     right = (run.prediction == run.samples.y).nonzero().squeeze(1).tolist()
 
-    def chosen(**choice: object) -> list[int]:
-        return run._chosen(Stage(FGSM(), **choice), cascade=True).nonzero().squeeze(1).tolist()  # type: ignore[arg-type]
+    chosen = partial(chosen_of, run)
 
     assert chosen(behind=0.3) == [i for i in right if 5 <= i < 10]
     assert chosen(behind=0.01) == [i for i in right if i < 10]
@@ -149,7 +156,7 @@ def test_a_search_begins_at_the_nearest_break_that_earlier_stages_saw(
     near, far = (
         _Asks((0.65, 0.25)),
         _Asks((0.25, 0.75)),
-    )  # .4 and .5 from the first sample, over .6 from the second
+    )  # .4 and .5 from the first sample, over .6 from the other
     suite = [*([far, near] if farther_first else [near, far]), _Asks(begins_at_break=True)]
     x = torch.tensor([[0.25, 0.25], [0.0, 0.0]]).view(2, 1, 1, 2)
     run = Run(
@@ -166,6 +173,34 @@ def test_a_search_begins_at_the_nearest_break_that_earlier_stages_saw(
     assert found[round(sum(first), 4)] == pytest.approx(first)
     assert found[0.0] == [0.0, 0.0]  # too far to be kept
     assert sorted(_Asks.began[:4]) == [[0.0, 0.0]] * 2 + [[0.25, 0.25]] * 2
+
+
+def test_what_begins_at_breaks_depends_on_neither_batch_order_nor_where_they_are_kept(
+    net: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = as_samples(digits, bounds=(0.0, 1.0)).limit(40)
+
+    def statuses(**options: Any) -> list[str]:
+        shown = options.pop("of", samples)
+        report = robust.evaluate(net, shown, threat="l2:0.5", device="cpu", precision="float32", **options)
+        begun = [entry["attacked"] for entry in report.attacks if entry["parameters"].get("inward")]
+        assert begun[0] > 0
+        return report.verdicts.sort_values("sample_id").status.tolist()  # type: ignore[no-any-return]
+
+    reference = statuses()
+    assert statuses(batch_size=3) == reference
+    assert statuses(of=samples.take(torch.arange(39, -1, -1))) == reference
+    monkeypatch.setattr(spool, "IN_MEMORY", 0)
+    assert statuses() == reference
+
+
+def test_two_classes_leave_nothing_to_a_search_of_others() -> None:
+    x, y = torch.tensor([[0.2, 0.2]]).view(1, 1, 1, 2), torch.zeros(1, dtype=torch.int64)
+    others = FAB(targets=6, skip=2)
+    (spent,) = robust.evaluate(_Corner(), (x, y), threat="l2:0.1", suite=[others], device="cpu").attacks
+    assert (spent["forwards"], spent["backwards"]) == (1, 0)
+    report = robust.evaluate(_Corner(), (x.repeat(8, 1, 1, 1), y.repeat(8)), threat="l2:0.01", device="cpu")
+    assert "short-search" not in {finding["check"] for finding in report.findings}
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
