@@ -49,8 +49,10 @@ NETS = {
     "mnist-b-l2": Net(f"{_NETS}mnist_b", "mnist", "l2:2", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), False),
     "cifar-trades-4": Net(f"{_NETS}cifar_small", "cifar", "linf:4/255", ("linf:2/255", "linf:4/255", "l2:0.25", "l2:0.5"), False, 12, defense="trades"),
     "cifar-cnn-8": Net(f"{_NETS}cifar_small", "cifar", "linf:8/255", ("linf:4/255", "linf:8/255", "l2:0.5", "l2:1"), False, 12),
-    "mnist-mart-.2": Net(f"{_NETS}mnist_b", "mnist", "linf:0.2", ("linf:0.2", "linf:0.25", "l2:1.5", "l2:2"), True, 12, defense="mart"),
-    "mnist-deep-l2": Net(f"{_NETS}mnist_deep", "mnist", "l2:1.5", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), True, 12),
+    "mnist-mart-.2": Net(f"{_NETS}mnist_b", "mnist", "linf:0.2", ("linf:0.2", "linf:0.25", "l2:1.5", "l2:2"), False, 12, defense="mart"),
+    "mnist-deep-l2": Net(f"{_NETS}mnist_deep", "mnist", "l2:1.5", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), False, 12),
+    "mnist-deep-trades-.2": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.2", ("linf:0.2", "linf:0.25", "l2:1.5", "l2:2"), True, 12, defense="trades"),
+    "mnist-mart-.3": Net("builtin:mnist-cnn", "mnist", "linf:0.3", ("linf:0.25", "linf:0.3", "l2:1.5", "l2:2"), True, 16, defense="mart"),
 }  # fmt: skip
 
 

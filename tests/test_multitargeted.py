@@ -43,6 +43,24 @@ def test_only_classes_that_came_near_are_run_against(net: nn.Module, digits: Dig
     assert torch.equal(oracle.ledger.backwards[live], 4 * near[live])
 
 
+def test_a_second_class_is_for_samples_that_came_near(net: nn.Module, digits: Digits) -> None:
+    x, y = correct(net, digits)
+    with torch.no_grad():
+        logits = net(x)
+    gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
+    came_near = torch.arange(len(x)) % 3 == 0
+    clean = gaps.amax(1) * torch.where(came_near, 2.0, 1.0)  # as if half the way was gone
+    attack = MultiTargeted(steps=3, odi_steps=1, targets=3, worth=0.7)
+    with Target(net, device="cpu") as target:
+        threat = Threat("linf", "0.000001")  # so small that no gap moves
+        oracle = Oracle(target, x, y, torch.arange(len(x)), threat, prior=Prior(gaps, clean))
+        attack(oracle)
+    live = ~oracle.ledger.broken
+    classes = torch.where(came_near, 3, 1)
+    assert len(set(classes[live].tolist())) == 2
+    assert torch.equal(oracle.ledger.forwards[live], 5 * classes[live])
+
+
 def test_points_outside_the_threat_do_not_count_as_near(net: nn.Module, digits: Digits) -> None:
     x, y = correct(net, digits)
     attack = MultiTargeted(steps=6, targets=2, odi_steps=1, radii=(30, 20, 1))

@@ -15,7 +15,7 @@ from robust.errors import InputError
 from robust.oracle import Oracle, State
 from robust.replayed import Replayed
 from robust.rng import Streams
-from robust.threat import Threat, project
+from robust.threat import Threat
 
 
 class Step(NamedTuple):
@@ -126,7 +126,7 @@ def _climbed_l2(
     goal = into_box_then_ball(goal, x, radius, bounds)
     if momentum is not None:
         goal = _carried(goal, at, previous, momentum)
-    return project(goal, x, "l2", radius, bounds)
+    return into_box_then_ball(goal, x, radius, bounds)
 
 
 def _carried(goal: Tensor, at: Tensor, previous: Tensor, momentum: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from robust.attacks.ascent import begin_ascent, check_radii, classes_in_turn, climb, diversify, schedule
@@ -33,6 +34,7 @@ class MultiTargeted(Attack):
         near: a class is run against only if its logit came within this share of the clean margin of the
             label's; None runs against all. Passes go to the samples nearest their boundary.
         least: classes that are run against however far they are.
+        worth: classes after the first only where the margin came within this share of the clean one; None for all.
         radii: radii to search in turn, in units of eps, the last being 1: starting outside and coming in
             finds what a search inside the ball does not, above all in l2.
         momentum: weight of the new step against the previous move, in (0, 1].
@@ -50,6 +52,7 @@ class MultiTargeted(Attack):
     random_start: bool = False
     near: float | None = None
     least: int = 0
+    worth: float | None = None
     radii: tuple[float, ...] = (1.0,)
     momentum: float = 0.75
 
@@ -72,12 +75,20 @@ class MultiTargeted(Attack):
         s = oracle.state()
         s.clean = oracle.clean_margin
         for rank in classes_in_turn(oracle, s, self.targets):
-            if self.near is not None and rank >= self.least:
-                oracle.rest(oracle.gaps.gather(1, s.aim).squeeze(1) < self.near * s.clean)
+            oracle.rest(self._too_far(oracle, s, rank))
             for restart in oracle.steps(self.restarts):
                 self._start(oracle, s, rank, restart)
                 self._ascend(oracle, s)
         return s.x_adv
+
+    def _too_far(self, oracle: Oracle, s: State, rank: int) -> Tensor:
+        """Rows, (N,) bool, that the class in turn is not for."""
+        far = torch.zeros_like(oracle.y, dtype=torch.bool)
+        if self.near is not None and rank >= self.least:
+            far |= oracle.gaps.gather(1, s.aim).squeeze(1) < self.near * s.clean
+        if self.worth is not None and rank:
+            far |= oracle.gaps.amax(1) < self.worth * s.clean
+        return far
 
     def _start(self, oracle: Oracle, s: State, rank: int, restart: int) -> None:
         streams = oracle.random("start", rank, restart)
