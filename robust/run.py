@@ -24,6 +24,7 @@ from robust.ledger import Ledger, Prior
 from robust.oracle import Oracle
 from robust.report import STATUSES
 from robust.rng import Streams
+from robust.selection import Known, meets
 from robust.sources import Samples
 from robust.sources.spool import Kept
 from robust.suites import Stage
@@ -265,43 +266,23 @@ class Run:
         return -(-left // -(-left // most))
 
     def _chosen(self, stage: Stage, *, cascade: bool) -> Tensor:
-        """The samples that a stage is to see, each by what is known of itself alone: (n,) bool."""
+        """The samples that a stage is to see: (n,) bool."""
         eligible = (self.status == SURVIVED) | (
             (self.status == BROKEN) & (self.settings.minimize or not cascade)
         )
-        reasons = self._reasons(stage)
-        if reasons:
-            near = torch.stack(reasons).any(0)
-            draw = Streams(self.settings.seed, self.samples.ids, ("probe",)).uniform((1,)).squeeze(1)
-            eligible &= near | (draw < stage.share)
-        if stage.unless_behind is not None:
-            eligible &= ~(self._behind > stage.unless_behind)
-        if stage.follows:
-            eligible &= self.rose
-        return eligible & self.closer if stage.closer else eligible
+        known = Known(
+            self.margin,
+            self.clean_margin,
+            self.reach / self.threat.radius,
+            self.spent,
+            self.rose,
+            self.closer,
+        )
+        return eligible & meets(stage, known, self._draw)
 
-    @property
-    def _behind(self) -> Tensor:
-        """By how much searches inside are behind of what the nearest point seen says of a straight surface: (n,)."""
-        straight = (1 - self.threat.radius / self.reach).clamp_min(0)  # broken ones are there, too
-        return (self.margin / self.clean_margin).clamp_min(0) - straight
-
-    def _reasons(self, stage: Stage) -> list[Tensor]:
-        """Of each condition that a stage sets, which samples meet it: (n,) bool."""
-        distance, share = self.reach / self.threat.radius, self.margin / self.clean_margin
-        behind = self._behind
-        conditions: list[tuple[float | None, Callable[[Any], Tensor]]] = [
-            (stage.near, lambda most: self.margin >= most * self.clean_margin),
-            (stage.within, lambda most: distance <= most),
-            (stage.beyond, lambda least: distance > least),
-            (stage.ahead, lambda least: behind < -least),
-            (stage.behind, lambda least: behind > least),
-        ]
-        met = [meets(value) for value, meets in conditions if value is not None]
-        if stage.longer is not None:
-            passes, most, multiple = stage.longer
-            met.append((self.spent > passes) & ((share <= most) | (distance <= multiple)))
-        return met
+    def _draw(self) -> Tensor:
+        """A random number in [0, 1) of each sample, whatever else is in the data: (n,)."""
+        return Streams(self.settings.seed, self.samples.ids, ("probe",)).uniform((1,)).squeeze(1)
 
     def _watch(self, attack: Attack, done: int, wave: int, total: int) -> Callable[[int], None] | None:
         """What shows progress within a wave of a long search that states its queries."""
