@@ -75,20 +75,21 @@ class MultiTargeted(Attack):
         s = oracle.state()
         s.clean = oracle.clean_margin
         for rank in classes_in_turn(oracle, s, self.targets):
-            oracle.rest(self._too_far(oracle, s, rank))
+            self._rest_the_far(oracle, s, rank)
             for restart in oracle.steps(self.restarts):
                 self._start(oracle, s, rank, restart)
                 self._ascend(oracle, s)
         return s.x_adv
 
-    def _too_far(self, oracle: Oracle, s: State, rank: int) -> Tensor:
-        """Rows, (N,) bool, that the class in turn is not for."""
-        far = torch.zeros_like(oracle.y, dtype=torch.bool)
+    def _rest_the_far(self, oracle: Oracle, s: State, rank: int) -> None:
+        """Let rows sit out that the class in turn is not for."""
+        far = []
         if self.near is not None and rank >= self.least:
-            far |= oracle.gaps.gather(1, s.aim).squeeze(1) < self.near * s.clean
+            far.append(oracle.gaps.gather(1, s.aim).squeeze(1) < self.near * s.clean)
         if self.worth is not None and rank:
-            far |= oracle.gaps.amax(1) < self.worth * s.clean
-        return far
+            far.append(oracle.gaps.amax(1) < self.worth * s.clean)
+        if far:
+            oracle.rest(torch.stack(far).any(0))
 
     def _start(self, oracle: Oracle, s: State, rank: int, restart: int) -> None:
         streams = oracle.random("start", rank, restart)
