@@ -190,7 +190,7 @@ def _l2() -> list[Stage]:
         Stage(_GLANCE),
         Stage(_SECOND, within=1.5, beyond=6, ahead=0.1, behind=0.25),
         # Where gradients inside see nothing, the boundary is found from outside or not at all.
-        Stage(replace(_TO_BOUNDARY, targets=6, skip=2), behind=0.55),
+        Stage(replace(_TO_BOUNDARY, targets=6, skip=2, abreast=True), behind=0.55),
         _FROM_BREAK,
         Stage(_FAR, near=0.4, within=1.2, beyond=5, ahead=0.1, longer=_UNSETTLED, unless_behind=0.15),
         _FROM_CLOSER,
@@ -198,7 +198,6 @@ def _l2() -> list[Stage]:
         Stage(_FINER, within=1.13, ahead=0.1),
         _FROM_CLOSER,
         Stage(replace(_FAR, near=0.15, hops=4), near=0.13, ahead=0.1),
-        _FROM_CLOSER,
         Stage(_MIFPE, near=0.1),
         Stage(_PROBE, near=0.03, share=0.03),
         _MOVED,

@@ -168,7 +168,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     },
     ("standard", 12): {
         "linf": "c246f9b0d6084f6959dbbe1e3990f13a",
-        "l2": "aa8c8a6b855e2f34786f8fdc2d7a9ea8",
+        "l2": "e922919a6c8ab49522a927c6d5cf6937",
         "l1": "52a17a659d48d446c55ff821f702912d",
         "l0": "9e1374f975e3098c9aedfb6e5c263916",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
@@ -177,7 +177,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     },
     ("thorough", 12): {
         "linf": "96ba77e8f488bb4c7788e9f8c5298ced",
-        "l2": "89569c40ffc2b7266a654a8ad8828a2c",
+        "l2": "e0f21751dedf4be15930748b7291fa88",
         "l1": "bb284754f1f78657d42d3ee9535766a2",
         "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
