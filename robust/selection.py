@@ -18,9 +18,7 @@ class Known:
 
     margin: Tensor  # the highest inside the threat
     clean_margin: Tensor
-    distance: (
-        Tensor  # of the nearest adversarial point seen, in or out of the threat, in radii; inf where none was
-    )
+    distance: Tensor  # of the nearest adversarial point seen anywhere, in radii; inf where none was
     spent: Tensor  # most passes of a minimum-norm attack
     rose: Tensor  # bool: the latest attack brought the margin nearer
     closer: Tensor  # bool: it saw an adversarial point nearer than those before
