@@ -375,7 +375,7 @@ class Oracle:
 
     def _visit(self, x_adv: Tensor) -> Tensor:
         self._pay(1, 0)
-        with torch.no_grad(), self._target.passing(len(self), gradient=False):
+        with torch.no_grad(), self._target.passing():
             if len(self) <= self._micro_batch:
                 logits = self._target.logits(x_adv)
             else:

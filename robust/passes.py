@@ -34,7 +34,7 @@ class Jacobian(NamedTuple):
 def differentiate(target: Target, loss: Callable[..., Tensor], x: Tensor, *columns: Tensor) -> Evaluation:
     """Gradient in x, (N, ...), of loss(logits, *columns), with its value by row."""
     x = x.detach().requires_grad_()
-    with target.passing(len(x), gradient=True):
+    with target.passing():
         with torch.enable_grad():
             logits = target.logits(x)
             value = loss(logits, *columns)
@@ -48,7 +48,7 @@ def weigh(target: Target, x: Tensor, weights: Tensor) -> Evaluation:
     if target.replay is not None and (replayed := target.replay(x, weights)) is not None:
         return Evaluation(*replayed)
     x = x.detach().requires_grad_()
-    with target.passing(len(x), gradient=True):
+    with target.passing():
         with torch.enable_grad():
             logits = target.logits(x)
         _require_graph(logits)
@@ -68,7 +68,7 @@ def slope_of(logits: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor
 def jacobian(target: Target, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Jacobian]:
     """Logits at x, (N, C), and the gaps of the `count` leading classes there with their gradients."""
     x = x.detach().requires_grad_()
-    with target.passing(len(x), gradient=True):
+    with target.passing():
         with torch.enable_grad():
             logits = target.retraceable.logits(x)
         _require_graph(logits)

@@ -19,7 +19,6 @@ from robust.breaks import Breaks
 from robust.diagnose import Check, Finding
 from robust.entries import new_entry
 from robust.errors import RobustError
-from robust.few_rows import few_rows
 from robust.ledger import Ledger, Prior
 from robust.oracle import Oracle
 from robust.report import STATUSES
@@ -159,8 +158,6 @@ class Run:
         if seen.blocked:
             self.search = engine.inward(self.search)
             self.engine = "inward" if self.engine == engine.PLAIN else f"{self.engine}, inward"
-        if self.target.device.type == "cpu":
-            self.search.few_rows = few_rows(self.search.model, x[0].numel())
 
     def _choose_engine(self, x: Tensor, y: Tensor) -> None:
         """The copy of the model to search with, where one is asked for or wins."""

@@ -9,59 +9,22 @@ stride x stride times as many channels, one group for each phase of the input gr
 from __future__ import annotations
 
 import inspect
-from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-_FEW_CHANNELS: Final = 16  # measured: with 64, oneDNN's own backward pass wins
 
-
-def quicken(model: nn.Module) -> list[nn.Conv2d]:
-    """Give the model's eligible convolutions the faster gradient.
-
-    Returns:
-        the modules that were changed, for `restore`.
-    """
-    changed = [module for module in model.modules() if type(module) is nn.Conv2d and _eligible(module)]
-    for conv in changed:
-        stride, padding = conv.stride[0], conv.padding[0]
-        phases = _Phases(stride)
-        conv._conv_forward = partial(_forward, phases=phases, padding=padding)  # type: ignore[arg-type, method-assign]
-    return changed
-
-
-def restore(changed: list[nn.Conv2d]) -> None:
-    """Take back what `quicken` did."""
-    for conv in changed:
-        conv.__dict__.pop("_conv_forward", None)
-
-
-def _eligible(module: nn.Conv2d) -> bool:
-    return (
-        "_conv_forward" not in vars(module)
-        and module.in_channels <= _FEW_CHANNELS
-        and module.groups == 1
-        and module.stride[0] == module.stride[1] > 1
-        and module.dilation == (1, 1)
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-        and module.padding[0] == module.padding[1]
-        and module.kernel_size[0] == module.kernel_size[1] >= module.stride[0]
-    )
-
-
-class _Phases:
+class Phases:
     """A kernel's phases, a plain kernel each, made once for as long as the weights stay what they are."""
 
     def __init__(self, stride: int) -> None:
         self.stride = stride
         self._of: tuple[Tensor, object, Tensor] | None = None
 
-    def __deepcopy__(self, _: object) -> _Phases:
-        return _Phases(self.stride)  # a copied model gets weights of its own
+    def __deepcopy__(self, _: object) -> Phases:
+        return Phases(self.stride)  # a copied model gets weights of its own
 
     def __call__(self, weight: Tensor) -> Tensor:
         state = weight._version, weight.dtype, weight.device
@@ -80,15 +43,9 @@ class _Phases:
         return phases.permute(1, 3, 5, 0, 2, 4).flip(4, 5).reshape(-1, out_channels, reach, reach)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, phases: _Phases, padding: int) -> Tensor:
-    slow = torch.backends.mkldnn.enabled  # PyTorch's own is not
-    if not slow or x.dim() != 4 or weight.requires_grad or not (x.requires_grad and torch.is_grad_enabled()):
-        return F.conv2d(x, weight, bias, phases.stride, padding)
-    out: Tensor = _StridedConv.apply(x, weight, bias, phases(weight), phases.stride, padding)
-    return out
+class StridedConv(torch.autograd.Function):
+    """A strided convolution, (N, C, H, W) -> (N, K, H', W'), whose input gradient is found by phases."""
 
-
-class _StridedConv(torch.autograd.Function):
     generate_vmap_rule = True  # models may use torch.func: vmap over samples, a gradient within forward
 
     @staticmethod
@@ -111,7 +68,7 @@ class _StridedConv(torch.autograd.Function):
 
 
 # torch asks for it at every call, which takes as long as a small convolution where it has to be worked out.
-_StridedConv.forward.__signature__ = inspect.signature(_StridedConv.forward)  # type: ignore[attr-defined]
+StridedConv.forward.__signature__ = inspect.signature(StridedConv.forward)  # type: ignore[attr-defined]
 
 
 def _input_gradient(gradient: Tensor, phases: Tensor, stride: int, padding: int, side: torch.Size) -> Tensor:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from robust import strided
+from robust import convolutions
 from robust.errors import InputError, ModelError, RobustError
-from robust.few_rows import FewRows, without_onednn
 
 if TYPE_CHECKING:
     from robust.sources.preprocess import Preprocessing
@@ -59,7 +58,6 @@ class Target:
     blur: float = (
         0.0  # how far logits may be off those of the model itself, of their spread: for copies of it
     )
-    few_rows: FewRows = FewRows()  # that go without oneDNN
     # A pass forward and backward at once, for copies that have it recorded: of x (N, ...) and weights (N, C) of the logits
     # the gradient, the value and the logits, as `Oracle.slope` has them; None for what it cannot take.
     replay: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor] | None] | None = None
@@ -110,12 +108,12 @@ class Target:
                 self._restore.append(lambda p=parameter: p.requires_grad_(True))  # type: ignore[misc]
                 parameter.requires_grad_(False)
         if self.device.type == "cpu":
-            self._restore.append(functools.partial(strided.restore, strided.quicken(self.model)))
+            self._restore.append(functools.partial(convolutions.restore, convolutions.quicken(self.model)))
         elif self.device.type == "cuda":
             _wake_autograd(self.device)
         if self.device.type == "cuda" and not self._tf32:
-            convolutions, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-            self._restore.append(_without_tf32(convolutions, getattr(convolutions, "conv", None)))
+            cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+            self._restore.append(_without_tf32(cudnn, getattr(cudnn, "conv", None)))
             self._restore.append(_without_tf32(matmul, matmul))
         return self
 
@@ -149,10 +147,9 @@ class Target:
         out = out.float()
         return out.clamp_min(_TINY).log() if self.probabilities else out
 
-    def passing(self, rows: int, *, gradient: bool) -> AbstractContextManager[None]:
-        """To be in for a pass of so many rows, with its gradient where it has one: it is quickest so."""
-        few = self.few_rows.gradient if gradient else self.few_rows.answer
-        return without_onednn() if rows * self.draws <= few else nullcontext()
+    def passing(self) -> AbstractContextManager[None]:
+        """To be in for a pass of a search: it is quickest so, and off by rounding from what the model alone answers."""
+        return convolutions.searching() if self.device.type == "cpu" else nullcontext()
 
     def searcher(self) -> Self:
         """The target that attacks are to ask: itself, unless judging takes more than searching."""

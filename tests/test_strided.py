@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robust import strided
+from robust import convolutions
 from robust.target import Target
 
 
@@ -30,7 +30,7 @@ def gradients(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Ten
     padding=st.integers(0, 4),
     height=st.integers(10, 21),
     width=st.integers(10, 21),
-    channels=st.sampled_from([1, 3, 16]),
+    channels=st.sampled_from([1, 3, 4]),
     bias=st.booleans(),
 )
 def test_gradient_is_autograds(
@@ -41,10 +41,10 @@ def test_gradient_is_autograds(
     conv.requires_grad_(False)
     x = torch.randn(2, channels, height, width, generator=generator, dtype=torch.float64)
     want = gradients(conv, x)
-    changed = strided.quicken(conv)
+    changed = convolutions.quicken(conv)
     assert changed == [conv]
     got = gradients(conv, x)
-    strided.restore(changed)
+    convolutions.restore(changed)
     assert torch.equal(got[0], want[0])
     assert torch.allclose(got[1], want[1], rtol=1e-10, atol=1e-10)
     assert got[1].is_contiguous()
@@ -54,9 +54,7 @@ def test_gradient_is_autograds(
 @pytest.mark.parametrize(
     "conv",
     [
-        nn.Conv2d(3, 4, 3),
         nn.Conv2d(3, 4, 1, stride=2),
-        nn.Conv2d(64, 4, 3, stride=2),
         nn.Conv2d(4, 4, 3, stride=2, groups=2),
         nn.Conv2d(3, 4, 3, stride=2, dilation=2),
         nn.Conv2d(3, 4, 3, stride=2, padding=1, padding_mode="reflect"),
@@ -66,12 +64,12 @@ def test_gradient_is_autograds(
     ],
 )
 def test_other_convolutions_are_left_alone(conv: nn.Module) -> None:
-    assert strided.quicken(conv) == []
+    assert convolutions.quicken(conv) == []
 
 
 def test_weights_that_are_trained_get_their_gradient() -> None:
     conv = nn.Conv2d(1, 2, 4, stride=2)
-    strided.quicken(conv)
+    convolutions.quicken(conv)
     conv(torch.rand(1, 1, 8, 8, requires_grad=True)).sum().backward()
     assert conv.weight.grad is not None
     assert float(conv.weight.grad.abs().sum()) > 0
@@ -80,7 +78,7 @@ def test_weights_that_are_trained_get_their_gradient() -> None:
 def test_second_derivatives_go_through() -> None:
     net = nn.Sequential(nn.Conv2d(1, 3, 4, stride=2, padding=1), nn.Tanh(), nn.Flatten()).double()
     net.requires_grad_(False)
-    strided.quicken(net)
+    convolutions.quicken(net)
     x = torch.rand(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(net, x)
 
@@ -118,7 +116,7 @@ def test_models_may_call_their_convolutions_in_any_way(use: str) -> None:
     conv = nn.Conv2d(1, 3, 4, stride=2, padding=1).double().requires_grad_(False)
     x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
     want = gradients(lambda x: FUNCTIONAL[use](conv, x), x)
-    strided.quicken(conv)
+    convolutions.quicken(conv)
     got = gradients(lambda x: FUNCTIONAL[use](conv, x), x)
     assert torch.allclose(got[0], want[0])
     assert torch.allclose(got[1], want[1])
