@@ -71,6 +71,15 @@ def _eligible(module: nn.Conv2d) -> bool:
     )
 
 
+def _elsewhere() -> bool:
+    """Whether it is others that say how to compute: no oneDNN, a precision of theirs, torch.func."""
+    return (
+        not torch.backends.mkldnn.enabled
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
 class _Quickest:
     """A module's `_conv_forward`."""
 
@@ -85,9 +94,7 @@ class _Quickest:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         stride, padding = self._stride, self._padding
-        # Without oneDNN, on one sample without a batch, within torch.func and where weights are trained: as it is.
-        slow = torch.backends.mkldnn.enabled and x.dim() == 4 and not weight.requires_grad
-        if not slow or torch._C._functorch.peek_interpreter_stack() is not None:
+        if weight.requires_grad or x.dim() != 4 or not len(x) or _elsewhere():
             return F.conv2d(x, weight, bias, stride, padding)
         backward = x.requires_grad and torch.is_grad_enabled()
         if x.dtype is torch.float32 and x.is_contiguous() and weight.is_contiguous():

@@ -104,6 +104,56 @@ def test_the_way_goes_by_shape_and_rows(
     assert net.seen[0].removesuffix("0").removesuffix("Backward") == way
 
 
+class Bfloat16(nn.Module):
+    """A model that computes in a precision of its own choice."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            out: Tensor = self.net(x)
+        return out.float()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("rows", [2, 300])
+def test_a_models_own_precision_stays(stride: int, rows: int) -> None:
+    torch.manual_seed(0)
+    model = Bfloat16(nn.Conv2d(3, 8, 4, stride=stride).requires_grad_(False))
+    x = torch.rand(rows, 3, 24, 24)
+    want = slopes(model, x)
+    with Target(model, device="cpu") as target, target.passing():
+        got = slopes(model, x)
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d(1, 4, 3), nn.Conv2d(3, 4, 4, stride=2), nn.Conv2d(24, 4, 3)])
+@pytest.mark.parametrize("rows", [2, 60])
+def test_second_derivatives_go_through(conv: nn.Conv2d, rows: int) -> None:
+    conv.requires_grad_(False)
+    x = torch.rand(rows, conv.in_channels, 30, 30, requires_grad=True)
+
+    def curvature() -> Tensor:
+        (slope,) = torch.autograd.grad(conv(x).pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), x)[0]
+
+    want = curvature()
+    with Target(conv, device="cpu") as target, target.passing():
+        got = curvature()
+    assert torch.allclose(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_no_rows_are_no_trouble() -> None:
+    conv = nn.Conv2d(1, 4, 3).requires_grad_(False)
+    with Target(conv, device="cpu") as target, target.passing():
+        out, slope = slopes(conv, torch.rand(0, 1, 30, 30))
+    assert out.shape == (0, 4, 28, 28)
+    assert slope.shape == (0, 1, 30, 30)
+
+
 def test_the_judges_answers_are_the_models_bit_for_bit_and_a_searchs_are_told_apart(digits: Digits) -> None:
     """What is asked outside of a search is what the user's own call gives, whatever a search did before."""
     torch.manual_seed(0)
