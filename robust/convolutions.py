@@ -8,7 +8,6 @@ runs come to the same digits (benchmarks/convolutions.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +22,7 @@ from robust.strided import Phases, StridedConv
 # What the patches of all rows cost, up to which PyTorch's own are quicker, and for the input gradient of images:
 _FEW: Final = 300_000
 _FEW_OF_IMAGES: Final = 1_100_000
+_FEW_OF_GREY: Final = 10_000_000  # of one channel it is always quicker, but for the memory
 _COLOURS: Final = 4  # channels that an image has at most
 # A patch's value costs 1, or this where a stride has it read by itself; and in the product 1 for so many outputs.
 _SCATTERED: Final = 5.0
@@ -87,8 +87,9 @@ class _Quickest:
         self._kernel, self._stride, self._padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
         self._of_image = conv.in_channels <= _COLOURS
         self._phases = Phases(self._stride) if self._stride > 1 and self._of_image else None
-        # With one channel folding is always the quickest.
-        self._most = math.inf if conv.in_channels == 1 else _FEW_OF_IMAGES if self._of_image else _FEW
+        self._most = _FEW_OF_IMAGES if self._of_image else _FEW
+        if conv.in_channels == 1:
+            self._most = _FEW_OF_GREY
         cost = (_SCATTERED if self._stride > 1 else 1) + conv.out_channels / _MULTIPLIED
         self._patch = conv.in_channels * self._kernel**2 * cost  # what one costs
 

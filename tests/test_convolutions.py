@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toy import output_and_slope
 
 import robust
 from robust import convolutions
@@ -17,14 +16,6 @@ from robust.target import Target
 from robust.threat import Threat
 
 Digits = tuple[Tensor, Tensor]
-
-
-def slopes(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Output, and the input gradient of a sum that weighs every output differently."""
-    x = x.clone().requires_grad_()
-    out = model(x)
-    (gradient,) = torch.autograd.grad((out * torch.arange(out.numel()).view_as(out).cos()).sum(), x)
-    return out.detach(), gradient
 
 
 @settings(max_examples=60, deadline=None)
@@ -54,10 +45,10 @@ def test_output_and_gradient_are_the_models(
     conv = nn.Conv2d(channels, 5, max(kernel, stride), stride=stride, padding=padding, bias=bias)
     conv.requires_grad_(False)
     x = torch.randn(rows, channels, height, width)
-    want = slopes(conv, x)
+    want = output_and_slope(conv, x)
     assert convolutions.quicken(conv) == [conv]
     with convolutions.searching() if searching else torch.enable_grad():
-        got = slopes(conv, x)
+        got = output_and_slope(conv, x)
         answer = conv(x)
     assert torch.allclose(got[0], want[0], rtol=1e-4, atol=1e-4)
     assert torch.allclose(got[1], want[1], rtol=1e-4, atol=1e-4)
@@ -86,6 +77,7 @@ class Watched(nn.Module):
         (nn.Conv2d(1, 8, 3), 28, 5, True, "SlowConv2D"),
         (nn.Conv2d(1, 8, 3), 28, 5, False, "_Folded"),
         (nn.Conv2d(1, 8, 3), 28, 200, True, "_Folded"),
+        (nn.Conv2d(1, 8, 3), 512, 20, True, "Convolution"),
         (nn.Conv2d(3, 8, 4, stride=2), 32, 200, True, "StridedConv"),
         (nn.Conv2d(3, 8, 3), 32, 200, True, "Convolution"),
         (nn.Conv2d(24, 8, 3), 14, 2, True, "SlowConv2D"),
@@ -123,9 +115,9 @@ def test_a_models_own_precision_stays(stride: int, rows: int) -> None:
     torch.manual_seed(0)
     model = Bfloat16(nn.Conv2d(3, 8, 4, stride=stride).requires_grad_(False))
     x = torch.rand(rows, 3, 24, 24)
-    want = slopes(model, x)
+    want = output_and_slope(model, x)
     with Target(model, device="cpu") as target, target.passing():
-        got = slopes(model, x)
+        got = output_and_slope(model, x)
     assert torch.equal(got[0], want[0])
     assert torch.equal(got[1], want[1])
 
@@ -149,7 +141,7 @@ def test_second_derivatives_go_through(conv: nn.Conv2d, rows: int) -> None:
 def test_no_rows_are_no_trouble() -> None:
     conv = nn.Conv2d(1, 4, 3).requires_grad_(False)
     with Target(conv, device="cpu") as target, target.passing():
-        out, slope = slopes(conv, torch.rand(0, 1, 30, 30))
+        out, slope = output_and_slope(conv, torch.rand(0, 1, 30, 30))
     assert out.shape == (0, 4, 28, 28)
     assert slope.shape == (0, 1, 30, 30)
 

@@ -10,17 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from toy import output_and_slope
 
 from robust import convolutions
 from robust.target import Target
-
-
-def gradients(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Output, and the input gradient of a sum that weighs every output differently."""
-    x = x.clone().requires_grad_()
-    out = model(x)
-    (gradient,) = torch.autograd.grad((out * torch.arange(out.numel()).view_as(out).cos()).sum(), x)
-    return out.detach(), gradient
 
 
 @settings(max_examples=60, deadline=None)
@@ -40,10 +33,10 @@ def test_gradient_is_autograds(
     conv = nn.Conv2d(channels, 5, stride + extra, stride=stride, padding=padding, bias=bias).double()
     conv.requires_grad_(False)
     x = torch.randn(2, channels, height, width, generator=generator, dtype=torch.float64)
-    want = gradients(conv, x)
+    want = output_and_slope(conv, x)
     changed = convolutions.quicken(conv)
     assert changed == [conv]
-    got = gradients(conv, x)
+    got = output_and_slope(conv, x)
     convolutions.restore(changed)
     assert torch.equal(got[0], want[0])
     assert torch.allclose(got[1], want[1], rtol=1e-10, atol=1e-10)
@@ -94,9 +87,9 @@ def test_a_target_lends_it_to_its_model_only_while_in_use() -> None:
             pass
         assert "_conv_forward" in vars(net[0])
         twin = target.twin(copy.deepcopy(net))
-        ours = gradients(net, x), gradients(twin.model, x)
+        ours = output_and_slope(net, x), output_and_slope(twin.model, x)
     assert "_conv_forward" not in vars(net[0])
-    want = gradients(plain.requires_grad_(False), x)
+    want = output_and_slope(plain.requires_grad_(False), x)
     for out, gradient in ours:
         assert torch.equal(out, want[0])
         assert torch.allclose(gradient, want[1], atol=1e-5)
@@ -115,9 +108,9 @@ FUNCTIONAL: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
 def test_models_may_call_their_convolutions_in_any_way(use: str) -> None:
     conv = nn.Conv2d(1, 3, 4, stride=2, padding=1).double().requires_grad_(False)
     x = torch.rand(2, 1, 8, 8, dtype=torch.float64)
-    want = gradients(lambda x: FUNCTIONAL[use](conv, x), x)
+    want = output_and_slope(lambda x: FUNCTIONAL[use](conv, x), x)
     convolutions.quicken(conv)
-    got = gradients(lambda x: FUNCTIONAL[use](conv, x), x)
+    got = output_and_slope(lambda x: FUNCTIONAL[use](conv, x), x)
     assert torch.allclose(got[0], want[0])
     assert torch.allclose(got[1], want[1])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -39,3 +41,11 @@ def samples(n: int, robust: float, wrong: float = 0.0) -> tuple[Tensor, Tensor]:
     x = torch.full((n, 1, 2, 2), 0.5)
     x[:, 0, 0, 0] += torch.where(y == 1, distance, -distance)
     return x, torch.where(rank >= n - round(wrong * n), 1 - y, y)
+
+
+def output_and_slope(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Output, and the input gradient of a sum that weighs every output differently."""
+    x = x.clone().requires_grad_()
+    out = model(x)
+    (gradient,) = torch.autograd.grad((out * torch.arange(out.numel()).view_as(out).cos()).sum(), x)
+    return out.detach(), gradient
