@@ -145,8 +145,8 @@ class Observer:
         if seen.place is not None and self._outside_waits:
             self._note_outside(seen, *seen.place)
         gaps, worst = seen.gaps, float(seen.worst)
-        if not worst <= 0:
-            gaps = self._look_closer(seen, finite=worst > 0)
+        if not worst < 0:
+            gaps = self._look_closer(seen, finite=worst >= 0)
         self.note_gaps(gaps if seen.place is None else gaps.masked_fill(~seen.place[0][:, None], -torch.inf))
 
     @property
@@ -237,7 +237,8 @@ class Observer:
             the gaps, at most 0 where the copy's blur explains that the judge denies a claim.
         """
         x_adv, logits, gaps, lead, place, _ = seen
-        rows, claims = self._live.rows, lead > 0
+        rows, tied = self._live.rows, (lead == 0) & (logits.argmax(1) != self._live.y)
+        claims = (lead > 0) | tied  # of equal logits the first is the model's answer
         if not finite:
             failed = self._fails(x_adv, ~logits.isfinite().all(1))
             self.ledger.failed[rows[failed]] = True
@@ -251,7 +252,7 @@ class Observer:
         if len(wrong) == 0:
             return gaps
         gap = gaps.amax(1) if self._blur else lead
-        found, denied = self._keep(x_adv, wrong, gap[wrong] > 0, place)
+        found, denied = self._keep(x_adv, wrong, (gap[wrong] > 0) | tied[wrong], place)
         if not self._minimize and (self._lags or bool(found.any())):
             self._live.leave(torch.zeros_like(claims).index_copy_(0, wrong, found))
         if denied is not None:

@@ -149,6 +149,24 @@ def test_access_is_enforced(oracle: Callable[..., Oracle]) -> None:
         oracle(access="score").gradient(blind.x, ce)
 
 
+class Level(nn.Module):
+    """Its logits are equal once the first value is above .5; below, the label leads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = (0.5 - x.flatten(1)[:, :1]).clamp_min(0)
+        return lead * torch.ones(3)
+
+
+@pytest.mark.parametrize("minimize", [False, True])
+def test_of_equal_logits_the_first_is_the_answer(minimize: bool) -> None:
+    """As in argmax, by which models are judged: a label after it is broken, the first is not."""
+    x, y = torch.full((2, 1, 1, 1), 0.9), torch.tensor([0, 2])
+    with Target(Level(), device="cpu") as target:
+        oracle = Oracle(target, x, y, torch.arange(2), Threat("linf", "0.3"), minimize=minimize)
+        oracle.logits(x)
+    assert oracle.ledger.broken.tolist() == [False, True]
+
+
 def test_a_row_with_nan_fails_and_leaves(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     class Poisoned(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
