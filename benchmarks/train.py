@@ -31,6 +31,7 @@ class Net:
     epochs: int = 12
     images: int = 5_000  # to train on, at most
     defense: str = "pgd-at"
+    seed: int = 0
 
 
 _NETS = f"{HERE / 'nets.py'}:"
@@ -51,8 +52,14 @@ NETS = {
     "cifar-cnn-8": Net(f"{_NETS}cifar_small", "cifar", "linf:8/255", ("linf:4/255", "linf:8/255", "l2:0.5", "l2:1"), False, 12),
     "mnist-mart-.2": Net(f"{_NETS}mnist_b", "mnist", "linf:0.2", ("linf:0.2", "linf:0.25", "l2:1.5", "l2:2"), False, 12, defense="mart"),
     "mnist-deep-l2": Net(f"{_NETS}mnist_deep", "mnist", "l2:1.5", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), False, 12),
-    "mnist-deep-trades-.2": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.2", ("linf:0.2", "linf:0.25", "l2:1.5", "l2:2"), True, 12, defense="trades"),
+    "mnist-deep-trades-.2": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.2", ("linf:0.2", "linf:0.25", "l2:1.5", "l2:2"), False, 12, defense="trades"),
     "mnist-mart-.3": Net("builtin:mnist-cnn", "mnist", "linf:0.3", ("linf:0.25", "linf:0.3", "l2:1.5", "l2:2"), True, 16, defense="mart"),
+    # Gradients of some of these show little of the surface.
+    "mnist-deep-trades-.2b": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.2", ("linf:0.2", "linf:0.25", "l2:1", "l2:1.5"), True, 12, defense="trades", seed=2),
+    "mnist-deep-trades-.15": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.15", ("linf:0.15", "linf:0.2", "l2:1", "l2:1.5"), True, 12, defense="trades"),
+    "mnist-fgsm-.3": Net("builtin:mnist-cnn", "mnist", "linf:0.3", ("linf:0.1", "linf:0.2", "l2:1", "l2:1.5"), True, 16, defense="fgsm-rs"),
+    "mnist-deep-nfgsm-.3": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.3", ("linf:0.2", "linf:0.3", "l2:1", "l2:1.5"), True, 12, defense="n-fgsm"),
+    "cifar-fgsm-16": Net(f"{_NETS}cifar_cnn", "cifar", "linf:16/255", ("linf:4/255", "linf:8/255", "l2:0.25", "l2:0.5"), True, 12, defense="fgsm-rs"),
 }  # fmt: skip
 
 
@@ -65,12 +72,14 @@ def train(name: str, out: Path, cifar: Path) -> bool:
         print(f"{name}: no {source}, skipped")
         return False
     start = time.perf_counter()
-    torch.manual_seed(0)
+    torch.manual_seed(net.seed)
     samples = load_data(source)
     hardened = robust.harden(
         load_model(net.spec),
         samples.limit(min(net.images, len(samples))),
-        defense={"name": net.defense, "steps": 5} if net.threat else "none",
+        defense={"name": net.defense} | ({} if "fgsm" in net.defense else {"steps": 5})
+        if net.threat
+        else "none",
         threat=net.threat,
         out=folder,
         training={"epochs": net.epochs, "augment": net.data == "cifar", "validation_steps": 5},

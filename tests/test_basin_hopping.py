@@ -69,6 +69,19 @@ def test_passes_follow_the_margin(net: nn.Module, digits: Digits) -> None:
     assert torch.equal(spent, expected)
 
 
+def test_what_the_ascent_brought_nearer_by_much_hops_though_it_is_far(net: nn.Module, digits: Digits) -> None:
+    """No gap moves; how far off earlier attacks left each sample is made up."""
+    x, y, gaps = right_ones(net, digits)
+    clean = gaps.amax(1)
+    gain = torch.tensor([0.15, 0.05]).repeat(len(x))[: len(x)]  # of the clean margin
+    attack = BasinHopping(**ONE_STEP | {"near": 0.2}, hops=1, gained=0.1)
+    with Target(net, device="cpu") as target:
+        prior = Prior(gaps + (gain * clean)[:, None], clean)
+        oracle = Oracle(target, x, y, torch.arange(len(x)), Threat("l2", "0.000000001"), prior=prior)
+        attack(oracle)
+    assert torch.equal(oracle.ledger.backwards, torch.where(gain > 0.1, 1 + 1, 1))
+
+
 class Ridge(nn.Module):
     """Two classes; the second leads on a small disc alone, which is reached from a local maximum beside it.
 
@@ -212,6 +225,7 @@ def test_inward_ascents_begin_at_the_break_that_is_known() -> None:
         {"steps": 0},
         {"hops": -1},
         {"hope": 0},
+        {"gained": 0},
         {"momentum": 2},
         {"push": -1},
         {"radii": (2, 3)},

@@ -42,6 +42,8 @@ class BasinHopping(Attack):
         push: length of a hop's random push, in units of eps, >= 0; one a chain, in turn, where several are given.
         chains: ascents and hops from so many starts at once, >= 1; a sample leaves when one of them breaks it.
         near: only samples hop whose best gap is within this share of the clean margin; None for all.
+        gained: samples hop too that the ascents brought nearer than all attacks before, by more than this share of the clean
+            margin, > 0: where gradients inside see little of the surface, hops see more. None: only near ones.
         hope: after two hops, a sample goes on while its best gap is within so many times what the last three gained, > 0;
             within a hundredth of its clean margin it goes on for six more; its chains do so together. None: to the last hop.
         momentum: weight of the new step against the previous move, in (0, 1].
@@ -65,6 +67,7 @@ class BasinHopping(Attack):
     push: float | tuple[float, ...] = 0.3
     chains: int = 1
     near: float | None = 0.3
+    gained: float | None = None
     hope: float | None = 3.0
     momentum: float = 0.75
     inward: bool = False
@@ -82,11 +85,12 @@ class BasinHopping(Attack):
             min(self._pushes, default=-1) < 0
             or self.chains < 1
             or (self.hope is not None and self.hope <= 0)
+            or (self.gained is not None and self.gained <= 0)
             or not 0 < self.momentum <= 1
         ):
             raise InputError(
-                "basin-hopping: expected push >= 0, chains >= 1, hope > 0 and momentum in (0, 1], got "
-                f"{self.push}, {self.chains}, {self.hope} and {self.momentum}"
+                "basin-hopping: expected push >= 0, chains >= 1, hope > 0, gained > 0 and momentum in (0, 1], got "
+                f"{self.push}, {self.chains}, {self.hope}, {self.gained} and {self.momentum}"
             )
         check_radii(self.name, self.radii, self.steps)
 
@@ -120,13 +124,14 @@ class BasinHopping(Attack):
         s.clean = oracle.clean_margin
         s.point, s.toward = oracle.x, oracle.y[:, None]
         s.best = torch.full_like(s.clean, -torch.inf)  # gap to the class in s.toward at s.point
+        s.before = oracle.gaps.amax(1)  # of all attacks before
         for rank in classes_in_turn(oracle, s, self.targets):
             if self.worth is not None and rank:
                 oracle.rest(oracle.gaps.amax(1) < self.worth * s.clean)
             for _ in oracle.steps(1):
                 self._start(oracle, s, rank)
         if self.near is not None:
-            oracle.rest(self._all_chains(s.best < self.near * s.clean))
+            oracle.rest(self._all_chains(self._far(s)))
         s.marks = s.best[:, None].repeat(1, _MEMORY)
         s.waited = torch.zeros_like(oracle.y)
         for hop in oracle.steps(self.hops):
@@ -141,6 +146,12 @@ class BasinHopping(Attack):
         s.x_adv = oracle.start if self.inward else random_start(oracle.x, oracle.threat, streams)
         diversify(oracle, s, self.odi_steps, streams, self.radii[0])
         self._ascend(oracle, s, self.steps, self.radii, size=1.0 if self.inward else 2.0)
+
+    def _far(self, s: State) -> Tensor:
+        """Rows that are neither near nor nearer by much than all attacks before brought them."""
+        assert self.near is not None
+        far = s.best < self.near * s.clean
+        return far if self.gained is None else far & (s.best - s.before <= self.gained * -s.clean)
 
     def _hopeless(self, s: State) -> Tensor:
         """Rows that what they gained of late will not bring over their boundary."""
