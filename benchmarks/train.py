@@ -58,7 +58,7 @@ NETS = {
     "mnist-deep-trades-.2b": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.2", ("linf:0.2", "linf:0.25", "l2:1", "l2:1.5"), True, 12, defense="trades", seed=2),
     "mnist-deep-trades-.15": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.15", ("linf:0.15", "linf:0.2", "l2:1", "l2:1.5"), True, 12, defense="trades"),
     "mnist-fgsm-.3": Net("builtin:mnist-cnn", "mnist", "linf:0.3", ("linf:0.1", "linf:0.2", "l2:1", "l2:1.5"), True, 16, defense="fgsm-rs"),
-    "mnist-deep-nfgsm-.3": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.3", ("linf:0.2", "linf:0.3", "l2:1", "l2:1.5"), True, 12, defense="n-fgsm"),
+    "mnist-deep-nfgsm-.3": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.3", ("linf:0.2", "linf:0.3", "l2:1", "l2:1.5"), False, 12, defense="n-fgsm"),
     "cifar-fgsm-16": Net(f"{_NETS}cifar_cnn", "cifar", "linf:16/255", ("linf:4/255", "linf:8/255", "l2:0.25", "l2:0.5"), True, 12, defense="fgsm-rs"),
 }  # fmt: skip
 

@@ -153,7 +153,7 @@ def _linf() -> list[Stage]:
         Stage(MultiTargeted(steps=8, odi_steps=2, near=0.4, least=2, worth=0.7)),
         Stage(_FROM_OUTSIDE),
         # Farther off these hops find next to nothing.
-        Stage(replace(_HOPS, steps=25), near=0.05),
+        Stage(replace(_HOPS, steps=25), near=0.08),
         Stage(_WIDE_HOPS, near=0.05),
         Stage(_SQUARES, near=0.3, share=0.03),
         # What squares brought nearer than all gradients did is searched on.

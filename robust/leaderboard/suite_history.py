@@ -185,7 +185,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "patch": "6037904ea7a7cf5ab285ab5b95621f45",
     },
     ("standard", 13): {
-        "linf": "e97a2c5778ef3ba3083b4f0b6b65ca63",
+        "linf": "21790b660fb3c7eea79f18073b41ec46",
         "l2": "6bb54e52f9dff7aa18789bdf409432ae",
         "l1": "52a17a659d48d446c55ff821f702912d",
         "l0": "9e1374f975e3098c9aedfb6e5c263916",
@@ -194,7 +194,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "patch": "6037904ea7a7cf5ab285ab5b95621f45",
     },
     ("thorough", 13): {
-        "linf": "1e4703b1b53def382abf5d7d786ed2eb",
+        "linf": "5470ff1a4b230330ee99e31684e27c9f",
         "l2": "a980c637f4625d490e3776f462344df4",
         "l1": "bb284754f1f78657d42d3ee9535766a2",
         "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
