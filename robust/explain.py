@@ -12,6 +12,7 @@ import torch
 from robust import diagnose
 from robust.attacks import PGD
 from robust.errors import InputError, MissingDependencyError, StoreError
+from robust.sources import as_samples
 from robust.stats import interval
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def explain(
     folder: str | Path,
     *,
     target: Target | None = None,
-    samples: Samples | None = None,
+    samples: Any = None,
     formats: Iterable[str] = FORMATS,
 ) -> list[Path]:
     """Draw a report into a folder.
@@ -49,7 +50,7 @@ def explain(
     Args:
         report: of the evaluation, with `keep_examples` for the panels.
         target: the model as it was evaluated.
-        samples: the data as it was evaluated.
+        samples: the data as it was evaluated, in any form that `evaluate` takes.
         formats: "png", "svg" or "pdf".
 
     Returns:
@@ -63,6 +64,7 @@ def explain(
     formats = tuple(formats)
     if unknown := [f for f in formats if f not in (*FORMATS, "pdf")]:
         raise InputError(f"formats: expected png, svg or pdf, got {unknown[0]!r}")
+    samples = None if samples is None else as_samples(samples, bounds=report.threat.bounds)
     if samples is not None and samples.ids.tolist() != report.verdicts.sample_id.tolist():
         raise InputError("samples: they are not those of the report: expected the data it was made from")
     pictures: dict[str, Callable[[], Figure]] = {

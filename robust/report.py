@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from robust.errors import InputError, StoreError
@@ -19,7 +20,6 @@ from robust.stats import interval
 from robust.threat import TOLERANCE, Threat
 
 if TYPE_CHECKING:
-    from robust.sources import Samples
     from robust.target import Target
 
 SCHEMA_VERSION = 1
@@ -88,7 +88,9 @@ class Report:
     @property
     def clean_correct(self) -> int:
         """Samples classified correctly before any attack."""
-        return int((self.verdicts["prediction"] == self.verdicts["label"]).sum())
+        return int(
+            (self.verdicts["prediction"] == self.verdicts["label"]).sum()
+        )  # -1 where its logits are no numbers
 
     @property
     def clean_accuracy(self) -> float:
@@ -213,9 +215,7 @@ class Report:
             "versions": self.versions,
         }
 
-    def plot(
-        self, folder: str | Path, *, target: Target | None = None, samples: Samples | None = None
-    ) -> list[Path]:
+    def plot(self, folder: str | Path, *, target: Target | None = None, samples: Any = None) -> list[Path]:
         """Draw the report as PNG and SVG files; see `robust.explain.explain`, which this calls."""
         from robust.explain import explain
 
@@ -231,6 +231,7 @@ class Report:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _write(folder / "verdicts.parquet", lambda path: self.verdicts.to_parquet(path, index=False))
+            (folder / "examples.safetensors").unlink(missing_ok=True)  # of a report that was here before
             if self.examples is not None:
                 examples = self.examples
                 _write(folder / "examples.safetensors", lambda path: save_file(examples, path))
@@ -247,21 +248,29 @@ class Report:
         Raises:
             StoreError: missing, damaged, or of a newer schema.
         """
-        folder = Path(folder)
+        folder, examples = Path(folder), Path(folder) / "examples.safetensors"
         try:
             raw = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             verdicts = pd.read_parquet(folder / "verdicts.parquet")
-        except (OSError, ValueError) as error:
+            kept_examples = load_file(examples) if examples.exists() else None
+            if not isinstance(raw, dict):
+                raise ValueError(f"report.json holds {type(raw).__name__}, not an object")
+        except (OSError, ValueError, SafetensorError) as error:
             raise StoreError(
                 f"report: cannot read {folder}: {error}; expected a folder that Report.save wrote"
             ) from error
+        if kept_examples is not None and not set(kept_examples["sample_id"].tolist()) <= set(
+            verdicts["sample_id"]
+        ):
+            raise StoreError(
+                f"report: {examples} is of another run than the verdicts beside it; remove it, or run again"
+            )
         if raw.get("schema_version") != SCHEMA_VERSION:
             raise StoreError(
                 f"report: {folder} has schema version {raw.get('schema_version')!r}, this program reads "
                 f"{SCHEMA_VERSION}; upgrade robust-harness"
             )
         threat = raw["threat"]
-        examples = folder / "examples.safetensors"
         kept = (
             "suite",
             "seed",
@@ -278,7 +287,7 @@ class Report:
             threat=Threat(threat["norm"], threat["eps"], (threat["bounds"][0], threat["bounds"][1])),
             verdicts=verdicts,
             minimize=raw.get("minimize", False),
-            examples=load_file(examples) if examples.exists() else None,
+            examples=kept_examples,
             eot=raw.get("eot"),
             suite_version=raw.get("suite_version"),
             **{key: raw[key] for key in (*kept, "seconds", "engine", "cascade", "failures")},

@@ -69,7 +69,10 @@ class Threat:
         norm, colon, eps = str(spec).partition(":")
         if not colon and norm.strip().lower() != "corruptions":
             raise ThreatError(f"threat: expected 'norm:eps' such as 'linf:8/255', got {spec!r}")
-        return Threat(norm.strip().lower(), eps.strip(), bounds or (0.0, 1.0))
+        threat = Threat(norm.strip().lower(), eps.strip(), bounds or (0.0, 1.0))
+        if threat.norm == "l0" and threat.radius < 1:
+            raise ThreatError(f"threat eps: expected at least 1 changed value in l0, got {threat.eps!r}")
+        return threat
 
     @functools.cached_property
     def radius(self) -> float:

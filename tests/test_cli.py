@@ -140,6 +140,9 @@ def test_attack_prints_a_table_of_eighty_columns(files: Path, inside: Callable[.
         (("--model", "my_model.py:mak"), "make"),
         (("--weights", "nowhere.safetensors"), "nowhere.safetensors"),
         (("--device", "tpu9"), "device"),
+        (("--device", "mps"), "device"),
+        (("--threat", "l0:0.5"), "at least 1"),
+        (("--suite", ""), "list suites"),
         (("--normalize", "a", "b"), "--normalize"),
         (("--batch-size", "-1"), "--batch-size"),
         (("--limit", "100000"), "limit"),
@@ -252,6 +255,11 @@ def test_ctrl_c_says_what_running_it_again_does(
     assert done.returncode == 130
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_version_is_told(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
+    assert inside("--version", cwd=tmp_path).stdout.startswith("robust 0.")
+    assert inside("attack", "-h", cwd=tmp_path).stdout == inside("attack", "--help", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize("what", ["attacks", "defenses", "suites", "models", "data", "checks"])

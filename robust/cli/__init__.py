@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import NoReturn
+from importlib.metadata import version
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("attack", epilog=attack.EPILOG)(attack.attack)
 app.command("certify", epilog=certify.EPILOG)(certify.certify)
@@ -30,6 +32,22 @@ app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.add_typer(leaderboard.app, name="leaderboard")
 app.command("list", epilog=lists.EPILOG)(lists.show)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"robust {version('robust-harness')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="show the version and exit"),
+    ] = False,
+) -> None:
+    """What goes before a command."""
 
 
 def command() -> NoReturn:

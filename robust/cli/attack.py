@@ -99,6 +99,10 @@ def attack(
     from robust.run import Progress
     from robust.threat import Threat
 
+    if suite == "":
+        raise InputError(
+            "--suite: expected a suite's name, got an empty one; `robust list suites` shows them"
+        )
     if suite and attack_name:
         raise InputError("--suite, --attack: give one of them, not both")
     options = common.settings(set_)
@@ -203,6 +207,16 @@ def _shares(table: DataFrame) -> str:
     return tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * 4))
 
 
+def _robust_line(report: Report) -> str:
+    """The verdict; after an interruption what it may still be, for an interval of what was not attacked says nothing."""
+    stand, open_ = report.statuses["survived"], report.statuses["error"]
+    if open_ and any(finding["check"] == "interrupted" for finding in report.findings):
+        most = (stand + open_) / report.n
+        return f"robust accuracy  between {stand / report.n:.2%} and {most:.2%}: {open_} of {report.n} not attacked to the end"
+    low, high = report.interval
+    return f"robust accuracy  {report.robust_accuracy:7.2%}   {stand} of {report.n}, 95 % interval [{low:.1%}, {high:.1%}]"
+
+
 def summary(report: Report) -> str:
     """The report for a terminal of 80 columns."""
     from textwrap import fill
@@ -224,7 +238,6 @@ def summary(report: Report) -> str:
     heads = ("attack", "tried", "broke", "left", "forward", "backward", "s")
     widths = [24, None, None, None, None, None, None]
     table = tabulate(rows, heads, tablefmt="simple", maxcolwidths=widths)
-    low, high = report.interval
     dependent = sorted({e["source"] for e in report.attacks if e.get("batch_dependent")})
     lines = [
         table,
@@ -234,8 +247,7 @@ def summary(report: Report) -> str:
         ),
         "",
         f"clean accuracy   {report.clean_accuracy:7.2%}   {report.clean_correct} of {report.n}",
-        f"robust accuracy  {report.robust_accuracy:7.2%}   {report.statuses['survived']} of {report.n}, "
-        f"95 % interval [{low:.1%}, {high:.1%}]",
+        _robust_line(report),
         fill(
             f"threat {report.threat}, suite {report.suite}, seed {report.seed}, {report.seconds:.1f} s on {report.device}",
             80,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from enum import StrEnum
@@ -257,7 +258,7 @@ def add(
             "trained_threat": trained_threat,
             "trained_by": trained_by,
         },
-        command=" ".join(["robust", *sys.argv[1:]]),
+        command=shlex.join(["robust", *sys.argv[1:]]),
         examples=examples,
         model={"source": source, "licence": licence, "extra_data": extra_data},
         paper={"title": paper, "url": paper_url} if paper else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -79,7 +80,7 @@ def sweep(
     from robust.sweep.cells import short_names
 
     start = time.perf_counter()
-    command = " ".join(["robust", *sys.argv[1:]])
+    command = shlex.join(["robust", *sys.argv[1:]])
     with common.resumable(), watching(short_names(plan)) as listener:
         result = run_sweep(plan, out, executor=make, listener=listener, command=command)
     return _summary(result, out, time.perf_counter() - start)

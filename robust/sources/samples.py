@@ -247,7 +247,7 @@ def _inputs(x: Tensor, bounds: Bounds, pages: Pages | None = None) -> Tensor:
         raise DataError(_not_finite(x))
     if low < bounds[0] - TOLERANCE or high > bounds[1] + TOLERANCE:
         raise DataError(
-            f"x: expected values in {tuple(bounds)}, found {low:g} to {high:g}; {_range_advice(low, high)}"
+            f"x: expected values in [{bounds[0]:g}, {bounds[1]:g}], found {low:g} to {high:g}; {_range_advice(low, high)}"
         )
     return x
 

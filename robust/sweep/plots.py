@@ -65,5 +65,6 @@ def plot_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
 
 
 def _label(curve: Mapping[str, Any]) -> str:
-    flag = " (not to be trusted)" if curve["findings"] else ""
-    return f"{curve['model']} + {curve['defense']}{flag}"
+    said = {finding["severity"] for finding in curve["findings"]}
+    worst = "unreliable" if "unreliable" in said else "suspect"
+    return f"{curve['model']} + {curve['defense']}" + (f" ({worst})" if said else "")
