@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from robust.losses import margin
 from robust.target import Target
 from robust.threat import Threat
+
+_ROUNDING: Final = 1e-5  # of the logits' spread
+_FARTHER: Final = (1.0, 1.001, 1.01)  # times the way from x, where a denied claim is asked about again
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,7 @@ class Audit:
     distance: Tensor  # float64, in the threat's norm
     prediction: Tensor  # of the plain float32 model
     confidence: Tensor  # softmax probability of that prediction
+    close: Tensor  # no more than rounding denies the claim
 
 
 @torch.no_grad()
@@ -35,10 +41,36 @@ def audit(target: Target, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat) -
     inside, distance = threat.measure(x_adv.double(), x.double())
     logits = target.logits(x_adv)
     prediction = logits.argmax(1)
-    wrong = (prediction != y) & logits.isfinite().all(1)
+    sound = finite & inside & logits.isfinite().all(1)
+    right = prediction == y
+    low, high = logits.aminmax(dim=1)
     return Audit(
-        valid=finite & inside & wrong,
+        valid=sound & ~right,
         distance=distance,
         prediction=prediction,
         confidence=logits.softmax(1).amax(1),
+        close=sound & right & (margin(logits, y) >= _ROUNDING * (low - high)),
     )
+
+
+def audit_twice(target: Target, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat) -> tuple[Audit, Tensor]:
+    """`audit`; a claim that a tie or rounding denies is asked about once more alone, and then a little farther from x.
+
+    Logits change by rounding with the batch that a point is passed in: one on the boundary itself, where minimum-norm searches
+    end, may count as broken in one batch and not in another.
+
+    Returns:
+        the audit, and the points that it is of, (N, ...).
+    """
+    found, points = audit(target, x_adv, x, y, threat), x_adv.clone()
+    for i in found.close.nonzero().squeeze(1).tolist():
+        row = slice(i, i + 1)
+        for factor in _FARTHER:
+            point = (x[row] + factor * (x_adv[row] - x[row])).clamp(*threat.bounds)
+            again = audit(target, point, x[row], y[row], threat)
+            if bool(again.valid):
+                points[row] = point
+                for name, value in vars(again).items():
+                    getattr(found, name)[row] = value
+                break
+    return found, points

@@ -124,11 +124,15 @@ def attack_part(
                 run.stop()
                 break
         run.forget_breaks()
-        if not run.interrupted:
-            run_checks.second_opinion(run, plan.stages)
         before_probes = len(run.findings)
-        if not rows.start and not run.interrupted:
-            run_checks.probe(run, plan.stages, full=plan.full_checks)
+        if not run.interrupted:
+            try:
+                run_checks.second_opinion(run, plan.stages)
+                before_probes = len(run.findings)
+                if not rows.start:
+                    run_checks.probe(run, plan.stages, full=plan.full_checks)
+            except KeyboardInterrupt:
+                run.stop_checks()
     part = part_of(run, rows, describe(target), time.perf_counter() - start, before_probes)
     if run.interrupted:
         raise PartInterrupted(part)

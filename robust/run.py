@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robust import diagnose, engine, memory
 from robust.attacks import Attack
-from robust.audit import audit
+from robust.audit import Audit, audit_twice
 from robust.breaks import Breaks
 from robust.diagnose import Check, Finding
 from robust.entries import new_entry
@@ -119,6 +119,7 @@ class Run:
         self._examples = Kept("adversarial examples")
         self.micro_batch = settings.micro_batch or 0
         self.differentiable = True
+        self._few_logits: Tensor | None = None
         self._held = memory.give_back(0)  # bytes that the process holds, without what waits to be used again
 
     # -- before the attacks ---------------------------------------------------------------------
@@ -143,12 +144,11 @@ class Run:
 
     def _examine(self) -> None:
         start = time.perf_counter()
-        few = torch.arange(min(diagnose.PREFLIGHT_SAMPLES, len(self.whole)))
-        x, y, _ = self.load(few, self.whole)
-        seen = diagnose.preflight(self.target, x, y, self.threat)
+        seen, x, y = self._look_at_few(min(diagnose.PREFLIGHT_SAMPLES, len(self.whole)))
         self.findings += seen.findings
         self.target.probabilities |= seen.probabilities
         self.differentiable = seen.differentiable
+        self._few_logits = None if seen.probabilities else seen.logits
         self.checks |= {
             "forwards": seen.forwards,
             "backwards": seen.backwards,
@@ -159,11 +159,21 @@ class Run:
             self.search = engine.inward(self.search)
             self.engine = "inward" if self.engine == engine.PLAIN else f"{self.engine}, inward"
 
+    def _look_at_few(self, few: int) -> tuple[diagnose.Preflight, Tensor, Tensor]:
+        """What preflight says of the first samples of the whole, and these: fewer where memory is short."""
+        x, y, _ = self.load(torch.arange(few), self.whole)
+        try:
+            return diagnose.preflight(self.target, x, y, self.threat), x, y
+        except Exception as error:
+            if not out_of_memory(error) or few == 1:
+                raise
+        return self._look_at_few(few // 2)
+
     def _choose_engine(self, x: Tensor, y: Tensor) -> None:
         """The copy of the model to search with, where one is asked for or wins."""
         if self.target.device.type == "cpu":
             memory.keep_freed_memory()
-        if self.settings.precision == "bfloat16":
+        if self.settings.precision == "bfloat16" and self.differentiable:
             self.search, self.engine = engine.half(self.search, x, y), "bfloat16"
         elif self.settings.precision == "auto" and self.differentiable and not self.findings:
             self.search, self.engine = engine.fastest(self.search, x, y, len(self.whole))
@@ -172,9 +182,19 @@ class Run:
 
     @torch.no_grad()
     def _classify(self) -> None:
-        for rows in torch.arange(len(self.samples)).split(self.micro_batch):
+        done = 0
+        while done < len(self.samples):
+            rows = torch.arange(done, min(done + self.micro_batch, len(self.samples)))
             x, y, _ = self.load(rows)
-            logits = self.target.logits(x)
+            try:
+                logits = self.target.logits(x)
+            except Exception as error:
+                if not out_of_memory(error) or self.micro_batch == 1:
+                    raise
+                self.micro_batch //= 2
+                continue
+            if not done:
+                self._compare_with_few(logits)
             finite = logits.isfinite().all(1).cpu()
             self.prediction[rows] = logits.argmax(1).cpu()
             gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf).cpu()
@@ -184,7 +204,9 @@ class Run:
             wrong = self.prediction[rows] != self.samples.y[rows]
             self.status[rows[wrong]] = MISCLASSIFIED
             self.status[rows[~finite]] = ERROR
-            self.tell("clean", int(rows[-1]) + 1, len(self.samples))
+            self.prediction[rows[~finite]] = -1
+            done += len(rows)
+            self.tell("clean", done, len(self.samples))
         self.forwards += self.target.draws
         self.clean_margin = self.gaps.amax(1)
         self._clean_gaps = self.gaps.clone()
@@ -193,6 +215,15 @@ class Run:
         if self.errors:
             self.note_failure("clean", f"non-finite logits on {self.errors} clean samples")
             self.find(diagnose.NON_FINITE, "NaN or infinity on clean samples")
+
+    def _compare_with_few(self, logits: Tensor) -> None:
+        """Hold the first samples' logits, in a batch of the run's own size, against those that preflight saw."""
+        if self._few_logits is None or self.samples.ids[0] != self.whole.ids[0]:
+            return
+        both = min(len(logits), len(self._few_logits))
+        found = diagnose.in_company(logits[:both], self._few_logits[:both])
+        if found and found.check not in {finding.check for finding in self.findings}:
+            self.findings.append(found)
 
     # -- attacks --------------------------------------------------------------------------------
 
@@ -220,23 +251,27 @@ class Run:
         rows = rows[self.margin[rows].argsort(descending=True, stable=True)]
         before, reach, passes = self.margin, self.reach.clone(), self.forwards + self.backwards
         entry = new_entry(stage, len(rows))
-        start, done = time.perf_counter(), 0
+        start, done, most = time.perf_counter(), 0, len(rows)
+        crashes: list[str] = []
         while done < len(rows):
-            wave = rows[done : done + self._wave(attack, len(rows) - done)]
+            wave = rows[done : done + min(most, self._wave(attack, len(rows) - done))]
             broke = entry["broke"]
             try:
                 tick = self._watch(attack, done, len(wave), len(rows))
                 self._attack_wave(attack, wave, entry, tick, cascade=cascade)
-            except RobustError:
-                raise
-            except Exception as error:  # a crash on some samples must not lose the others
-                if not out_of_memory(error):
-                    self._crash(attack, wave, entry)
-                elif self.micro_batch == 1:
-                    raise
-                else:
+                most *= 2
+            except Exception as error:
+                if isinstance(error, RobustError) and not (done or self.entries):
+                    raise  # nothing was found yet that it could lose
+                if out_of_memory(error) and self.micro_batch > 1:
                     self.micro_batch //= 2
                     continue
+                if len(wave) > 1:  # whose crash it is they tell alone: it must not lose the others
+                    most = len(wave) // 2
+                    continue
+                crashes.append(traceback.format_exc())
+                self._set_error(wave)
+                entry["errors"] += 1
             if self.interrupted:
                 entry["errors"] += len(rows) - done - (entry["broke"] - broke)
                 break
@@ -248,6 +283,9 @@ class Run:
                 self.interrupted = True
                 entry["errors"] += len(rows) - done
                 break
+        if crashes:
+            self.note_failure(attack.label, f"crashed on {len(crashes)} samples:\n{crashes[0]}")
+            self.find(diagnose.CRASH, f"{attack.label} crashed")
         self.rose, self.closer = self.margin > before, self.reach < reach
         if attack.minimum_norm:
             spent = (self.forwards + self.backwards - passes) // self.target.draws
@@ -307,6 +345,12 @@ class Run:
         self.note_failure("interrupted", f"{int(hurt.sum())} samples were not attacked to the end")
         self.find(diagnose.INTERRUPTED, f"{int(hurt.sum())} samples were not attacked to the end")
 
+    def stop_checks(self) -> None:
+        """After an interruption when all attacks were done: the verdicts stand, but not all was checked that should be."""
+        self.interrupted = True
+        self.note_failure("interrupted", "the verdicts are all there, the last checks are not")
+        self.find(diagnose.INTERRUPTED, "the last checks were not made")
+
     def _attack_wave(
         self,
         attack: Attack,
@@ -330,6 +374,10 @@ class Run:
             attack(oracle)
         except KeyboardInterrupt:  # what was found is kept
             self.interrupted = True
+        except Exception:  # its rows are attacked again, fewer at a time
+            self.checks["forwards"] += int(oracle.ledger.forwards.sum())
+            self.checks["backwards"] += int(oracle.ledger.backwards.sum())
+            raise
         ledger = oracle.ledger
         checked = self._judge(rows, ledger, x, y, entry)
         for total, spent in ((self.forwards, ledger.forwards), (self.backwards, ledger.backwards)):
@@ -375,7 +423,7 @@ class Run:
         claims = (ledger.distance.isfinite() if minimize else ledger.broken).nonzero().squeeze(1)
         for part in in_parts(claims, self.micro_batch):
             points, where = ledger.x_adv[part], rows[part.cpu()]
-            found = audit(self.target, points, x[part], y[part], anywhere if minimize else self.threat)
+            found, points = self._audited(points, x[part], y[part], anywhere if minimize else self.threat)
             valid = found.valid.cpu()
             nearer = valid & ~(self.nearest[where] <= found.distance.cpu())
             self.nearest[where[nearer]] = found.distance.cpu()[nearer]
@@ -394,12 +442,17 @@ class Run:
                 self._examples.add(new, points.cpu()[fresh])
         return len(claims) * self.target.draws
 
-    def _crash(self, attack: Attack, rows: Tensor, entry: dict[str, Any]) -> None:
-        hurt = rows[self.status[rows] == SURVIVED]
-        self.status[hurt] = ERROR
-        entry["errors"] += len(rows)
-        self.note_failure(attack.label, f"crashed on {len(rows)} samples:\n{traceback.format_exc()}")
-        self.find(diagnose.CRASH, f"{attack.label} crashed")
+    def _audited(self, points: Tensor, x: Tensor, y: Tensor, threat: Threat) -> tuple[Audit, Tensor]:
+        """`audit`, and once more for what it denies by rounding; Ctrl-C waits for it."""
+        try:
+            return audit_twice(self.target, points, x, y, threat)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            return audit_twice(self.target, points, x, y, threat)
+
+    def _set_error(self, rows: Tensor) -> None:
+        """Samples that nothing broke before they failed have no verdict."""
+        self.status[rows[self.status[rows] == SURVIVED]] = ERROR
 
     # -- helpers --------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robust import diagnose
-from robust.attacks import Square
+from robust.attacks import Attack, Square
 from robust.oracle import Oracle
 from robust.rng import Streams
 from robust.run import SURVIVED, WAVE, Run
@@ -60,7 +60,7 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
     Who is asked depends on the sample and the size of the whole alone: above all what much was spent on in vain.
     `diagnose.review` judges the counts.
     """
-    gradients = any(s.attack.access == "gradient" and getattr(s.attack, "steps", 0) >= 10 for s in stages)
+    gradients = any(_ascends_inside(stage.attack) for stage in stages)
     random = run.target.draws > 1 or any(found.check == "randomized" for found in run.findings)
     if not gradients or random or run.threat.norm not in _SECOND.norms or not run.differentiable:
         return
@@ -69,6 +69,11 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
         for part in in_parts(_doubtful(run), WAVE * run.micro_batch):
             _search_blindly(run, part)
     run.checks["seconds"] += time.perf_counter() - start
+
+
+def _ascends_inside(attack: Attack) -> bool:
+    """Whether it raises margins inside the threat, which random search could be held against: minimum-norm searches need not."""
+    return attack.access == "gradient" and attack.stays_inside and getattr(attack, "steps", 0) >= 10
 
 
 def _doubtful(run: Run) -> Tensor:

@@ -95,13 +95,18 @@ class Target:
         self._depth += 1
         if self._depth > 1:
             return self
+        self._step_out_of_ambient_modes()
         first = next(self.model.parameters(), next(self.model.buffers(), None))
         if first is not None and first.device != self.device:
             self._restore.append(lambda home=first.device: self.model.to(home))  # type: ignore[misc]
             self.model.to(self.device)
-        for module in self.model.modules():
-            if module.training:
-                self._restore.append(lambda m=module: setattr(m, "training", True))  # type: ignore[misc]
+        training = [
+            m for m in self.model.modules() if getattr(m, "training", False)
+        ]  # frozen scripts do not say
+        if training:
+            self._restore.append(functools.partial(_train_again, self.model, training))
+            self.model.eval()  # some models change their layers then
+            for module in training:
                 module.training = False
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -125,6 +130,17 @@ class Target:
             while self._restore:
                 self._restore.pop()()
 
+    def _step_out_of_ambient_modes(self) -> None:
+        """What surrounds the caller changes nothing: gradients are there, and judging is float32 (training may be in less)."""
+        modes: list[AbstractContextManager[object]] = [torch.inference_mode(False), torch.enable_grad()]
+        if not self._tf32:
+            modes.append(torch.autocast(self.device.type, enabled=False))
+        for mode in modes:
+            mode.__enter__()
+            self._restore.append(functools.partial(mode.__exit__, None, None, None))
+        self._restore.append(functools.partial(torch.set_default_dtype, torch.get_default_dtype()))
+        torch.set_default_dtype(torch.float32)
+
     def logits(self, x: Tensor) -> Tensor:
         """Logits of inputs in bounds: (N, ...) -> (N, C), float32.
 
@@ -137,7 +153,7 @@ class Target:
         except Exception as error:
             if torch.is_grad_enabled() or not _NAMING.get() or not _of_the_input(error):
                 raise
-            raise ModelError(_describe_failure(x, self._mean, error)) from error
+            raise ModelError(_describe_failure(x, self._mean, self.model, error)) from error
         if not (isinstance(out, Tensor) and out.dim() == 2 and out.is_floating_point()):
             raise ModelError(_describe_output(out))
         if out.shape[0] != x.shape[0] or out.shape[1] < 2:
@@ -198,7 +214,9 @@ class Target:
         for size in [*sizes, min(limit, _CANDIDATE_BATCHES[-1])]:
             try:
                 seconds = self._cost(rows(size))
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
                 break
             cost = (seconds + _BETWEEN) / size
             if cost <= _AS_GOOD * least:
@@ -220,7 +238,7 @@ class Target:
             x = x.detach().requires_grad_()
             logits = self.logits(x)
             if logits.requires_grad:
-                torch.autograd.grad(logits.sum(), x, allow_unused=True)
+                _go_back(logits, x)
             self.synchronize()
             seconds.append(time.perf_counter() - start)
         return min(seconds)
@@ -288,7 +306,7 @@ def _of_the_input(error: Exception) -> bool:
     return not (lost or isinstance(error, RobustError) or out_of_memory(error) or "cuDNN error" in str(error))
 
 
-def _describe_failure(x: Tensor, mean: Tensor | None, error: Exception) -> str:
+def _describe_failure(x: Tensor, mean: Tensor | None, model: nn.Module, error: Exception) -> str:
     channels = x.shape[1]
     if mean is not None and mean.numel() not in (1, channels):
         return (
@@ -299,9 +317,12 @@ def _describe_failure(x: Tensor, mean: Tensor | None, error: Exception) -> str:
     said = (
         lines[-1] if "in the TorchScript interpreter" in lines[0] else f"{type(error).__name__}: {lines[0]}"
     )
-    return (
-        f"model: fails on input {tuple(x.shape)} ({said}); give data of the size that the model was made for"
-    )
+    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
+    if kinds - {"float32"}:
+        advice = f"its parameters are {' and '.join(sorted(kinds))}, inputs are float32: give model.float()"
+    else:
+        advice = "give data of the size that the model was made for"
+    return f"model: fails on input {tuple(x.shape)} ({said}); {advice}"
 
 
 def _prepared(x: Tensor, size: tuple[int, int] | None, mean: Tensor | None, std: Tensor | None) -> Tensor:
@@ -316,6 +337,24 @@ def _prepared(x: Tensor, size: tuple[int, int] | None, mean: Tensor | None, std:
 def in_parts(rows: Tensor, size: int) -> Sequence[Tensor]:
     """`rows` ((N, ...)) in parts of at most `size`: none where there are no rows, which many a model cannot take."""
     return rows.split(size) if len(rows) else ()
+
+
+def _train_again(model: nn.Module, training: list[nn.Module]) -> None:
+    """Back to training mode, in those of its modules that were in it."""
+    if any(module is model for module in training):
+        model.train()
+    for module in model.modules():
+        if hasattr(module, "training"):
+            module.training = any(module is other for other in training)
+
+
+def _go_back(logits: Tensor, x: Tensor) -> None:
+    """A backward pass to be timed; where there is none, no attack makes one either."""
+    try:
+        torch.autograd.grad(logits.sum(), x, allow_unused=True)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -340,6 +379,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"device: expected 'auto', 'cpu' or 'cuda[:N]', got {device!r}") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise InputError(
+            f"device: expected 'auto', 'cpu' or 'cuda[:N]', got {device!r}; others are not supported"
+        )
     if resolved.type == "cuda":
         if not torch.cuda.is_available():
             raise InputError(

@@ -73,7 +73,7 @@ def count_classes(model: nn.Module, parts: Sequence[Samples], device: torch.devi
         DataError: a label that the model has no class for.
     """
     try:
-        with torch.no_grad(), Target(model, device=device) as target:
+        with Target(model, device=device) as target, torch.no_grad():
             classes = target.logits(parts[0].rows([0, 0]).to(device)).shape[1]
     except RobustError:
         raise

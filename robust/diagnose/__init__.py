@@ -19,7 +19,7 @@ from robust.diagnose.checks import (
     verdict,
 )
 from robust.diagnose.checks import page as checks_page
-from robust.diagnose.preflight import PREFLIGHT_SAMPLES, Preflight, preflight
+from robust.diagnose.preflight import PREFLIGHT_SAMPLES, Preflight, in_company, preflight
 from robust.diagnose.probes import (
     PROBED,
     Subject,
@@ -53,6 +53,7 @@ __all__ = [
     "Preflight",
     "Subject",
     "checks_page",
+    "in_company",
     "preflight",
     "review",
     "review_passes",

@@ -14,15 +14,16 @@ from robust import copies
 from robust.diagnose import checks, slope
 from robust.diagnose.checks import Finding
 from robust.eot import EOT
-from robust.errors import ModelError
+from robust.errors import ModelError, RobustError
 from robust.losses import ce, margin
 from robust.rng import Streams
-from robust.target import Target
+from robust.target import Target, out_of_memory
 from robust.threat import Threat
 
 PREFLIGHT_SAMPLES: Final = 32
 _AGAIN: Final = 8  # of them, each time more that they are asked about
 _SAME: Final = 1e-4  # of the logits' spread
+_COMPANY: Final = 1e-3  # of the logits' spread
 _SHARE: Final = 0.05  # of the few samples that must show a flaw
 _DEAD_SHARE: Final = 0.15  # nets trained for verified bounds are constant around some 5 %
 _NOISE: Final = 1e-3  # of the box
@@ -40,6 +41,7 @@ class Preflight:
     blocked: bool = False  # gradients end at the faces of the box and begin just inside
     forwards: int = 0
     backwards: int = 0
+    logits: Tensor | None = None  # of the few samples, where the same input gives the same again
 
     @property
     def randomized(self) -> bool:
@@ -71,6 +73,7 @@ def preflight(target: Target, x: Tensor, y: Tensor, threat: Threat | None = None
         seen.findings.append(checks.PROBABILITIES.finding("the model returns probabilities"))
     _repeatability(target, x, logits, seen)
     if not seen.randomized:
+        seen.logits = logits
         _company(target, x, logits, seen)
         (_steadiness if target.draws > 1 else _stability)(target, x, y, logits, seen)
     gradient = _gradients(target, x, y, logits, seen)
@@ -117,13 +120,18 @@ def _company(target: Target, x: Tensor, logits: Tensor, seen: Preflight) -> None
     few = min(4, len(x))
     alone = torch.cat([_ask(target, x[i : i + 1], seen) for i in range(few)])
     flipped = _ask(target, x.flip(0), seen).flip(0)
-    drift = max(float(_drift(alone, logits[:few]).max()), float(_drift(flipped, logits).max()))
-    if drift > 1e-3:
-        seen.findings.append(
-            checks.BATCH_DEPENDENT.finding(
-                f"a sample's logits move by {drift:.2g} of their spread with its batch"
-            )
-        )
+    found = in_company(torch.cat([alone, flipped]), torch.cat([logits[:few], logits]))
+    seen.findings += [found] if found else []
+
+
+def in_company(logits: Tensor, before: Tensor) -> Finding | None:
+    """What is to be said of the same samples' logits in two batches, (N, C) each."""
+    drift = float(_drift(logits, before).max())
+    if not drift > _COMPANY:
+        return None
+    return checks.BATCH_DEPENDENT.finding(
+        f"a sample's logits move by {drift:.2g} of their spread with its batch"
+    )
 
 
 @torch.no_grad()
@@ -174,8 +182,10 @@ def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
                 tracked = _ask(target, point, seen)
                 value = loss(tracked, y).sum()
             gradient = torch.autograd.grad(value, point, allow_unused=True)[0]
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # whatever a backward of the model's own raises
+            if isinstance(error, RobustError) or out_of_memory(error):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
         seen.backwards += len(x) * target.draws
         if gradient is None:
             seen.differentiable = False
