@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from robust.bpda import Substituted
 from robust.errors import UnsupportedError
@@ -142,12 +143,32 @@ def _counterparts() -> list[tuple[tuple[type, ...], Callable[[Any], nn.Module]]]
     ]
 
 
-_OPERATORS: Final[dict[str, Callable[..., Tensor]]] = {
-    "add": operator.add,
-    "add_relu": lambda a, b: (a + b).relu(),
-    "mul": operator.mul,
-    "cat": lambda parts, dim=0: torch.cat(parts, dim),
+# Operators on quantised values: the same on floats, and how many of the arguments it takes; scale and zero point follow.
+_OPERATORS: Final[dict[str, tuple[Callable[..., Tensor], int]]] = {
+    "add": (operator.add, 2),
+    "add_relu": (lambda a, b: (a + b).relu(), 2),
+    "mul": (operator.mul, 2),
+    "mul_relu": (lambda a, b: (a * b).relu(), 2),
+    "cat": (torch.cat, 2),
+    "hardswish": (functional.hardswish, 1),
+    "sigmoid": (torch.sigmoid, 1),
+    "leaky_relu": (functional.leaky_relu, 2),
+    "layer_norm": (functional.layer_norm, 5),
+    "group_norm": (functional.group_norm, 5),
+    "instance_norm": (
+        lambda x, weight, bias, eps: functional.instance_norm(x, weight=weight, bias=bias, eps=eps),
+        4,
+    ),
 }
+
+
+_ROUNDING: Final = ("scale", "zero_point", "output_scale", "output_zero_point")
+
+
+def _quantised_operator(node: fx.Node) -> str | None:
+    """The name of the operator on quantised values that a node calls, if it does."""
+    library, _, name = str(node.target).partition(".")
+    return name.partition(".")[0] if node.op == "call_function" and library == "quantized" else None
 
 
 def _unround(module: fx.GraphModule) -> None:
@@ -157,14 +178,14 @@ def _unround(module: fx.GraphModule) -> None:
         if quantizes or (node.op == "call_method" and node.target == "dequantize"):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
-        elif node.op == "call_function" and str(getattr(node.target, "namespace", "")) == "quantized":
-            name = str(node.target.__name__).partition(".")[0]
+        elif name := _quantised_operator(node):
             if name not in _OPERATORS:
                 raise UnsupportedError(
                     f"model: no float counterpart of the operator quantized::{name}; attack the model with "
                     "score and decision attacks"
                 )
-            count = 1 if name == "cat" else 2
-            node.target, node.args, node.kwargs = _OPERATORS[name], node.args[:count], {}
+            node.target, count = _OPERATORS[name]
+            node.args = node.args[:count]
+            node.kwargs = {key: value for key, value in node.kwargs.items() if key not in _ROUNDING}
     module.graph.eliminate_dead_code()
     module.recompile()

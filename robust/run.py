@@ -163,7 +163,8 @@ class Run:
         """What preflight says of the first samples of the whole, and these: fewer where memory is short."""
         x, y, _ = self.load(torch.arange(few), self.whole)
         try:
-            return diagnose.preflight(self.target, x, y, self.threat), x, y
+            highest = int(self.whole.y.max())
+            return diagnose.preflight(self.target, x, y, self.threat, highest=highest), x, y
         except Exception as error:
             if not out_of_memory(error) or few == 1:
                 raise

@@ -57,6 +57,42 @@ def test_the_deployed_model_answers_and_its_twin_differentiates(
     assert (float_twin(deployed)(x) - net(x)).abs().max() < 0.03 * spread
 
 
+class Block(nn.Module):
+    """A convolution, then one way of bringing what it gives together with its input."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(8 * 64 if kind == "cat" else 4 * 64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.first(x).relu()
+        v = self.second(u)
+        joined = {
+            "add": lambda: u + v,
+            "add_relu": lambda: nn.functional.relu(u + v),
+            "mul": lambda: u * torch.sigmoid(v),
+            "scalar": lambda: u * 2.0 + v + 1.0,
+            "cat": lambda: torch.cat([u, v], 1),
+            "hardswish": lambda: nn.functional.hardswish(v),
+            "layer_norm": lambda: nn.functional.layer_norm(v, v.shape[1:]),
+        }[self.kind]()
+        out: Tensor = self.head(joined.flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("kind", ["add", "add_relu", "mul", "scalar", "cat", "hardswish", "layer_norm"])
+def test_operators_between_quantised_values_have_float_counterparts(
+    kind: str, digits: tuple[Tensor, Tensor]
+) -> None:
+    torch.manual_seed(0)
+    x, block = digits[0], Block(kind).eval()
+    twin = float_twin(quantize(block, "traced", x))
+    spread = block(x).amax() - block(x).amin()
+    assert (twin(x) - block(x)).abs().max() < 0.05 * spread
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_evaluation_attacks_it_and_reports_the_transfer(
     kind: str, net: nn.Module, digits: tuple[Tensor, Tensor]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import robust
 from robust import run_checks
 from robust.audit import audit, audit_twice
-from robust.errors import StoreError
+from robust.errors import ModelError, StoreError
 from robust.evaluation import Interrupted
 from robust.report import Report
 from robust.run import Progress
@@ -292,3 +292,12 @@ def test_a_curve_of_a_suite_that_searches_at_eps_alone_has_a_minimum_norm_attack
     for eps, found in zip(("0.02", "0.05"), curve, strict=True):
         direct = evaluate(net, digits, threat=f"linf:{eps}").robust_accuracy
         assert abs(found - direct) < 0.04
+
+
+def test_a_label_that_the_model_does_not_know_is_told_wherever_it_stands(
+    net: nn.Module, digits: Digits
+) -> None:
+    y = digits[1].clone()
+    y[-1] = 10
+    with pytest.raises(ModelError, match="labels go up to 10"):
+        evaluate(net, (digits[0], y), suite="fgsm")

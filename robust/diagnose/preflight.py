@@ -49,11 +49,14 @@ class Preflight:
         return any(finding.check == checks.RANDOMIZED.name for finding in self.findings)
 
 
-def preflight(target: Target, x: Tensor, y: Tensor, threat: Threat | None = None) -> Preflight:
+def preflight(
+    target: Target, x: Tensor, y: Tensor, threat: Threat | None = None, *, highest: int | None = None
+) -> Preflight:
     """Look at the model on a few samples ((N, ...), (N,), on the target's device, target entered).
 
     Args:
         threat: gradients are looked at on its scale too; None for the finest alone.
+        highest: label of all the data, where these are a few of more.
 
     Raises:
         ModelError: the output is not logits (N, C), or a label is not among the C classes.
@@ -61,9 +64,10 @@ def preflight(target: Target, x: Tensor, y: Tensor, threat: Threat | None = None
     seen = Preflight()
     with torch.no_grad(), _autograd_calls() as calls:
         logits = _ask(target, x, seen)
-    if int(y.max()) >= logits.shape[1]:
+    highest = int(y.max()) if highest is None else highest
+    if highest >= logits.shape[1]:
         raise ModelError(
-            f"model output: {logits.shape[1]} classes, but the labels go up to {int(y.max())}; expected labels in "
+            f"model output: {logits.shape[1]} classes, but the labels go up to {highest}; expected labels in "
             f"[0, {logits.shape[1]}): give the model that was trained for this data"
         )
     if calls:
