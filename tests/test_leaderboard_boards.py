@@ -23,6 +23,7 @@ from robust.leaderboard import (
 )
 from robust.leaderboard.layout import short_heads
 from robust.leaderboard.site.charts import attack_bars
+from robust.leaderboard.table import _in_order
 from robust.threat import Threat
 
 
@@ -246,6 +247,15 @@ def test_heads_tell_attacks_apart_by_short_lines() -> None:
         "hop\nradii=\n(2..1)\nnear=\n0.2",
     ]
     assert short_heads(["cw(steps=9)", "fgsm"]) == ["cw", "fgsm"]
+    many = ["hop(a=1,b=2,c=3,d=4)", "fgsm", "hop(a=5,b=6,c=7,d=8)"]
+    assert short_heads(many) == ["hop\n#1", "fgsm", "hop\n#2"]
+
+
+def test_attacks_stand_in_the_order_of_every_board() -> None:
+    merged = _in_order([["m7", "fab", "mifpe"], ["m10", "mifpe", "squares"], []])
+    assert [name for name in merged if name in ("m7", "fab", "mifpe")] == ["m7", "fab", "mifpe"]
+    assert [name for name in merged if name in ("m10", "mifpe", "squares")] == ["m10", "mifpe", "squares"]
+    assert _in_order([["a", "b"], ["b", "a"]]) == ["a", "b"]
 
 
 def test_heads_break_where_words_end_and_else_lose_the_end() -> None:

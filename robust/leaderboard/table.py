@@ -7,7 +7,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
-from itertools import groupby
+from graphlib import CycleError, TopologicalSorter
+from itertools import groupby, pairwise
 from typing import Any, Final
 
 import pandas as pd
@@ -57,7 +58,19 @@ def leaderboard_frame(
     ]
     rows += reference_rows(references)
     frame = pd.DataFrame(rows, columns=None if rows else list(FIXED))
-    return frame[[*FIXED, *(name for name in frame.columns if name not in FIXED)]]
+    return frame[[*FIXED, *_in_order([[name for name in row if name not in FIXED] for row in rows])]]
+
+
+def _in_order(lists: list[list[str]]) -> list[str]:
+    """All names once, each after those that it follows in any of the lists; in the order seen where lists disagree."""
+    graph: dict[str, set[str]] = {name: set() for names in lists for name in names}
+    for names in lists:
+        for before, name in pairwise(names):
+            graph[name].add(before)
+    try:
+        return list(TopologicalSorter(graph).static_order())
+    except CycleError:
+        return list(graph)
 
 
 def boards(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:

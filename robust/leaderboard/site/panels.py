@@ -29,6 +29,8 @@ def panels(
     table, found = verdicts.set_index("sample_id"), []
     low, high = record.threat.bounds
     for place, id_ in enumerate(examples["sample_id"][:_SHOWN].tolist()):
+        if id_ not in table.index:  # no example of this record: `leaderboard verify` says so
+            continue
         row = table.loc[id_]
         x_adv = (examples["x_adv"][place] - low) / (high - low)
         images = [(_png(x_adv), "adversarial")]
