@@ -292,4 +292,6 @@ def _columns(text: str) -> int:
 
 
 def _fill(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False))
+    """Lines of at most that width, which break at spaces and after commas."""
+    lines = textwrap.wrap(re.sub(r",(?=\S)", ",\0 ", text), width, break_on_hyphens=False)
+    return "\n".join(line.replace("\0 ", "").rstrip("\0") for line in lines)
