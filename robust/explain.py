@@ -125,8 +125,8 @@ def classes(report: Report) -> Figure:
 
 def confusion(report: Report) -> Figure:
     """Labels against what the samples are taken for under attack; standing samples on the diagonal."""
-    table = report.verdicts
-    count = int(max(table.label.max(), table.prediction_adv.max())) + 1
+    table = report.verdicts[report.verdicts.prediction_adv >= 0]  # without those whose logits are no numbers
+    count = int(max(report.verdicts.label.max(), table.prediction_adv.max(), 0)) + 1
     matrix = np.zeros((count, count), dtype=np.int64)
     np.add.at(matrix, (table.label.to_numpy(), table.prediction_adv.to_numpy()), 1)
     share = matrix / matrix.sum(1, keepdims=True).clip(min=1)

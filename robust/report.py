@@ -32,7 +32,7 @@ class Report:
     """Result of `robust.evaluate`. Everything that is a rate is counted from `verdicts`.
 
     Attributes:
-        verdicts: a row per sample: sample_id, label, prediction, status (misclassified | broken |
+        verdicts: a row per sample: sample_id, label, prediction (-1: logits that are no numbers), status (misclassified | broken |
             survived | error), attack (label of the one that broke it, or empty), distance (of the
             audited adversarial example; NaN where none), margin (the highest seen: best other logit
             minus the label's), nearest (distance of the nearest audited adversarial point, in or out of

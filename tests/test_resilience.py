@@ -238,7 +238,9 @@ def test_what_rounding_denies_is_asked_about_once_more() -> None:
     assert twice.distance[2] == pytest.approx(0.4004)
 
 
-def test_samples_without_numbers_are_not_counted_as_correct(net: nn.Module, digits: Digits) -> None:
+def test_samples_without_numbers_are_not_counted_as_correct(
+    tmp_path: Path, net: nn.Module, digits: Digits
+) -> None:
     class Empty(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             logits: Tensor = net(x)
@@ -247,6 +249,7 @@ def test_samples_without_numbers_are_not_counted_as_correct(net: nn.Module, digi
     report = evaluate(Empty(), digits, suite="fgsm")
     assert report.clean_correct == 0
     assert report.statuses["error"] == report.n
+    assert len(report.plot(tmp_path, samples=digits)) == 6
 
 
 def test_a_report_saved_over_another_leaves_no_examples_of_it(

@@ -105,8 +105,9 @@ def _odd_values(table: pa.Table) -> str:
             return f"column {name}: {gaps} values are missing"
     for name in ("label", "prediction", "prediction_adv"):
         values = table[name].to_numpy() if name in table.schema.names else np.zeros(0, np.int64)
-        if len(values) and not 0 <= values.min() <= values.max() < MOST_CLASSES:
-            return f"column {name}: expected classes in [0, {MOST_CLASSES}), got {values.min()} to {values.max()}"
+        least = 0 if name == "label" else -1  # logits that are no numbers have no class
+        if len(values) and not least <= values.min() <= values.max() < MOST_CLASSES:
+            return f"column {name}: expected classes in [{least}, {MOST_CLASSES}), got {values.min()} to {values.max()}"
     texts = [
         table[name]
         for name, kind in zip(table.schema.names, table.schema.types, strict=True)

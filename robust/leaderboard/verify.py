@@ -88,6 +88,7 @@ def row_problems(record: Record, verdicts: pd.DataFrame) -> Iterator[str]:
         "broken by no attack of the suite": broken & ~attack.isin([entry.label for entry in record.attacks]),
         "broken outside the ball": broken & ~(distance <= limit),
         "not broken, yet with an attack or a distance": ~broken & ((attack != "") | ~np.isnan(distance)),
+        "no class, yet no error": (verdicts["prediction"] < 0) & (status != "error"),
         "negative passes": (verdicts["forwards"] < 0) | (verdicts["backwards"] < 0),
     }
     if "prediction_adv" in verdicts:
