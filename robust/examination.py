@@ -148,8 +148,13 @@ def _accuracy(patient: _Patient, samples: Samples) -> None:
     )
 
 
+def near_chance(accuracy: float, classes: int) -> bool:
+    """Whether a clean accuracy is one that a guess might have."""
+    return accuracy <= 2 / classes and not (classes == 2 and accuracy > 0.6)
+
+
 def _judge_accuracy(rate: float, classes: int, samples: Samples) -> tuple[State, str]:
-    if rate > 2 / classes or (classes == 2 and rate > 0.6):
+    if not near_chance(rate, classes):
         return "ok", ""
     named = f" (class 0 is {samples.class_names[0]!r})" if samples.class_names else ""
     return (

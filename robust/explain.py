@@ -12,6 +12,7 @@ import torch
 from robust import diagnose
 from robust.attacks import PGD
 from robust.errors import InputError, MissingDependencyError, StoreError
+from robust.leaderboard.layout import told_apart
 from robust.sources import as_samples
 from robust.stats import interval
 
@@ -76,13 +77,20 @@ def explain(
         pictures["panels"] = lambda: panels(report, samples, target)
     if samples is not None and target is not None:
         pictures["losses"] = lambda: losses(report, samples, target)
-    return [file for name, draw in pictures.items() for file in _write(draw(), Path(folder), name, formats)]
+    title = f"{report.threat}, suite {report.suite}, {report.n} samples, seed {report.seed}"
+    files = []
+    for name, draw in pictures.items():
+        figure = draw()
+        figure.suptitle(title, fontsize="small")
+        files += _write(figure, Path(folder), name, formats)
+    return files
 
 
 def passes(report: Report) -> Figure:
     """A bar per attack: its forward and backward passes, and how many samples it broke."""
     figure, axes = _figure(7, 1.2 + 0.42 * (len(report.attacks) + 1))
-    names = [_shorten(entry["label"]) for entry in report.attacks] + ["checks"]
+    apart = told_apart([entry["label"] for entry in report.attacks])
+    names = [_shorten(" ".join(lines)) for lines in apart] + ["checks"]
     forwards = [entry["forwards"] for entry in report.attacks] + [report.checks["forwards"]]
     backwards = [entry["backwards"] for entry in report.attacks] + [report.checks["backwards"]]
     rows = np.arange(len(names))
@@ -115,6 +123,7 @@ def classes(report: Report) -> Figure:
                 column + shift, k / n, [[k / n - low], [high - k / n]], color="black", capsize=2, lw=1
             )
     axes.set(xlabel="class", ylabel="accuracy", ylim=(0, 1.05))
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     if len(groups) <= _NAMED:
         names = [_shorten(name, 12) for name in report.classes["name"]]
         turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}

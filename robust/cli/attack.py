@@ -207,6 +207,14 @@ def _shares(table: DataFrame) -> str:
     return tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * 4))
 
 
+def _chance(report: Report) -> str:
+    from robust.examination import near_chance
+
+    classes = 1 + int(report.verdicts[["label", "prediction"]].to_numpy().max())
+    hint = "; near chance: `robust doctor` may tell why"
+    return hint if classes > 1 and near_chance(report.clean_accuracy, classes) else ""
+
+
 def _robust_line(report: Report) -> str:
     """The verdict; after an interruption what it may still be, for an interval of what was not attacked says nothing."""
     stand, open_ = report.statuses["survived"], report.statuses["error"]
@@ -246,7 +254,7 @@ def summary(report: Report) -> str:
             for source in dependent
         ),
         "",
-        f"clean accuracy   {report.clean_accuracy:7.2%}   {report.clean_correct} of {report.n}",
+        f"clean accuracy   {report.clean_accuracy:7.2%}   {report.clean_correct} of {report.n}{_chance(report)}",
         _robust_line(report),
         fill(
             f"threat {report.threat}, suite {report.suite}, seed {report.seed}, {report.seconds:.1f} s on {report.device}",

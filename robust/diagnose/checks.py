@@ -72,7 +72,7 @@ TOO_FEW_DRAWS = _declare(
 )
 BATCH_DEPENDENT = _declare(
     "batch-dependent",
-    rule="a sample's logits differ by > 1e-3 of their spread alone and in a batch",
+    rule="a sample's logits differ by > 1e-3 of their spread alone, in a batch of a few, and in one of the run's own size",
     detects="normalisation by the batch's own statistics: the verdict would depend on who stands beside whom",
     advice="normalise with stored statistics (eval mode), not with the batch's own",
 )
@@ -143,7 +143,7 @@ CRASH = _declare(
 )
 INTERRUPTED = _declare(
     "interrupted",
-    rule="the evaluation was stopped before the suite had passed over all samples",
+    rule="the evaluation was stopped before the suite had passed over all samples, or before its last checks",
     detects="nothing about the model: what no attack had reached counts as an error",
     advice="run it again to the end",
 )
@@ -165,7 +165,7 @@ BLACK_BOX_WINS = _declare(
     "black-box-wins",
     rule="score and decision attacks break > 5 % (at least 2) of the samples that they were given after the gradient "
     "attacks of the suite, or of all that stood, where they were given those that were near or moved last; or, of some 16 and more survivors "
-    "of attacks of 10 steps and more, above all such as many passes were spent on, 48 queries of random search "
+    "of attacks inside the threat of 10 steps and more, above all such as many passes were spent on, 48 queries of random search "
     "bring > 10 % (at least 2) nearer than all gradients did, by over a tenth of the clean margin",
     detects="masked gradients: the surface can be descended, but not by its derivative",
     advice="run the suite 'thorough', and look at what forward does to gradients",

@@ -53,6 +53,13 @@ class GateResult:
     population: int
     complete: bool
 
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return (
+            f"GateResult({self.outcome!r}, {self.reason!r}, {self.report.n} of {self.population} samples, "
+            f"interval [{low:.4f}, {high:.4f}])"
+        )
+
     @property
     def errors(self) -> int:
         """Samples that ended in an error: never survivors, and no gate passes with one."""

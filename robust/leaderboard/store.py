@@ -277,7 +277,9 @@ class Store:
         try:
             text = self._fs.cat_file(f"{self._root}/records/{name}").decode()
         except (*_IO_ERRORS, UnicodeDecodeError) as error:
-            raise StoreError(f"{where}: cannot be read: {_reason(error)}") from error
+            raise StoreError(
+                f"{where}: cannot be read: {_reason(error)}; restore it, or move it out of the store"
+            ) from error
         record = Record.loads(text, where)
         if name != f"{record.id}.json":
             raise StoreError(
@@ -292,7 +294,9 @@ class Store:
         except _IO_ERRORS as error:
             raise StoreError(f"{where}: cannot be read: {_reason(error)}; a record names it") from error
         if sha256(content) != digest:
-            raise StoreError(f"{where}: does not match its name; it was altered or damaged")
+            raise StoreError(
+                f"{where}: does not match its name; it was altered or damaged: restore it, or move the records that name it"
+            )
         return content
 
     def _keep(self, path: str, content: bytes) -> None:
