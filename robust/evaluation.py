@@ -16,7 +16,7 @@ from robust.quantized import attackable
 from robust.report import Report
 from robust.run import Precision, Progress, Settings
 from robust.sources import as_samples
-from robust.suites import Stage, resolve
+from robust.suites import SUITES, Stage, resolve
 from robust.target import Normalization, Target
 from robust.threat import Threat
 from robust.whole_box import tell, whole_box
@@ -119,8 +119,12 @@ def evaluate(
 
 
 def _with_a_minimum_norm_attack(name: str, stages: list[Stage], threat: Threat) -> tuple[str, list[Stage]]:
-    """Where all attacks search at eps alone, FMN too: else a curve would show no break at any smaller radius."""
-    if threat.norm not in FMN.norms or any(stage.attack.minimum_norm for stage in stages):
+    """Where a suite searches at eps alone, FMN too: else a curve would show no break at any smaller radius."""
+    if (
+        name not in SUITES
+        or threat.norm not in FMN.norms
+        or any(stage.attack.minimum_norm for stage in stages)
+    ):
         return name, stages
     return f"{name}+fmn", [*stages, Stage(FMN())]
 
