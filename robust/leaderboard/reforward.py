@@ -220,8 +220,7 @@ def _clean(record: Record, said: Predictions, samples: Samples, target: Target) 
     )
 
 
-@torch.no_grad()
 def _predictions(target: Target, x: Tensor) -> Predictions:
-    with target:
+    with target, torch.no_grad():
         found = [target.logits(part.to(target.device)).argmax(1).cpu() for part in in_parts(x, _ROWS)]
     return np.concatenate([np.empty(0, np.int64), *found])
