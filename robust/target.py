@@ -93,8 +93,15 @@ class Target:
 
     def __enter__(self) -> Self:
         self._depth += 1
-        if self._depth > 1:
-            return self
+        if self._depth == 1:
+            try:
+                self._take_over()
+            except BaseException:  # nobody leaves what was not entered
+                self.__exit__(None, None, None)
+                raise
+        return self
+
+    def _take_over(self) -> None:
         self._step_out_of_ambient_modes()
         first = next(self.model.parameters(), next(self.model.buffers(), None))
         if first is not None and first.device != self.device:
@@ -120,7 +127,6 @@ class Target:
             cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
             self._restore.append(_without_tf32(cudnn, getattr(cudnn, "conv", None)))
             self._restore.append(_without_tf32(matmul, matmul))
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -341,11 +347,12 @@ def in_parts(rows: Tensor, size: int) -> Sequence[Tensor]:
 
 def _train_again(model: nn.Module, training: list[nn.Module]) -> None:
     """Back to training mode, in those of its modules that were in it."""
-    if any(module is model for module in training):
+    before = {id(module) for module in training}
+    if id(model) in before:
         model.train()
     for module in model.modules():
         if hasattr(module, "training"):
-            module.training = any(module is other for other in training)
+            module.training = id(module) in before
 
 
 def _go_back(logits: Tensor, x: Tensor) -> None:

@@ -177,6 +177,22 @@ def test_a_model_in_training_is_asked_in_eval_mode_and_given_back_as_it_was(
     model.eval()
 
 
+def test_a_model_that_cannot_be_taken_over_leaves_everything_as_it_was(net: nn.Module) -> None:
+    class Stubborn(Fuses):
+        def train(self, mode: bool = True) -> Stubborn:
+            if not mode:
+                raise ValueError("never done")
+            super().train(mode)
+            return self
+
+    model = Stubborn(net).train()
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="never done"), Target(model, device="cpu"):
+            pass
+        assert not torch.is_grad_enabled()
+    assert model.training
+
+
 def test_a_frozen_script_is_attacked(net: nn.Module, digits: Digits) -> None:
     frozen = torch.jit.freeze(torch.jit.trace(net.eval(), digits[0][:2]))
     assert evaluate(frozen, digits, suite="fgsm").statuses == evaluate(net, digits, suite="fgsm").statuses
