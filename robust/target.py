@@ -235,13 +235,23 @@ class Target:
         while len(seconds) < 2 or (len(seconds) < 3 and seconds[-1] < _SHORT):
             self.synchronize()
             start = time.perf_counter()
-            x = x.detach().requires_grad_()
-            logits = self.logits(x)
-            if logits.requires_grad:
-                _go_back(logits, x)
+            self.both_ways(x)
             self.synchronize()
             seconds.append(time.perf_counter() - start)
         return min(seconds)
+
+    def both_ways(self, x: Tensor) -> None:
+        """A pass to be timed: forward and backward, or forward alone where no gradient can be had."""
+        point = x.detach().requires_grad_()
+        try:
+            logits = self.logits(point)
+            if logits.requires_grad:
+                torch.autograd.grad(logits.sum(), point, allow_unused=True)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            with torch.no_grad():
+                self.logits(x)
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock tells the truth."""
@@ -346,15 +356,6 @@ def _train_again(model: nn.Module, training: list[nn.Module]) -> None:
     for module in model.modules():
         if hasattr(module, "training"):
             module.training = any(module is other for other in training)
-
-
-def _go_back(logits: Tensor, x: Tensor) -> None:
-    """A backward pass to be timed; where there is none, no attack makes one either."""
-    try:
-        torch.autograd.grad(logits.sum(), x, allow_unused=True)
-    except Exception as error:
-        if out_of_memory(error):
-            raise
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -216,6 +216,19 @@ def test_a_backward_pass_that_fails_is_told(options: dict[str, Any], net: nn.Mod
     assert "detached-graph" in {finding["check"] for finding in report.findings}
 
 
+@pytest.mark.parametrize("batch_size", [16, "auto"])
+def test_a_forward_pass_that_no_gradient_survives_is_told(
+    batch_size: int | str, net: nn.Module, digits: Digits
+) -> None:
+    class Leaves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = net(torch.from_numpy(x.numpy()))
+            return out
+
+    report = evaluate(Leaves(), digits, suite="pgd", batch_size=batch_size)
+    assert {finding["check"] for finding in report.findings} == {"detached-graph"}
+
+
 class Rounds(nn.Module):
     """The boundary between the first two classes is at .5, and a hair beyond it in batches."""
 
