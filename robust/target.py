@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from robust import convolutions
 from robust.errors import InputError, ModelError, RobustError
+from robust.reentrant import differentiable_checkpoints
 
 if TYPE_CHECKING:
     from robust.sources.preprocess import Preprocessing
@@ -132,7 +133,11 @@ class Target:
 
     def _step_out_of_ambient_modes(self) -> None:
         """What surrounds the caller changes nothing: gradients are there, and judging is float32 (training may be in less)."""
-        modes: list[AbstractContextManager[object]] = [torch.inference_mode(False), torch.enable_grad()]
+        modes: list[AbstractContextManager[object]] = [
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            differentiable_checkpoints(),
+        ]
         if not self._tf32:
             modes.append(torch.autocast(self.device.type, enabled=False))
         for mode in modes:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import robust
 from robust import run_checks
@@ -227,6 +228,34 @@ def test_a_forward_pass_that_no_gradient_survives_is_told(
 
     report = evaluate(Leaves(), digits, suite="pgd", batch_size=batch_size)
     assert {finding["check"] for finding in report.findings} == {"detached-graph"}
+
+
+class Recomputes(nn.Module):
+    """Keeps nothing of its net's forward pass for the backward one."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(self.net, x, use_reentrant=True)  # type: ignore[no-untyped-call]
+        return out
+
+
+@pytest.mark.parametrize("norm", ["linf:0.1", "l2:0.5"])
+def test_reentrant_checkpoints_change_nothing(norm: str, net: nn.Module, digits: Digits) -> None:
+    report = evaluate(Recomputes(net), digits, threat=norm)
+    assert report.verdicts.equals(evaluate(net, digits, threat=norm).verdicts)
+    assert report.trust == "trusted"
+
+
+def test_outside_an_evaluation_checkpoints_are_as_they_were(net: nn.Module, digits: Digits) -> None:
+    model = Recomputes(net)
+    with Target(model, device="cpu"), Target(model, device="cpu"):
+        pass
+    point = digits[0].clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="use_reentrant=True"):
+        torch.autograd.grad(model(point).sum(), point)
 
 
 class Rounds(nn.Module):
