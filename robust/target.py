@@ -89,6 +89,7 @@ class Target:
         self._mean, self._std = _moments(normalize, self.device)
         self._tf32 = tf32
         self._retraceable: Target | None = None
+        self._overwrites: bool | None = None  # whether the model writes into its input, once a pass has told
         self._restore: list[Callable[[], object]] = []
         self._depth = 0
 
@@ -154,7 +155,7 @@ class Target:
                 fails on the input. Elsewhere whatever it raises is passed on.
         """
         try:
-            out = self.model(_prepared(x, self.size, self._mean, self._std))
+            out = self._answer(_prepared(x, self.size, self._mean, self._std))
         except Exception as error:
             if torch.is_grad_enabled() or not _NAMING.get() or not _of_the_input(error):
                 raise
@@ -167,6 +168,16 @@ class Target:
             )
         out = out.float()
         return out.clamp_min(_TINY).log() if self.probabilities else out
+
+    def _answer(self, x: Tensor) -> Any:
+        """What the model returns. One that writes into its input gets a copy of it, as in the first pass, which tells."""
+        if self._overwrites is False:
+            return self.model(x)
+        x = x.clone()
+        version = x._version
+        out = self.model(x)
+        self._overwrites = x._version > version
+        return out
 
     def passing(self) -> AbstractContextManager[None]:
         """To be in for a pass of a search: it is quickest so, and off by rounding from what the model alone answers."""

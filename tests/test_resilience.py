@@ -230,6 +230,28 @@ def test_a_forward_pass_that_no_gradient_survives_is_told(
     assert {finding["check"] for finding in report.findings} == {"detached-graph"}
 
 
+@pytest.mark.parametrize("batch_size", [16, "auto"])
+@pytest.mark.parametrize("suite", ["pgd", "square"])
+def test_a_model_that_writes_into_its_input_changes_no_point(
+    suite: str, batch_size: int | str, net: nn.Module, digits: Digits
+) -> None:
+    class Normalizes(nn.Module):
+        def __init__(self, aside: bool) -> None:
+            super().__init__()
+            self.aside, self.net = aside, net
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone() if self.aside else x
+            out: Tensor = self.net(x.sub_(0.2).div_(0.9))
+            return out
+
+    report, plain = (
+        evaluate(Normalizes(aside), digits, suite=suite, batch_size=batch_size) for aside in (False, True)
+    )
+    assert report.statuses == plain.statuses
+    assert report.findings == plain.findings
+
+
 class Recomputes(nn.Module):
     """Keeps nothing of its net's forward pass for the backward one."""
 
