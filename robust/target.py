@@ -97,6 +97,14 @@ class Target:
         self._depth += 1
         if self._depth > 1:
             return self
+        try:
+            self._take_over()
+        except BaseException:
+            self._hand_back()
+            raise
+        return self
+
+    def _take_over(self) -> None:
         self._step_out_of_ambient_modes()
         first = next(self.model.parameters(), next(self.model.buffers(), None))
         if first is not None and first.device != self.device:
@@ -122,15 +130,19 @@ class Target:
             cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
             self._restore.append(_without_tf32(cudnn, getattr(cudnn, "conv", None)))
             self._restore.append(_without_tf32(matmul, matmul))
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            while self._restore:
-                self._restore.pop()()
+        if self._depth > 1:
+            self._depth -= 1
+        else:
+            self._hand_back()
+
+    def _hand_back(self) -> None:
+        self._depth = 0
+        while self._restore:
+            self._restore.pop()()
 
     def _step_out_of_ambient_modes(self) -> None:
         """What surrounds the caller changes nothing: gradients are there, and judging is float32 (training may be in less)."""
@@ -367,11 +379,12 @@ def in_parts(rows: Tensor, size: int) -> Sequence[Tensor]:
 
 def _train_again(model: nn.Module, training: list[nn.Module]) -> None:
     """Back to training mode, in those of its modules that were in it."""
-    if any(module is model for module in training):
+    before = {id(module) for module in training}
+    if id(model) in before:
         model.train()
     for module in model.modules():
         if hasattr(module, "training"):
-            module.training = any(module is other for other in training)
+            module.training = id(module) in before
 
 
 def out_of_memory(error: BaseException) -> bool:

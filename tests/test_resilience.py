@@ -178,6 +178,29 @@ def test_a_model_in_training_is_asked_in_eval_mode_and_given_back_as_it_was(
     model.eval()
 
 
+def test_a_model_that_cannot_be_entered_is_handed_back_with_all_that_was_around(net: nn.Module) -> None:
+    class Stubborn(Fuses):
+        def train(self, mode: bool = True) -> Fuses:
+            if not mode:
+                raise NotImplementedError("only trains")
+            return super().train(mode)
+
+    model = Stubborn(net)
+    before = [module.training for module in model.modules()]
+    target = Target(model, device="cpu")
+    torch.set_default_dtype(torch.float64)
+    try:
+        for _ in range(2):
+            with torch.no_grad():
+                with pytest.raises(NotImplementedError), target:
+                    pass
+                assert not torch.is_grad_enabled()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [module.training for module in model.modules()] == before
+
+
 def test_a_frozen_script_is_attacked(net: nn.Module, digits: Digits) -> None:
     frozen = torch.jit.freeze(torch.jit.trace(net.eval(), digits[0][:2]))
     assert evaluate(frozen, digits, suite="fgsm").statuses == evaluate(net, digits, suite="fgsm").statuses
