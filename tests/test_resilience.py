@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -391,3 +392,14 @@ def test_a_label_that_the_model_does_not_know_is_told_wherever_it_stands(
     y[-1] = 10
     with pytest.raises(ModelError, match="labels go up to 10"):
         evaluate(net, (digits[0], y), suite="fgsm")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_in_another_dtype_is_told_what_to_give(
+    dtype: torch.dtype, net: nn.Module, digits: Digits
+) -> None:
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(
+        ModelError, match=rf"parameters are {kind}, inputs are float32: give model\.float\(\)"
+    ):
+        evaluate(copy.deepcopy(net).to(dtype), digits, suite="fgsm")
