@@ -15,6 +15,11 @@ from torch.nn import functional
 from robust.bpda import Substituted
 from robust.errors import UnsupportedError
 
+_WITHOUT_TWIN: Final = (
+    "give robust.Target(model) for score and decision attacks, which need no gradient, or the model's float original "
+    "as the backward of a robust.BPDA"
+)
+
 
 class Quantized(Substituted):
     """A quantised classifier that can be attacked: it answers, and its float twin gives the gradient.
@@ -79,8 +84,7 @@ def _float(module: nn.Module) -> nn.Module:
         if type(module) in kinds:
             return make(module)
     raise UnsupportedError(
-        f"model: no float counterpart of the quantised layer {type(module).__name__}; attack the model with "
-        "score and decision attacks, or give its float original as the backward of a robust.BPDA"
+        f"model: no float counterpart of the quantised layer {type(module).__name__}; {_WITHOUT_TWIN}"
     )
 
 
@@ -149,6 +153,7 @@ _OPERATORS: Final[dict[str, tuple[Callable[..., Tensor], int]]] = {
     "add_relu": (lambda a, b: (a + b).relu(), 2),
     "mul": (operator.mul, 2),
     "mul_relu": (lambda a, b: (a * b).relu(), 2),
+    "matmul": (torch.matmul, 2),
     "cat": (torch.cat, 2),
     "hardswish": (functional.hardswish, 1),
     "sigmoid": (torch.sigmoid, 1),
@@ -181,8 +186,7 @@ def _unround(module: fx.GraphModule) -> None:
         elif name := _quantised_operator(node):
             if name not in _OPERATORS:
                 raise UnsupportedError(
-                    f"model: no float counterpart of the operator quantized::{name}; attack the model with "
-                    "score and decision attacks"
+                    f"model: no float counterpart of the operator quantized::{name}; {_WITHOUT_TWIN}"
                 )
             node.target, count = _OPERATORS[name]
             node.args = node.args[:count]

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from robust import convolutions
 from robust.errors import InputError, ModelError, RobustError
+from robust.reentrant import differentiable_checkpoints
 
 if TYPE_CHECKING:
     from robust.sources.preprocess import Preprocessing
@@ -88,17 +89,19 @@ class Target:
         self._mean, self._std = _moments(normalize, self.device)
         self._tf32 = tf32
         self._retraceable: Target | None = None
+        self._overwrites: bool | None = None  # whether the model writes into its input, once a pass has told
         self._restore: list[Callable[[], object]] = []
         self._depth = 0
 
     def __enter__(self) -> Self:
         self._depth += 1
-        if self._depth == 1:
-            try:
-                self._take_over()
-            except BaseException:  # nobody leaves what was not entered
-                self.__exit__(None, None, None)
-                raise
+        if self._depth > 1:
+            return self
+        try:
+            self._take_over()
+        except BaseException:
+            self._hand_back()
+            raise
         return self
 
     def _take_over(self) -> None:
@@ -131,14 +134,23 @@ class Target:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            while self._restore:
-                self._restore.pop()()
+        if self._depth > 1:
+            self._depth -= 1
+        else:
+            self._hand_back()
+
+    def _hand_back(self) -> None:
+        self._depth = 0
+        while self._restore:
+            self._restore.pop()()
 
     def _step_out_of_ambient_modes(self) -> None:
         """What surrounds the caller changes nothing: gradients are there, and judging is float32 (training may be in less)."""
-        modes: list[AbstractContextManager[object]] = [torch.inference_mode(False), torch.enable_grad()]
+        modes: list[AbstractContextManager[object]] = [
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            differentiable_checkpoints(),
+        ]
         if not self._tf32:
             modes.append(torch.autocast(self.device.type, enabled=False))
         for mode in modes:
@@ -155,7 +167,7 @@ class Target:
                 fails on the input. Elsewhere whatever it raises is passed on.
         """
         try:
-            out = self.model(_prepared(x, self.size, self._mean, self._std))
+            out = self._answer(_prepared(x, self.size, self._mean, self._std))
         except Exception as error:
             if torch.is_grad_enabled() or not _NAMING.get() or not _of_the_input(error):
                 raise
@@ -168,6 +180,16 @@ class Target:
             )
         out = out.float()
         return out.clamp_min(_TINY).log() if self.probabilities else out
+
+    def _answer(self, x: Tensor) -> Any:
+        """What the model returns. One that writes into its input gets a copy of it, as in the first pass, which tells."""
+        if self._overwrites is False:
+            return self.model(x)
+        x = x.clone()
+        version = x._version
+        out = self.model(x)
+        self._overwrites = x._version > version
+        return out
 
     def passing(self) -> AbstractContextManager[None]:
         """To be in for a pass of a search: it is quickest so, and off by rounding from what the model alone answers."""
@@ -241,13 +263,23 @@ class Target:
         while len(seconds) < 2 or (len(seconds) < 3 and seconds[-1] < _SHORT):
             self.synchronize()
             start = time.perf_counter()
-            x = x.detach().requires_grad_()
-            logits = self.logits(x)
-            if logits.requires_grad:
-                _go_back(logits, x)
+            self.both_ways(x)
             self.synchronize()
             seconds.append(time.perf_counter() - start)
         return min(seconds)
+
+    def both_ways(self, x: Tensor) -> None:
+        """A pass to be timed: forward and backward, or forward alone where no gradient can be had."""
+        point = x.detach().requires_grad_()
+        try:
+            logits = self.logits(point)
+            if logits.requires_grad:
+                torch.autograd.grad(logits.sum(), point, allow_unused=True)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            with torch.no_grad():
+                self.logits(x)
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock tells the truth."""
@@ -353,15 +385,6 @@ def _train_again(model: nn.Module, training: list[nn.Module]) -> None:
     for module in model.modules():
         if hasattr(module, "training"):
             module.training = id(module) in before
-
-
-def _go_back(logits: Tensor, x: Tensor) -> None:
-    """A backward pass to be timed; where there is none, no attack makes one either."""
-    try:
-        torch.autograd.grad(logits.sum(), x, allow_unused=True)
-    except Exception as error:
-        if out_of_memory(error):
-            raise
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -73,6 +73,7 @@ class Block(nn.Module):
             "add": lambda: u + v,
             "add_relu": lambda: nn.functional.relu(u + v),
             "mul": lambda: u * torch.sigmoid(v),
+            "matmul": lambda: torch.matmul(u, v),
             "scalar": lambda: u * 2.0 + v + 1.0,
             "cat": lambda: torch.cat([u, v], 1),
             "hardswish": lambda: nn.functional.hardswish(v),
@@ -82,7 +83,9 @@ class Block(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("kind", ["add", "add_relu", "mul", "scalar", "cat", "hardswish", "layer_norm"])
+@pytest.mark.parametrize(
+    "kind", ["add", "add_relu", "mul", "matmul", "scalar", "cat", "hardswish", "layer_norm"]
+)
 def test_operators_between_quantised_values_have_float_counterparts(
     kind: str, digits: tuple[Tensor, Tensor]
 ) -> None:
@@ -144,3 +147,27 @@ def test_a_layer_without_counterpart_is_named() -> None:
     layer = torch.ao.nn.quantized.dynamic.LSTM(4, 4)
     with pytest.raises(UnsupportedError, match="quantised layer LSTM"):
         attackable(nn.Sequential(layer))
+
+
+class Applies(nn.Module):
+    """Its last layer is a function of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(64, 32), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.first(x.flatten(1)), self.head.weight, self.head.bias)
+
+
+def test_an_operator_without_counterpart_is_named_and_a_target_does_without(
+    digits: tuple[Tensor, Tensor],
+) -> None:
+    torch.manual_seed(0)
+    deployed = quantize(Applies().eval(), "traced", digits[0])
+    data = digits[0], deployed(digits[0]).argmax(1)
+    with pytest.raises(UnsupportedError, match=r"quantized::linear; give robust\.Target\(model\)"):
+        robust.evaluate(deployed, data, threat="linf:0.2")
+    square = robust.attacks.Square(queries=100)
+    report = robust.evaluate(robust.Target(deployed, device="cpu"), data, threat="linf:0.2", suite=square)
+    assert report.statuses["broken"] > 10

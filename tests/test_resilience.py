@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import robust
 from robust import run_checks
@@ -177,20 +179,27 @@ def test_a_model_in_training_is_asked_in_eval_mode_and_given_back_as_it_was(
     model.eval()
 
 
-def test_a_model_that_cannot_be_taken_over_leaves_everything_as_it_was(net: nn.Module) -> None:
+def test_a_model_that_cannot_be_entered_is_handed_back_with_all_that_was_around(net: nn.Module) -> None:
     class Stubborn(Fuses):
-        def train(self, mode: bool = True) -> Stubborn:
+        def train(self, mode: bool = True) -> Fuses:
             if not mode:
-                raise ValueError("never done")
-            super().train(mode)
-            return self
+                raise NotImplementedError("only trains")
+            return super().train(mode)
 
-    model = Stubborn(net).train()
-    with torch.no_grad():
-        with pytest.raises(ValueError, match="never done"), Target(model, device="cpu"):
-            pass
-        assert not torch.is_grad_enabled()
-    assert model.training
+    model = Stubborn(net)
+    before = [module.training for module in model.modules()]
+    target = Target(model, device="cpu")
+    torch.set_default_dtype(torch.float64)
+    try:
+        for _ in range(2):
+            with torch.no_grad():
+                with pytest.raises(NotImplementedError), target:
+                    pass
+                assert not torch.is_grad_enabled()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [module.training for module in model.modules()] == before
 
 
 def test_a_frozen_script_is_attacked(net: nn.Module, digits: Digits) -> None:
@@ -230,6 +239,69 @@ def test_a_backward_pass_that_fails_is_told(options: dict[str, Any], net: nn.Mod
 
     report = evaluate(Opaque(), digits, suite="pgd", **options)
     assert "detached-graph" in {finding["check"] for finding in report.findings}
+
+
+@pytest.mark.parametrize("batch_size", [16, "auto"])
+def test_a_forward_pass_that_no_gradient_survives_is_told(
+    batch_size: int | str, net: nn.Module, digits: Digits
+) -> None:
+    class Leaves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = net(torch.from_numpy(x.numpy()))
+            return out
+
+    report = evaluate(Leaves(), digits, suite="pgd", batch_size=batch_size)
+    assert {finding["check"] for finding in report.findings} == {"detached-graph"}
+
+
+@pytest.mark.parametrize("batch_size", [16, "auto"])
+@pytest.mark.parametrize("suite", ["pgd", "square"])
+def test_a_model_that_writes_into_its_input_changes_no_point(
+    suite: str, batch_size: int | str, net: nn.Module, digits: Digits
+) -> None:
+    class Normalizes(nn.Module):
+        def __init__(self, aside: bool) -> None:
+            super().__init__()
+            self.aside, self.net = aside, net
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.clone() if self.aside else x
+            out: Tensor = self.net(x.sub_(0.2).div_(0.9))
+            return out
+
+    report, plain = (
+        evaluate(Normalizes(aside), digits, suite=suite, batch_size=batch_size) for aside in (False, True)
+    )
+    assert report.statuses == plain.statuses
+    assert report.findings == plain.findings
+
+
+class Recomputes(nn.Module):
+    """Keeps nothing of its net's forward pass for the backward one."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = checkpoint(self.net, x, use_reentrant=True)  # type: ignore[no-untyped-call]
+        return out
+
+
+@pytest.mark.parametrize("norm", ["linf:0.1", "l2:0.5"])
+def test_reentrant_checkpoints_change_nothing(norm: str, net: nn.Module, digits: Digits) -> None:
+    report = evaluate(Recomputes(net), digits, threat=norm)
+    assert report.verdicts.equals(evaluate(net, digits, threat=norm).verdicts)
+    assert report.trust == "trusted"
+
+
+def test_outside_an_evaluation_checkpoints_are_as_they_were(net: nn.Module, digits: Digits) -> None:
+    model = Recomputes(net)
+    with Target(model, device="cpu"), Target(model, device="cpu"):
+        pass
+    point = digits[0].clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="use_reentrant=True"):
+        torch.autograd.grad(model(point).sum(), point)
 
 
 class Rounds(nn.Module):
@@ -320,3 +392,14 @@ def test_a_label_that_the_model_does_not_know_is_told_wherever_it_stands(
     y[-1] = 10
     with pytest.raises(ModelError, match="labels go up to 10"):
         evaluate(net, (digits[0], y), suite="fgsm")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_in_another_dtype_is_told_what_to_give(
+    dtype: torch.dtype, net: nn.Module, digits: Digits
+) -> None:
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(
+        ModelError, match=rf"parameters are {kind}, inputs are float32: give model\.float\(\)"
+    ):
+        evaluate(copy.deepcopy(net).to(dtype), digits, suite="fgsm")

@@ -141,7 +141,7 @@ class _Gauge:
             x = samples.rows(slice(0, min(_ROWS, len(samples)))).to(target.device)
             with target:
                 ahead = _best(target, lambda: _forward(target, x))
-                whole = _best(target, lambda: _gradient(target, x))
+                whole = _best(target, lambda: target.both_ways(x))
             self._seconds[key] = ahead / len(x), max(0.0, whole - ahead) / len(x)
         return self._seconds[key]
 
@@ -188,14 +188,6 @@ def _count(target: Target, few: Samples, made: Plan) -> Sampled:
 def _forward(target: Target, x: torch.Tensor) -> None:
     with torch.no_grad():
         target.logits(x)
-
-
-def _gradient(target: Target, x: torch.Tensor) -> None:
-    point = x.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = target.logits(point)
-        if logits.requires_grad:
-            torch.autograd.grad(logits.sum(), point, allow_unused=True)
 
 
 def _best(target: Target, run: Any) -> float:
