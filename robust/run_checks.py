@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import torch
@@ -17,7 +17,7 @@ from robust.oracle import Oracle
 from robust.rng import Streams
 from robust.run import SURVIVED, WAVE, Run
 from robust.suites import Stage
-from robust.target import in_parts
+from robust.target import in_parts, out_of_memory
 
 _BOX_ROWS: Final = 8  # fewer say nothing about the box
 _SECOND: Final = Square(queries=48, proposals=4)
@@ -41,12 +41,16 @@ def probe(run: Run, stages: Sequence[Stage], *, full: bool) -> None:
         run.target.searcher(), run.threat, *run.load(rows, run.whole), survived.to(run.target.device),
         [stage.attack for stage in stages], run.micro_batch, run.settings.seed,
     )  # fmt: skip
+
+    def ask(check: Callable[[diagnose.Subject], diagnose.Finding | None]) -> None:
+        subject.micro_batch = run.micro_batch
+        found = check(subject)
+        run.findings += [found] if found else []
+
     probes = diagnose.FULL if full else diagnose.BRIEF
     for done, check in enumerate(probes):
         run.tell("checks", done, len(probes))
-        with _noting_a_crash(run, check.__name__):
-            found = check(subject)
-            run.findings += [found] if found else []
+        _without_crashing(run, check.__name__, partial(ask, check))
     run.tell("checks", len(probes), len(probes))
     run.checks |= subject.figures
     run.checks["forwards"] += subject.forwards
@@ -65,9 +69,9 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
     if not gradients or random or run.threat.norm not in _SECOND.norms or not run.differentiable:
         return
     start = time.perf_counter()
-    with _noting_a_crash(run, "second_opinion"):
-        for part in in_parts(_doubtful(run), WAVE * run.micro_batch):
-            _search_blindly(run, part)
+    for part in in_parts(_doubtful(run), WAVE * run.micro_batch):
+        if not _without_crashing(run, "second_opinion", partial(_search_blindly, run, part)):
+            break
     run.checks["seconds"] += time.perf_counter() - start
 
 
@@ -110,11 +114,16 @@ def _first_correct(run: Run, count: int) -> Tensor:
     return found[:count]
 
 
-@contextmanager
-def _noting_a_crash(run: Run, check: str) -> Iterator[None]:
-    """The verdicts are found: a check must not lose them."""
+def _without_crashing(run: Run, check: str, ask: Callable[[], None]) -> bool:
+    """Whether it could be asked: a check must not lose the verdicts. Where memory is short, in smaller batches."""
     try:
-        yield
-    except Exception:
-        run.note_failure(check, f"crashed:\n{traceback.format_exc()}")
-        run.find(diagnose.CRASH, f"the check {check} crashed")
+        ask()
+    except Exception as error:
+        if not out_of_memory(error) or run.micro_batch == 1:
+            run.note_failure(check, f"crashed:\n{traceback.format_exc()}")
+            run.find(diagnose.CRASH, f"the check {check} crashed")
+            return False
+    else:
+        return True
+    run.micro_batch //= 2
+    return _without_crashing(run, check, ask)

@@ -84,6 +84,39 @@ def test_short_memory_costs_time_alone(
     assert report.failures == []
 
 
+def test_short_memory_in_a_check_makes_it_in_smaller_batches(
+    net: nn.Module, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def hungry(subject: robust.diagnose.Subject) -> None:
+        sizes.append(subject.micro_batch)
+        if subject.micro_batch > 10:
+            raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(robust.diagnose, "BRIEF", (hungry,))
+    report = evaluate(net, digits, suite="pgd", batch_size=32)
+    assert sizes == [32, 16, 8]
+    assert report.failures == []
+
+
+def test_a_model_that_fails_on_moved_samples_alone_is_told_by_its_attacks(
+    net: nn.Module, digits: Digits
+) -> None:
+    class Exact(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if bool(((255 * x).round() - 255 * x).abs().max() > 1e-3):
+                raise ValueError("no image of eight bits")
+            out: Tensor = net(x)
+            return out
+
+    x = (255 * digits[0]).round() / 255
+    report = evaluate(Exact(), (x, digits[1]), suite="pgd")
+    assert report.statuses["survived"] == report.statuses["broken"] == 0
+    assert report.statuses["error"] == report.clean_correct > 0
+    assert "moved samples (model: fails" in report.findings[0]["message"]
+
+
 def test_ctrl_c_in_the_checks_keeps_the_verdicts(
     net: nn.Module, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -79,12 +79,30 @@ def preflight(
     if not seen.randomized:
         seen.logits = logits
         _company(target, x, logits, seen)
-        (_steadiness if target.draws > 1 else _stability)(target, x, y, logits, seen)
+        if target.draws > 1:
+            _steadiness(target, x, y, logits, seen)
+        else:
+            _moved(_stability, target, x, y, logits, seen)
     gradient = _gradients(target, x, y, logits, seen)
     if gradient is not None and not seen.randomized and target.draws == 1:
-        _slopes(target, x, y, threat, seen)
-        seen.blocked = _blocked(target, x, y, gradient, seen)
+        _moved(_slopes, target, x, y, threat, seen)
+        _moved(_blocked, target, x, y, gradient, seen)
     return seen
+
+
+def _moved(look: Callable[[Target, Tensor, Tensor, Any, Preflight], None], *asked: Any) -> None:
+    """A look at moved samples. The model answered for the samples themselves: if it refuses these, attacks will tell whose."""
+    seen: Preflight = asked[-1]
+    try:
+        look(*asked)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        if checks.CRASH.name not in {finding.check for finding in seen.findings}:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            seen.findings.append(
+                checks.CRASH.finding(f"the model fails on slightly moved samples ({reason})")
+            )
 
 
 def _ask(target: Target, x: Tensor, seen: Preflight) -> Tensor:
@@ -227,11 +245,11 @@ def _slopes(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: P
         )
 
 
-def _blocked(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Preflight) -> bool:
+def _blocked(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Preflight) -> None:
     """Does the margin's gradient ((N, D) at x) change from the faces of the box to just inside, as behind a clamp?"""
     inward = copies.off_faces(x, target.bounds)
     if type(target).logits is not Target.logits or bool((inward == x).all()):
-        return False
+        return
     point = inward.detach().clone().requires_grad_()
     with torch.enable_grad():
         value = margin(_ask(target, point, seen), y).sum()
@@ -239,7 +257,7 @@ def _blocked(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Prefl
     seen.backwards += len(x)
     here, there = ((slopes != 0) & slopes.isfinite() for slopes in (gradient, inside))
     freed = (there.sum(1) - here.sum(1)) / there.sum(1).clamp_min(1)  # ties only move from pixel to pixel
-    return float((freed > _SHARE).float().mean()) > _SHARE
+    seen.blocked = float((freed > _SHARE).float().mean()) > _SHARE
 
 
 def _deployed(target: Target, tracked: Tensor, logits: Tensor, seen: Preflight) -> None:
