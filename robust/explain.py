@@ -11,8 +11,8 @@ import torch
 
 from robust import diagnose
 from robust.attacks import PGD
+from robust.attacks.labels import told_apart
 from robust.errors import InputError, MissingDependencyError, StoreError
-from robust.leaderboard.layout import told_apart
 from robust.sources import as_samples
 from robust.stats import interval
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import pandas as pd
 from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
+from robust.attacks.labels import told_apart
 from robust.leaderboard.schema import SuiteInfo
 
 # trust: (flag in the table, what it means)
@@ -91,39 +92,6 @@ def short_heads(labels: list[str], longest: int = _SHORT) -> list[str]:
     Words of more than `longest` characters are cut.
     """
     return ["\n".join(_narrow(line, longest) for line in lines) for lines in told_apart(labels)]
-
-
-def told_apart(labels: list[str]) -> list[list[str]]:
-    """Lines for each attack label: its name, and the parameters that tell attacks of one name apart.
-
-    Of a list of values the ends are shown. Attacks of a name that differ in many parameters are numbered in their order; whole
-    labels where the lines do not tell them apart.
-    """
-    names = [label.partition("(")[0] for label in labels]
-    options = [_options(label) for label in labels]
-    heads = []
-    for name, own in zip(names, options, strict=True):
-        same = [set(other) for peer, other in zip(names, options, strict=True) if peer == name]
-        shared = set.intersection(*same)
-        heads.append([name, *(_LIST.sub(r"(\1..\2)", option) for option in own if option not in shared)])
-    long = {head[0] for head in heads if len(head) > 1 + _TOLD}
-    heads = [
-        [name, f"#{1 + names[:place].count(name)}"] if name in long else head
-        for place, (name, head) in enumerate(zip(names, heads, strict=True))
-    ]
-    return heads if len({*map(tuple, heads)}) == len(heads) else [[label] for label in labels]
-
-
-_TOLD: Final = 3  # parameters that a head has room for
-
-
-_LIST: Final = re.compile(r"\(([^,()]+), (?:.*, )?([^,()]+)\)")
-
-
-def _options(label: str) -> list[str]:
-    """The options of a label: those of "a(b=1,c=(2, 3))" are "b=1" and "c=(2, 3)"."""
-    inside = label.partition("(")[2].removesuffix(")")
-    return re.split(r",(?! )", inside) if inside else []
 
 
 def plain(text: object) -> str:

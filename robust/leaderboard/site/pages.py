@@ -12,9 +12,10 @@ from typing import Any, Final
 import pandas as pd
 from markupsafe import Markup
 
+from robust.attacks.labels import told_apart
 from robust.leaderboard.artefacts import sha256
 from robust.leaderboard.derive import curve
-from robust.leaderboard.layout import FLAGS, percent, plain, suite_text, told_apart
+from robust.leaderboard.layout import FLAGS, percent, plain, suite_text
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
 from robust.leaderboard.reforward import preprocessing_of
