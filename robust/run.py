@@ -1,4 +1,4 @@
-"""The verdicts of one evaluation while they are found."""
+"""One evaluation: the model is looked at, the samples are classified and attacked, what attacks claim is judged."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ from robust.entries import new_entry
 from robust.errors import RobustError
 from robust.ledger import Ledger, Prior
 from robust.oracle import Oracle
-from robust.report import STATUSES
 from robust.rng import Streams
-from robust.selection import Known, meets
+from robust.selection import meets
 from robust.sources import Samples
 from robust.sources.spool import Kept
 from robust.suites import Stage
 from robust.target import Target, in_parts, out_of_memory
 from robust.threat import Threat
+from robust.verdicts import BROKEN, SURVIVED, Verdicts
 
 Precision = Literal["auto", "float32", "bfloat16"]
 # Micro-batches of rows an attack works on at once, so that its passes stay full as rows leave.
 WAVE: Final = 4
 _LONG: Final = 500  # queries from which a search shows its progress within a wave
 _TELL_EVERY: Final = 0.2  # seconds
-MISCLASSIFIED, BROKEN, SURVIVED, ERROR = range(4)
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Settings:
 
 
 class Run:
-    """The verdicts of one evaluation while they are found. Per-sample tensors live on the CPU.
+    """One evaluation: first looks at the model, then attacks in waves whose claims are judged.
 
     Args:
         whole: the samples that `samples` are a part of: what is checked of the model is checked on the
@@ -81,7 +80,6 @@ class Run:
         near: Tensor | None = None,
         stages: Sequence[Stage] = (),
     ) -> None:
-        n = len(samples)
         self.target, self.samples, self.threat, self.settings = target, samples, threat, settings
         self.whole = samples if whole is None else whole
         self.near = near
@@ -98,22 +96,8 @@ class Run:
             "asked": 0,
             "nearer": 0,
         }
-        self.status = torch.full((n,), SURVIVED)
-        self.prediction = torch.zeros(n, dtype=torch.int64)
-        self.prediction_adv = torch.zeros(n, dtype=torch.int64)
-        self.broken_by = torch.full((n,), -1)
-        self.distance = torch.full((n,), torch.nan, dtype=torch.float64)
-        self.nearest = torch.full((n,), torch.nan, dtype=torch.float64)  # audited, in or out of the threat
-        self.clean_margin = torch.full((n,), -torch.inf)
-        self.gaps = torch.empty(n, 0)  # (n, C) once the clean samples are classified
-        # Distance of the nearest adversarial point seen, in or out of the threat.
-        self.reach = torch.full((n,), torch.inf)
-        # The latest attack came nearer than those before it: by its margins inside, by an adversarial point anywhere.
-        self.rose, self.closer = torch.zeros(2, n, dtype=torch.bool)
-        self.spent = torch.zeros(n, dtype=torch.int64)  # most passes of a minimum-norm attack
+        self.verdicts = Verdicts(len(samples))
         self._breaks = Breaks.wanted_by(stages, samples)
-        self.forwards = torch.zeros(n, dtype=torch.int64)
-        self.backwards = torch.zeros(n, dtype=torch.int64)
         self.correct = 0
         self.interrupted = False
         self._examples = Kept("adversarial examples")
@@ -196,25 +180,14 @@ class Run:
                 continue
             if not done:
                 self._compare_with_few(logits)
-            finite = logits.isfinite().all(1).cpu()
-            self.prediction[rows] = logits.argmax(1).cpu()
-            gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf).cpu()
-            if not self.gaps.shape[1]:
-                self.gaps = gaps.new_full((len(self.samples), gaps.shape[1]), -torch.inf)
-            self.gaps[rows] = gaps
-            wrong = self.prediction[rows] != self.samples.y[rows]
-            self.status[rows[wrong]] = MISCLASSIFIED
-            self.status[rows[~finite]] = ERROR
-            self.prediction[rows[~finite]] = -1
+            self.verdicts.classify(rows, y, logits)
             done += len(rows)
             self.tell("clean", done, len(self.samples))
-        self.forwards += self.target.draws
-        self.clean_margin = self.gaps.amax(1)
-        self._clean_gaps = self.gaps.clone()
-        self.prediction_adv = self.prediction.clone()
-        self.correct = self.standing
-        if self.errors:
-            self.note_failure("clean", f"non-finite logits on {self.errors} clean samples")
+        self.verdicts.begin()
+        self.verdicts.forwards += self.target.draws
+        self.correct = self.verdicts.standing
+        if errors := self.verdicts.errors:
+            self.note_failure("clean", f"non-finite logits on {errors} clean samples")
             self.find(diagnose.NON_FINITE, "NaN or infinity on clean samples")
 
     def _compare_with_few(self, logits: Tensor) -> None:
@@ -228,29 +201,14 @@ class Run:
 
     # -- attacks --------------------------------------------------------------------------------
 
-    @property
-    def standing(self) -> int:
-        """Samples that nothing has broken yet."""
-        return int((self.status == SURVIVED).sum())
-
-    @property
-    def errors(self) -> int:
-        """Samples that ended in an error."""
-        return int((self.status == ERROR).sum())
-
-    @property
-    def margin(self) -> Tensor:
-        """The highest margin seen inside the threat, (n,)."""
-        return self.gaps.amax(1)
-
     def attack(self, stage: Stage, *, cascade: bool) -> None:
         """Run a stage of the suite over the samples that it is to see, nearest to the boundary first."""
-        attack = stage.attack
+        attack, v = stage.attack, self.verdicts
         rows = self._chosen(stage, cascade=cascade).nonzero().squeeze(1)
         if attack.access == "gradient" and not self.differentiable:
             rows = rows[:0]
-        rows = rows[self.margin[rows].argsort(descending=True, stable=True)]
-        before, reach, passes = self.margin, self.reach.clone(), self.forwards + self.backwards
+        rows = rows[v.margin[rows].argsort(descending=True, stable=True)]
+        before, reach, passes = v.margin, v.reach.clone(), v.forwards + v.backwards
         entry = new_entry(stage, len(rows))
         start, done, most = time.perf_counter(), 0, len(rows)
         crashes: list[str] = []
@@ -271,7 +229,7 @@ class Run:
                     most = len(wave) // 2
                     continue
                 crashes.append(traceback.format_exc())
-                self._set_error(wave)
+                v.fail(wave)
                 entry["errors"] += 1
             if self.interrupted:
                 entry["errors"] += len(rows) - done - (entry["broke"] - broke)
@@ -287,10 +245,9 @@ class Run:
         if crashes:
             self.note_failure(attack.label, f"crashed on {len(crashes)} samples:\n{crashes[0]}")
             self.find(diagnose.CRASH, f"{attack.label} crashed")
-        self.rose, self.closer = self.margin > before, self.reach < reach
+        v.rose, v.closer = v.margin > before, v.reach < reach
         if attack.minimum_norm:
-            spent = (self.forwards + self.backwards - passes) // self.target.draws
-            self.spent = self.spent.maximum(spent)
+            v.spent = v.spent.maximum((v.forwards + v.backwards - passes) // self.target.draws)
         entry["survived"] = max(0, len(rows) - entry["broke"] - entry["errors"])
         entry["seconds"] = time.perf_counter() - start
         self.entries.append(entry)
@@ -303,18 +260,9 @@ class Run:
 
     def _chosen(self, stage: Stage, *, cascade: bool) -> Tensor:
         """The samples that a stage is to see: (n,) bool."""
-        eligible = (self.status == SURVIVED) | (
-            (self.status == BROKEN) & (self.settings.minimize or not cascade)
-        )
-        known = Known(
-            self.margin,
-            self.clean_margin,
-            self.reach / self.threat.radius,
-            self.spent,
-            self.rose,
-            self.closer,
-        )
-        return eligible & meets(stage, known, self._draw)
+        status, again = self.verdicts.status, self.settings.minimize or not cascade
+        eligible = (status == SURVIVED) | ((status == BROKEN) & again)
+        return eligible & meets(stage, self.verdicts.known(self.threat.radius), self._draw)
 
     def _draw(self) -> Tensor:
         """A random number in [0, 1) of each sample, whatever else is in the data: (n,)."""
@@ -341,10 +289,10 @@ class Run:
 
     def stop(self) -> None:
         """After an interruption: samples that the whole suite did not pass over have no verdict."""
-        hurt = self.status == SURVIVED
-        self.status[hurt] = ERROR
-        self.note_failure("interrupted", f"{int(hurt.sum())} samples were not attacked to the end")
-        self.find(diagnose.INTERRUPTED, f"{int(hurt.sum())} samples were not attacked to the end")
+        text = f"{self.verdicts.standing} samples were not attacked to the end"
+        self.verdicts.fail(torch.arange(len(self.samples)))
+        self.note_failure("interrupted", text)
+        self.find(diagnose.INTERRUPTED, text)
 
     def stop_checks(self) -> None:
         """After an interruption when all attacks were done: the verdicts stand, but not all was checked that should be."""
@@ -362,9 +310,10 @@ class Run:
         cascade: bool,
     ) -> None:
         x, y, ids = self.load(rows)
-        known = (self.gaps if cascade else self._clean_gaps)[rows]  # alone, an attack starts from nothing
+        v = self.verdicts
+        known = (v.gaps if cascade else v.clean_gaps)[rows]  # alone, an attack starts from nothing
         near = self._near_of(attack, rows, x, cascade=cascade)
-        prior = Prior(known.to(x.device), self.clean_margin[rows].to(x.device), near)
+        prior = Prior(known.to(x.device), v.clean_margin[rows].to(x.device), near)
         oracle = Oracle(
             self.search, x, y, ids, self.threat,
             seed=self.settings.seed, purpose=attack.label, access=attack.access, micro_batch=self.micro_batch,
@@ -381,13 +330,10 @@ class Run:
             raise
         ledger = oracle.ledger
         checked = self._judge(rows, ledger, x, y, entry)
-        for total, spent in ((self.forwards, ledger.forwards), (self.backwards, ledger.backwards)):
-            total[rows] += spent.cpu()
         entry["forwards"] += int(ledger.forwards.sum()) + checked
         entry["backwards"] += int(ledger.backwards.sum())
-        self._note_reach(rows, ledger)
-        assert ledger.gaps is not None
-        self.gaps[rows] = self.gaps[rows].fmax(ledger.gaps.cpu())
+        self._keep_breaks(rows, ledger)
+        v.note(rows, ledger)
         stuck = int((ledger.stuck & ~ledger.broken).sum())
         if stuck:
             entry["unstarted"] += stuck
@@ -395,7 +341,7 @@ class Run:
         entry["silent"] += int(((ledger.margin > 0) & ~ledger.broken & ~ledger.failed).sum())
         failed = (ledger.failed & ~ledger.broken).cpu()
         if bool(failed.any()):
-            self.status[rows[failed]] = ERROR
+            v.fail(rows[failed])
             entry["errors"] += int(failed.sum())
             self.note_failure(attack.label, f"non-finite logits on {int(failed.sum())} samples")
             self.find(diagnose.NON_FINITE, f"NaN or infinity under {attack.label}")
@@ -408,13 +354,13 @@ class Run:
             return None
         return self._breaks.of(rows, x)
 
-    def _note_reach(self, rows: Tensor, ledger: Ledger) -> None:
-        """Keep how near the nearest adversarial points were, and where they are if that is asked for."""
-        distance = ledger.distance.cpu()
-        if self._breaks is not None:
-            nearer = ((distance < self.reach[rows]) & (self.status[rows] == SURVIVED)).nonzero().squeeze(1)
-            self._breaks.note(rows[nearer], distance[nearer] / self.threat.radius, ledger.x_adv, nearer)
-        self.reach[rows] = self.reach[rows].fmin(distance)
+    def _keep_breaks(self, rows: Tensor, ledger: Ledger) -> None:
+        """Keep where the nearest adversarial points were, if a stage will begin there."""
+        if self._breaks is None:
+            return
+        v, distance = self.verdicts, ledger.distance.cpu()
+        nearer = ((distance < v.reach[rows]) & (v.status[rows] == SURVIVED)).nonzero().squeeze(1)
+        self._breaks.note(rows[nearer], distance[nearer] / self.threat.radius, ledger.x_adv, nearer)
 
     def _judge(self, rows: Tensor, ledger: Ledger, x: Tensor, y: Tensor, entry: dict[str, Any]) -> int:
         """Re-measure the claims on the plain model and write the verdicts; returns the passes that took."""
@@ -425,22 +371,15 @@ class Run:
         for part in in_parts(claims, self.micro_batch):
             points, where = ledger.x_adv[part], rows[part.cpu()]
             found, points = self._audited(points, x[part], y[part], anywhere if minimize else self.threat)
-            valid = found.valid.cpu()
-            nearer = valid & ~(self.nearest[where] <= found.distance.cpu())
-            self.nearest[where[nearer]] = found.distance.cpu()[nearer]
+            inside = found.valid.cpu()
             if minimize:
-                valid &= self.threat.contains(points.double(), x[part].double()).cpu()
-            self.forwards[where] += self.target.draws
-            entry["broke"] += int(valid.sum())
-            entry["rejected"] += int((~valid & ledger.broken[part].cpu()).sum())
-            fresh = valid & (nearer if minimize else self.status[where] == SURVIVED)
-            new = where[fresh]
-            self.broken_by[new[self.status[new] == SURVIVED]] = len(self.entries)
-            self.status[new] = BROKEN
-            self.distance[new] = found.distance.cpu()[fresh]
-            self.prediction_adv[new] = found.prediction.cpu()[fresh]
+                inside = inside & self.threat.contains(points.double(), x[part].double()).cpu()
+            self.verdicts.forwards[where] += self.target.draws
+            entry["broke"] += int(inside.sum())
+            entry["rejected"] += int((~inside & ledger.broken[part].cpu()).sum())
+            fresh = self.verdicts.settle(where, found, inside, len(self.entries), minimize=minimize)
             if self.settings.keep_examples:
-                self._examples.add(new, points.cpu()[fresh])
+                self._examples.add(where[fresh], points.cpu()[fresh])
         return len(claims) * self.target.draws
 
     def _audited(self, points: Tensor, x: Tensor, y: Tensor, threat: Threat) -> tuple[Audit, Tensor]:
@@ -450,10 +389,6 @@ class Run:
         except KeyboardInterrupt:
             self.interrupted = True
             return audit_twice(self.target, points, x, y, threat)
-
-    def _set_error(self, rows: Tensor) -> None:
-        """Samples that nothing broke before they failed have no verdict."""
-        self.status[rows[self.status[rows] == SURVIVED]] = ERROR
 
     # -- helpers --------------------------------------------------------------------------------
 
@@ -476,28 +411,11 @@ class Run:
     def tell(self, stage: str, done: int, total: int) -> None:
         """Show progress."""
         if self.settings.progress:
-            self.settings.progress(Progress(stage, done, total, self.standing, len(self.samples)))
+            self.settings.progress(Progress(stage, done, total, self.verdicts.standing, len(self.samples)))
 
     def table(self) -> pd.DataFrame:
         """The verdicts; see Report."""
-        names = [entry["label"] for entry in self.entries] + [""]
-        groups = self.samples.group_labels
-        return pd.DataFrame(
-            {
-                "sample_id": self.samples.ids.numpy(),
-                "label": self.samples.y.numpy(),
-                "prediction": self.prediction.numpy(),
-                "status": [STATUSES[code] for code in self.status.tolist()],
-                "attack": [names[index] for index in self.broken_by.tolist()],
-                "distance": self.distance.numpy(),
-                "nearest": self.nearest.masked_fill(self.status == MISCLASSIFIED, 0.0).numpy(),
-                "margin": self.margin.numpy(),
-                "prediction_adv": self.prediction_adv.numpy(),
-                "forwards": self.forwards.numpy(),
-                "backwards": self.backwards.numpy(),
-                **({} if groups is None else {"group": groups}),
-            }
-        )
+        return self.verdicts.table(self.samples, [entry["label"] for entry in self.entries])
 
     def examples(self) -> dict[str, Tensor]:
         """sample_id and x_adv of the broken samples, in sample order."""

@@ -15,9 +15,10 @@ from robust import diagnose
 from robust.attacks import Attack, Square
 from robust.oracle import Oracle
 from robust.rng import Streams
-from robust.run import SURVIVED, WAVE, Run
+from robust.run import WAVE, Run
 from robust.suites import Stage
 from robust.target import in_parts, out_of_memory
+from robust.verdicts import SURVIVED
 
 _BOX_ROWS: Final = 8  # fewer say nothing about the box
 _SECOND: Final = Square(queries=48, proposals=4)
@@ -36,7 +37,7 @@ def probe(run: Run, stages: Sequence[Stage], *, full: bool) -> None:
     start = time.perf_counter()
     mine = rows[rows < len(run.samples)]
     survived = torch.zeros(len(rows), dtype=torch.bool)
-    survived[: len(mine)] = run.status[mine] == SURVIVED
+    survived[: len(mine)] = run.verdicts.status[mine] == SURVIVED
     subject = diagnose.Subject(
         run.target.searcher(), run.threat, *run.load(rows, run.whole), survived.to(run.target.device),
         [stage.attack for stage in stages], run.micro_batch, run.settings.seed,
@@ -83,9 +84,9 @@ def _ascends_inside(attack: Attack) -> bool:
 def _doubtful(run: Run) -> Tensor:
     """Positions of the survivors that random search is asked about."""
     draw = Streams(run.settings.seed, run.samples.ids, ("second opinion",)).uniform((1,)).squeeze(1)
-    passes = (run.forwards + run.backwards) / run.target.draws
+    passes = (run.verdicts.forwards + run.verdicts.backwards) / run.target.draws
     share = (passes * (_OF_PASSES / _SECOND.queries)).clamp_min(min(_ASKED_SHARE, _ASKED / len(run.whole)))
-    return ((run.status == SURVIVED) & (draw < share)).nonzero().squeeze(1)
+    return ((run.verdicts.status == SURVIVED) & (draw < share)).nonzero().squeeze(1)
 
 
 def _search_blindly(run: Run, rows: Tensor) -> None:
@@ -94,9 +95,9 @@ def _search_blindly(run: Run, rows: Tensor) -> None:
         access=_SECOND.access, micro_batch=run.micro_batch, judge=None if run.search is run.target else run.judge,
     )  # fmt: skip
     _SECOND(oracle)
-    gain = oracle.ledger.margin.cpu() - run.margin[rows]
+    gain = oracle.ledger.margin.cpu() - run.verdicts.margin[rows]
     run.checks["asked"] += len(rows)
-    run.checks["nearer"] += int((gain > _NEARER * -run.clean_margin[rows]).sum())
+    run.checks["nearer"] += int((gain > _NEARER * -run.verdicts.clean_margin[rows]).sum())
     run.checks["forwards"] += int(oracle.ledger.forwards.sum())
 
 
@@ -104,7 +105,7 @@ def _search_blindly(run: Run, rows: Tensor) -> None:
 def _first_correct(run: Run, count: int) -> Tensor:
     """Positions of the first `count` correctly classified samples of the whole."""
     if run.whole is run.samples:
-        return (run.prediction == run.samples.y).nonzero().squeeze(1)[:count]
+        return (run.verdicts.prediction == run.samples.y).nonzero().squeeze(1)[:count]
     found = torch.empty(0, dtype=torch.int64)
     for rows in torch.arange(len(run.whole)).split(run.micro_batch):
         if len(found) >= count:

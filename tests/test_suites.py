@@ -71,8 +71,8 @@ def chosen_of(run: Run, **choice: Any) -> list[int]:
 
 def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     run = looked_at(net, digits)
-    run.reach[:20], run.reach[20:40] = 0.105, 0.5  # of the others no break was seen
-    right = run.prediction == run.samples.y
+    run.verdicts.reach[:20], run.verdicts.reach[20:40] = 0.105, 0.5  # of the others no break was seen
+    right = run.verdicts.prediction == run.samples.y
 
     chosen = partial(chosen_of, run)
 
@@ -85,9 +85,9 @@ def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tupl
     assert chosen(within=1.07, beyond=12) == standing(range(20), range(40, 64))
     assert chosen(beyond=4) == standing(range(20, 64))
     assert chosen(ahead=0.1) == []
-    run.gaps[20:40] *= 0.5  # as if at 2 eps; none was seen within 5
+    run.verdicts.gaps[20:40] *= 0.5  # as if at 2 eps; none was seen within 5
     assert chosen(ahead=0.1) == standing(range(20, 40))
-    run.spent[:5] = 46
+    run.verdicts.spent[:5] = 46
     assert chosen(longer=(31, 9, 9)) == standing(range(5))
     assert chosen(longer=(31, 0.1, 1.07)) == standing(range(5))  # broken within so many eps
     assert chosen(longer=(31, 0.1, 0.9)) == []  # neither that, nor brought within that share
@@ -102,9 +102,9 @@ def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tupl
 def test_stages_choose_by_where_gradients_mislead(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     """A break at twice eps says half of the margin; searches inside that are left with more of it are behind."""
     run = looked_at(net, digits)
-    run.reach[:10] = 0.2
-    run.gaps[:5] *= 0.55
-    right = (run.prediction == run.samples.y).nonzero().squeeze(1).tolist()
+    run.verdicts.reach[:10] = 0.2
+    run.verdicts.gaps[:5] *= 0.55
+    right = (run.verdicts.prediction == run.samples.y).nonzero().squeeze(1).tolist()
 
     chosen = partial(chosen_of, run)
 
@@ -113,7 +113,7 @@ def test_stages_choose_by_where_gradients_mislead(net: nn.Module, digits: tuple[
     assert chosen(within=3, unless_behind=0.3) == [i for i in right if i < 5]
     assert chosen(unless_behind=0.3) == [i for i in right if not 5 <= i < 10]
     run.attack(Stage(FAB(steps=3, targets=1)), cascade=True)
-    assert set(chosen(closer=True)) == {i for i in chosen() if run.reach[i] < (0.2 if i < 10 else 9)}
+    assert set(chosen(closer=True)) == {i for i in chosen() if run.verdicts.reach[i] < (0.2 if i < 10 else 9)}
     run.attack(Stage(FGSM(), near=-1.0), cascade=True)  # shown to none: nothing came closer
     assert chosen(closer=True) == []
 

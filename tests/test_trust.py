@@ -162,9 +162,9 @@ def test_the_second_opinion_is_on_what_much_was_spent_on(
     run = Run(Target(net, device="cpu"), samples, Threat.parse("linf:0.02"), Settings())
     with run.target:
         run.look()
-        run.forwards += 480  # half of them are to be asked
+        run.verdicts.forwards += 480  # half of them are to be asked
         second_opinion(run, [Stage(PGD(steps=10))])
-    assert 0.3 * run.standing < run.checks["asked"] < 0.7 * run.standing
+    assert 0.3 * run.verdicts.standing < run.checks["asked"] < 0.7 * run.verdicts.standing
     assert run.checks["nearer"] > 2  # no gradient was ever used here
 
 

@@ -133,7 +133,7 @@ def search(
         seconds.append(time.perf_counter() - start)
         if outcome != "undecided" or _errors(runs):
             break
-    complete = stage == len(plan.stages) or not runs[-1].standing
+    complete = stage == len(plan.stages) or not runs[-1].verdicts.standing
     return Search(
         parts=_parts(runs, plan, seconds, complete=complete),
         outcome=outcome,
@@ -161,8 +161,8 @@ def _parts(runs: Sequence[Run], plan: Plan, seconds: Sequence[float], *, complet
 
 
 def _standing(runs: Sequence[Run]) -> int:
-    return sum(run.standing for run in runs)
+    return sum(run.verdicts.standing for run in runs)
 
 
 def _errors(runs: Sequence[Run]) -> int:
-    return sum(run.errors for run in runs)
+    return sum(run.verdicts.errors for run in runs)
