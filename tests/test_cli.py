@@ -22,6 +22,7 @@ from robust.attacks import ATTACKS, PGD
 from robust.cli import common
 from robust.cli.attack import summary
 from robust.defenses import DEFENSES
+from robust.errors import StoreError
 from robust.leaderboard import Store
 from robust.report import Report
 from robust.sources import save_weights
@@ -146,6 +147,9 @@ def test_attack_prints_a_table_of_eighty_columns(files: Path, inside: Callable[.
         (("--normalize", "a", "b"), "--normalize"),
         (("--batch-size", "-1"), "--batch-size"),
         (("--limit", "100000"), "limit"),
+        (("--limit", "ten"), "got 'ten'"),
+        (("--limit=1.5",), "got '1.5'"),
+        (("--curve", "0.1,abc"), "--curve"),
         (("--save-examples",), "--out"),
         (("--out", "data.npz/below"), "--out"),
         (("--explain", "data.npz/below"), "--explain"),
@@ -163,6 +167,22 @@ def test_bad_usage_is_one_line_and_status_two(
     assert len(lines) == 1, done.stderr
     assert message in lines[0]
     assert "Traceback" not in done.stderr
+
+
+def test_a_report_that_cannot_be_kept_is_shown(
+    files: Path, inside: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StoreError("report: cannot write: no space left on device")
+
+    monkeypatch.setattr(Report, "save", full)
+    done = inside(
+        "attack", *COMMON, "--threat", "linf:0.1", "--suite", "quick", "--out", "out", "--json", "kept.json", cwd=files
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "robust accuracy" in done.stdout
+    assert done.stderr.splitlines()[-1] == "robust: report: cannot write: no space left on device"
+    assert json.loads((files / "kept.json").read_text())["n"] > 0
 
 
 def _suite(change: tuple[str, ...]) -> tuple[str, ...]:
@@ -530,3 +550,10 @@ def test_ctrl_c_keeps_what_was_done(tmp_path: Path) -> None:
 def test_labels_break_between_parameters_alone() -> None:
     text = summary(make_report(alone={"basin-hopping(radii=(1,),hops=8)": 40}))
     assert "radii=(1,)," in text
+
+
+def test_long_labels_are_told_apart_by_few_words() -> None:
+    options = "steps=20,targets=2,odi_steps=5,hop_steps=14"
+    text = summary(make_report(alone={f"basin-hopping(radii=(1,),{options})": 40, "fgsm": 9}))
+    assert "basin-hopping  " in text
+    assert "hop_steps" not in text

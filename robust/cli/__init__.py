@@ -106,4 +106,16 @@ def _usage_error(error: Exception) -> None:
     context = getattr(error, "ctx", None)
     hint = f" (try '{context.command_path} --help')" if context is not None else ""
     text = str(message()).replace("\n", " ").replace(" Value error, ", " ")  # as pydantic begins its own
-    fail(text + hint)
+    fail(text + _what_came(error, text) + hint)
+
+
+def _what_came(error: Exception, said: str) -> str:
+    """What was given for the option that an error is about, unless it was said."""
+    given = iter(sys.argv)
+    names = getattr(getattr(error, "param", None), "opts", [])
+    for word in given:
+        name, equals, value = word.partition("=")
+        if name in names:
+            came = value if equals else next(given, "")
+            return "" if not came or repr(came) in said else f", got {came!r}"
+    return ""

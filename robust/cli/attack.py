@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 import typer
 
@@ -19,11 +20,15 @@ if TYPE_CHECKING:
     from robust.evaluation import Diagnose
     from robust.report import Report
     from robust.run import Precision
+    from robust.sources import Samples
+    from robust.target import Target
+    from robust.threat import Threat
 
 EPILOG = (
     "Example: robust attack --model builtin:mnist-cnn --weights weights.safetensors "
     "--data builtin:mnist5k --threat linf:0.1 --attack pgd --set steps=100 --json -"
 )
+_LONG: Final = 48  # characters of an attack's label
 
 
 def attack(
@@ -112,9 +117,7 @@ def attack(
         raise InputError("--save-examples: needs --out, the folder to keep them in")
     attacks = [make_attack(name, **options) for name in attack_name or ()]
     parsed = Threat.parse(threat)
-    radii = [eps.strip() for eps in curve.split(",")] if curve is not None else []
-    for eps in filter(lambda eps: eps not in ("0", "0.0"), radii):  # 0 is clean accuracy
-        replace(parsed, eps=eps)  # refuses what is no radius before anything is computed
+    radii = _radii(curve, parsed)
     for option, folder in (("--out", out), ("--explain", explain)):
         if folder is not None:
             common.writable_folder(folder, option)
@@ -150,46 +153,90 @@ def attack(
             )
         except Interrupted as stopped:
             report, interrupted = stopped.report, True
-    pictures = report.plot(explain, target=target, samples=chosen) if explain else []
-    if not save_examples:
-        report.examples = None
-    _deliver(report, json_, out, radii)
-    for picture in pictures:
-        print(picture, file=sys.stderr)
+    _show(report, json_, radii)
+    unwritten = _write(
+        lambda: _save(report, out, examples=save_examples),
+        lambda: _save_json(report, json_, radii),
+        lambda: _draw(report, explain, target, chosen),
+    )
+    if unwritten:
+        common.fail(unwritten)
     if interrupted:
         common.fail("interrupted; samples that were not attacked to the end have no verdict", 130)
     return 3 if report.statuses["error"] else 0
 
 
-def _deliver(report: Report, json_: str | None, out: Path | None, radii: list[str]) -> None:
+def _radii(curve: str | None, threat: Threat) -> list[str]:
+    """The radii asked for; what is none is refused before anything is computed."""
+    from robust.errors import InputError
+
+    radii = [eps.strip() for eps in curve.split(",")] if curve is not None else []
+    for eps in filter(lambda eps: eps not in ("0", "0.0"), radii):  # 0 is clean accuracy
+        try:
+            replace(threat, eps=eps)
+        except InputError as error:
+            raise InputError(f"--curve: {error}") from error
+    return radii
+
+
+def _show(report: Report, json_: str | None, radii: list[str]) -> None:
+    """The report on standard output, before anything is written that could fail."""
     from tabulate import tabulate
 
-    from robust.errors import StoreError
-
-    if out is not None:
-        report.save(out)
-    curve = report.curve(radii).to_dict("records") if radii else []
-    text = json.dumps({**report.to_dict(), **({"curve": curve} if radii else {})}, indent=2, allow_nan=False)
     if json_ == "-":
-        print(text)
+        print(_as_json(report, radii))
         return
-    if json_ is not None:
-        try:
-            Path(json_).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StoreError(f"--json: cannot write {json_}: {error.strerror or error}") from error
     print(summary(report))
     if not report.groups.empty:
         print(f"\n{_shares(report.groups)}")
     if radii:
         lines = [
             (eps, f"{point['robust_accuracy']:.2%}", f"[{point['low']:.1%}, {point['high']:.1%}]")
-            for eps, point in zip(radii, curve, strict=True)
+            for eps, point in zip(radii, report.curve(radii).to_dict("records"), strict=True)
         ]
         print()
         print(tabulate(lines, ("eps", "robust accuracy", "95 % interval"), disable_numparse=True))
     for failure in report.failures:
         print(f"robust: {failure.splitlines()[0]}", file=sys.stderr)
+
+
+def _write(*writers: Callable[[], None]) -> str:
+    """Write all that can be written; returns what could not."""
+    from robust.errors import RobustError
+
+    unwritten = []
+    for write in writers:
+        try:
+            write()
+        except RobustError as error:
+            unwritten.append(str(error))
+    return "; ".join(unwritten)
+
+
+def _save(report: Report, out: Path | None, *, examples: bool) -> None:
+    if out is not None:
+        (report if examples else replace(report, examples=None)).save(out)
+
+
+def _save_json(report: Report, json_: str | None, radii: list[str]) -> None:
+    from robust.errors import StoreError
+
+    if json_ is None or json_ == "-":
+        return
+    try:
+        Path(json_).write_text(_as_json(report, radii) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"--json: cannot write {json_}: {error.strerror or error}") from error
+
+
+def _as_json(report: Report, radii: list[str]) -> str:
+    curve = {"curve": report.curve(radii).to_dict("records")} if radii else {}
+    return json.dumps({**report.to_dict(), **curve}, indent=2, allow_nan=False)
+
+
+def _draw(report: Report, explain: Path | None, target: Target, samples: Samples) -> None:
+    for picture in report.plot(explain, target=target, samples=samples) if explain else []:
+        print(picture, file=sys.stderr)
 
 
 def _shares(table: DataFrame) -> str:
@@ -225,6 +272,15 @@ def _robust_line(report: Report) -> str:
     return f"robust accuracy  {report.robust_accuracy:7.2%}   {stand} of {report.n}, 95 % interval [{low:.1%}, {high:.1%}]"
 
 
+def _names(labels: list[str]) -> list[str]:
+    """Attack labels for a table: whole ones, unless some are long; then what tells them apart."""
+    from robust.attacks.labels import told_apart
+
+    if max(map(len, labels), default=0) > _LONG:
+        return [" ".join(lines) for lines in told_apart(labels)]
+    return [re.sub(r",\s*(?!\))", ", ", label) for label in labels]
+
+
 def summary(report: Report) -> str:
     """The report for a terminal of 80 columns."""
     from textwrap import fill
@@ -233,7 +289,7 @@ def summary(report: Report) -> str:
 
     rows = [
         (
-            re.sub(r",\s*(?!\))", ", ", e["label"]),
+            name,
             e["attacked"],
             e["broke"],
             e["survived"],
@@ -241,7 +297,7 @@ def summary(report: Report) -> str:
             e["backwards"],
             f"{e['seconds']:.1f}",
         )
-        for e in report.attacks
+        for name, e in zip(_names([e["label"] for e in report.attacks]), report.attacks, strict=True)
     ]
     heads = ("attack", "tried", "broke", "left", "forward", "backward", "s")
     widths = [24, None, None, None, None, None, None]
