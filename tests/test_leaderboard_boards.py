@@ -24,6 +24,7 @@ from robust.leaderboard import (
 from robust.leaderboard.layout import short_heads
 from robust.leaderboard.site.charts import attack_bars
 from robust.leaderboard.table import _in_order
+from robust.suites import VERSIONS
 from robust.threat import Threat
 
 
@@ -88,6 +89,13 @@ def test_rows_of_one_name_are_told_apart() -> None:
     assert list(frame["variant"]) == ["beta=6", "", "beta=1", ""]
     twins = _frame(make_record(robust=40), make_record(robust=40, alone={FGSM: 61, PGD: 40}))
     assert twins["variant"].nunique() == 2
+
+
+def test_a_versioned_suite_of_many_words_is_named_by_its_version() -> None:
+    many = {f"pgd(steps=20,loss=margin,restarts={k})": 40 for k in range(6)}
+    record = make_record(suite="standard", cascade=True, alone=many)
+    assert _frame(record)["board"][0].endswith(f"suite standard version {VERSIONS['standard']}, in turn")
+    assert "restarts=5" in _frame(make_record(suite="ours", alone=many))["board"][0]
 
 
 DEMO = [

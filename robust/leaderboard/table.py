@@ -15,7 +15,7 @@ import pandas as pd
 
 from robust.errors import InputError
 from robust.leaderboard.artefacts import sha256
-from robust.leaderboard.layout import board_text, csv_text, notes_text
+from robust.leaderboard.layout import board_text, csv_text, notes_text, suite_text
 from robust.leaderboard.rank import Survived, ranks
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
@@ -23,6 +23,7 @@ from robust.leaderboard.schema import AttackInfo
 from robust.leaderboard.trust import reasons, shown_trust
 
 FORMATS: Final = ("terminal", "markdown", "csv", "latex", "json")
+_LISTED: Final = 160  # characters of attacks that a heading has room for
 FIXED: Final = (
     "board", "rank", "model", "defense", "variant", "clean", "robust", "low", "high", "worst", "passes", "trust", "checks", "n", "id",
 )  # fmt: skip
@@ -209,15 +210,22 @@ def _headings(boards: list[list[Record]]) -> list[str]:
 
 
 def _heading(record: Record) -> str:
-    threat, data, suite = record.threat, record.data, record.suite
+    threat, data = record.threat, record.data
     bounds = "" if threat.bounds == (0.0, 1.0) else f" in [{threat.bounds[0]:g}, {threat.bounds[1]:g}]"
-    attacks = ", ".join(attack.label for attack in record.attacks)
-    how = "in turn" if suite.cascade else "each alone"
-    listed = f"{how}: {attacks}" if suite.name != attacks else how
     return (
         f"{threat.norm}:{threat.eps}{bounds}, {data.spec} (n = {data.n}, sha256 {data.sha256[:8]}), "
-        f"suite {suite.name}, {listed}"
+        f"suite {_suite(record)}"
     )
+
+
+def _suite(record: Record) -> str:
+    """The suite in a heading: its attacks, unless its version says them in fewer words."""
+    suite, labels = record.suite, [attack.label for attack in record.attacks]
+    attacks = ", ".join(labels)
+    how = "in turn" if suite.cascade else "each alone"
+    if suite.version is not None and len(attacks) > _LISTED:
+        return f"{suite_text(suite)}, {how}"
+    return f"{suite.name}, {how}" if suite.name == attacks else f"{suite.name}, {how}: {attacks}"
 
 
 def _variants(group: list[Record]) -> list[str]:

@@ -96,7 +96,7 @@ def _described(entry: Record | Reference, heading: str) -> dict[str, Any]:
     return {
         "measured": True,
         "threat": f"{entry.threat.norm}:{entry.threat.eps}",
-        "data": plain(entry.data.spec),
+        "data": plain(f"{entry.data.spec} (n = {entry.data.n})"),
         "suite": plain(f"{entry.suite.name} {digest and f'#{digest}'}"),
         "about": plain(heading),
     }
