@@ -25,6 +25,7 @@ from robust.sources import DATASETS, Samples, as_samples, load_data
 RNG = np.random.default_rng(7)
 GRAY = RNG.integers(0, 256, (6, 9, 8), dtype=np.uint8)
 COLOUR = RNG.integers(0, 256, (6, 9, 8, 3), dtype=np.uint8)
+FEATURES = np.linspace(0, 1, 30, dtype=np.float32).reshape(6, 5)
 LABELS = np.array([0, 1, 2, 0, 1, 2])
 
 
@@ -299,6 +300,8 @@ def test_labels_out_of_range_and_bounds() -> None:
         (COLOUR, COLOUR.transpose(0, 3, 1, 2)),
         (COLOUR.transpose(0, 3, 1, 2), COLOUR.transpose(0, 3, 1, 2)),
         ((GRAY / 255).astype(np.float64), (GRAY[:, None] / 255).astype(np.float32)),
+        (FEATURES, FEATURES),
+        (np.asfortranarray(FEATURES), FEATURES),
     ],
 )
 def test_npz_layouts(tmp_path: Path, x: np.ndarray, wanted: np.ndarray) -> None:
@@ -319,7 +322,7 @@ def test_npz_layouts(tmp_path: Path, x: np.ndarray, wanted: np.ndarray) -> None:
         ({"images": GRAY, "labels": LABELS}, ("found images, labels",)),
         ({"x": np.zeros((6, 4, 8, 5)), "y": LABELS}, ("no axis of 1 or 3 channels", "(6, 4, 8, 5)")),
         ({"x": np.zeros((6, 3, 8, 3)), "y": LABELS}, ("could both be channels",)),
-        ({"x": np.zeros((6, 64)), "y": LABELS}, ("(N, H, W)", "(6, 64)")),
+        ({"x": np.zeros((6, 4, 4, 4, 3)), "y": LABELS}, ("(N, H, W)", "(6, 4, 4, 4, 3)")),
         ({"x": GRAY.astype(np.float32), "y": LABELS}, ("looks like 0..255", "uint8", "255")),
         ({"x": GRAY.astype(np.int64), "y": LABELS}, ("torch.int64", "uint8")),
         ({"x": GRAY, "y": LABELS.astype(float)}, ("y.long()",)),

@@ -144,10 +144,10 @@ def _images(archive: zipfile.ZipFile, name: str, path: Path) -> Stored:
     """The array x, part by part."""
     with archive.open(name) as stream:
         header = _header(stream, name, path)
-        if len(header.shape) not in (3, 4) or header.fortran:
+        if len(header.shape) not in (2, 3, 4) or header.fortran:
             if header.bytes > ENTRY_BYTES:
                 raise DataError(
-                    f"data {path}: expected x as (N, H, W), (N, H, W, C) or (N, C, H, W) in C order, got "
+                    f"data {path}: expected x as (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W) in C order, got "
                     f"{header.shape}{' in Fortran order' if header.fortran else ''}"
                 )
             flat = np.frombuffer(_exactly(stream, header.bytes, name, path), header.dtype)
@@ -227,19 +227,21 @@ def to_tensor(name: str, array: Any) -> Tensor:
 
 
 def channels_first(x: Tensor, path: Path) -> Tensor:
-    """(N, H, W), (N, H, W, C) or (N, C, H, W) -> (N, C, H, W); C is the axis of 1 or 3."""
+    """(N, H, W), (N, H, W, C) or (N, C, H, W) -> (N, C, H, W); C is the axis of 1 or 3. Rows of features, (N, D), stay."""
     return _moved(x, _channel_axis(tuple(x.shape), path))
 
 
 def _channel_axis(shape: tuple[int, ...], path: Path) -> int | None:
-    """1 or 3; None for gray images without such an axis."""
+    """1, as for features, or 3; None for gray images without such an axis."""
     if len(shape) == 3:
         return None
+    if len(shape) == 2:
+        return 1
     first, last = (shape[1] in _CHANNELS, shape[3] in _CHANNELS) if len(shape) == 4 else (False, False)
     if first == last:
         why = "axes 1 and 3 could both be channels" if first else "no axis of 1 or 3 channels"
         raise DataError(
-            f"data {path}: expected x as (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3, "
+            f"data {path}: expected x as (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3, "
             f"got {shape}: {why}; pass the tensors themselves, or save x in a clear layout"
         )
     return 1 if first else 3
