@@ -68,6 +68,7 @@ def test_mistakes_are_found_before_anything_runs(sweep_config: SweepConfig, tmp_
         ('"builtin:digits"', '"builtin:digit"', "did you mean 'digits'"),
         ("digits:train", "digits:trian", "expected split test or train, got 'trian'"),
         ('"builtin:digits"', '"digits.npz"', r"data: no such file digits\.npz"),
+        ("limit = 60", 'limit = 60\ngroups = "camera"', "groups: builtin: data have no column 'camera'"),
         ('"builtin:digits"', '"folder:digits"', "data: no such folder digits"),
         ('name = "none"', 'name = "median"', "has nothing but initial weights; give .*'none\\+median'"),
     ],

@@ -10,7 +10,7 @@ from robust.sources.architectures import (
     WideResNet,
 )
 from robust.sources.builtin_data import DATASETS, SPLITS
-from robust.sources.data import as_samples, load_data
+from robust.sources.data import as_samples, check_groups, load_data
 from robust.sources.models import Opened, load, load_model, open_model, untrained
 from robust.sources.origin import origin_sha256
 from robust.sources.preprocess import Preprocessing
@@ -31,6 +31,7 @@ __all__ = [
     "TinyMLP",
     "WideResNet",
     "as_samples",
+    "check_groups",
     "check_samples",
     "load",
     "load_data",

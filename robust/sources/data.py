@@ -69,12 +69,22 @@ def load_data(
     return check_samples(_read(spec, fit, groups), bounds)
 
 
-def _read(spec: str, fit: Preprocessing | None = None, groups: str | None = None) -> Samples:
-    scheme, _, rest = spec.partition(":")
+def check_groups(spec: str, groups: str | None) -> None:
+    """Refuse groups, as of `load_data`, of a SPEC whose form has none.
+
+    Raises:
+        InputError: it has none.
+    """
+    scheme = spec.partition(":")[0]
     if scheme in ("builtin", "folder", "torchvision") and groups is not None:
         raise InputError(
             f"groups: {scheme}: data have no column {groups!r}; use FILE.parquet, FILE.npz, FILE.tar or hf:NAME"
         )
+
+
+def _read(spec: str, fit: Preprocessing | None = None, groups: str | None = None) -> Samples:
+    check_groups(spec, groups)
+    scheme, _, rest = spec.partition(":")
     if scheme == "builtin":
         name, _, split = rest.partition(":")
         return DATASETS[name](split or "test")

@@ -9,7 +9,7 @@ from typing import Final
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
 from robust.hardening import training_options
-from robust.sources import DATASETS, MODELS, SPLITS, untrained
+from robust.sources import DATASETS, MODELS, SPLITS, check_groups, untrained
 from robust.sources.origin import GRAPHS
 from robust.suites import resolve
 from robust.sweep.cells import Cell, CurveCell, Pair, curve_cells, pairs, plan
@@ -36,9 +36,12 @@ def check_plan(config: SweepConfig) -> list[Cell | CurveCell]:
             resolve(cell.suite, Threat.parse(cell.threat))
         else:
             resolve(cell.curve.suite, cell.curve.threats[0])
+    attacked = {cell.data for cell in everything}
     trained = {cell.pair.train for cell in everything if cell.pair.train and not cell.pair.as_is}
-    for data in sorted({cell.data for cell in everything} | trained):
+    for data in sorted(attacked | trained):
         _check_data(data)
+    for data in sorted(attacked):
+        check_groups(data, config.groups)
     return everything
 
 

@@ -76,7 +76,7 @@ def estimate(config: SweepConfig, device: str = "auto") -> list[Line]:
     trained is taken with its initial weights and its own predictions for labels: a guess.
     """
     everything = check_plan(config)
-    gauge = _Gauge(device)
+    gauge = _Gauge(device, config.groups)
     lines = [gauge.training(pair, config) for pair in _unique(config) if not pair.as_is]
     return lines + [gauge.attack(cell) for cell in everything]
 
@@ -88,9 +88,9 @@ def _unique(config: SweepConfig) -> list[Pair]:
 class _Gauge:
     """Times passes and counts them, once for what recurs."""
 
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._data: dict[tuple[str, Preprocessing | None], Samples] = {}
+    def __init__(self, device: str, groups: str | None) -> None:
+        self._device, self._groups = device, groups
+        self._data: dict[tuple[str, Preprocessing | None, str | None], Samples] = {}
         self._seconds: dict[str, tuple[float, float]] = {}
         self._counts: dict[str, Sampled] = {}
 
@@ -110,7 +110,7 @@ class _Gauge:
     def attack(self, cell: Cell | CurveCell) -> Line:
         """Samples x passes a sample of the suite (of a curve: at its middle radius)."""
         target, guessed = self._target(cell.pair)
-        samples = self._samples(cell.data, target.preprocessing)
+        samples = self._samples(cell.data, target.preprocessing, self._groups)
         n = len(samples.limit(cell.limit))
         if isinstance(cell, Cell):
             threat, suite = Threat.parse(cell.threat), cell.suite
@@ -125,10 +125,10 @@ class _Gauge:
             seconds=count.seconds(n, *each), guessed=guessed, device=str(target.device),
         )  # fmt: skip
 
-    def _samples(self, spec: str, fit: Preprocessing | None) -> Samples:
-        if (spec, fit) not in self._data:
-            self._data[spec, fit] = load_data(spec, fit=fit)
-        return self._data[spec, fit]
+    def _samples(self, spec: str, fit: Preprocessing | None, groups: str | None = None) -> Samples:
+        if (spec, fit, groups) not in self._data:
+            self._data[spec, fit, groups] = load_data(spec, fit=fit, groups=groups)
+        return self._data[spec, fit, groups]
 
     def _target(self, pair: Pair) -> tuple[Target, bool]:
         ref = ModelRef(str(pair.model.spec), pair.model.weights, pair.seed, pair.moments, pair.behind)
