@@ -302,6 +302,7 @@ def test_groups_of_the_data_come_out_in_the_record(tmp_path: Path) -> None:
     plan = SweepConfig.model_validate(
         {
             "data": str(tmp_path / "data.npz"),
+            "train": str(tmp_path / "data.npz"),  # the groups are not lost where it is the same
             "groups": "camera",
             "shard": 7,
             "threats": ["linf:0.05"],

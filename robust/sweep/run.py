@@ -90,7 +90,7 @@ class _Sweep:
         self.origins: dict[str, Origin] = {}  # by the pair's identity
         self.told: set[str] = set()  # of threats
         self.tries: Counter[str] = Counter()
-        self._held: dict[tuple[str, int | None, Preprocessing | None], Held] = {}
+        self._held: dict[tuple[str, int | None, Preprocessing | None, str | None], Held] = {}
 
     def run(self) -> SweepResult:
         start = time.perf_counter()
@@ -247,7 +247,7 @@ class _Sweep:
 
     def _look(self, cell: Anyhow, origin: Origin) -> Held:
         """The samples of a cell; an eps that lets all of them through is told, once."""
-        held = self._hold(cell.data, cell.limit, origin.fit)
+        held = self._hold(cell.data, cell.limit, origin.fit, self.config.groups)
         threat = cell.curve.threats[0] if isinstance(cell, CurveCell) else Threat.parse(cell.threat)
         said = whole_box(threat, held.samples.x[0].numel())
         if said not in self.told:
@@ -255,12 +255,14 @@ class _Sweep:
             tell(said)
         return held
 
-    def _hold(self, spec: str, limit: int | None, fit: Preprocessing | None) -> Held:
-        if (spec, limit, fit) not in self._held:
-            groups = None if spec == self.config.train else self.config.groups
+    def _hold(
+        self, spec: str, limit: int | None, fit: Preprocessing | None, groups: str | None = None
+    ) -> Held:
+        key = spec, limit, fit, groups
+        if key not in self._held:
             lost = partial(self._lost_data, spec)
-            self._held[spec, limit, fit] = hold(spec, limit, self.results.out / "data", fit, groups, lost)
-        return self._held[spec, limit, fit]
+            self._held[key] = hold(spec, limit, self.results.out / "data", fit, groups, lost)
+        return self._held[key]
 
     def _lost_data(self, spec: str, reason: str) -> None:
         self.diary.tell("lost", spec, what="data", reason=reason)
