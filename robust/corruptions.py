@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robust.corruption_tools import blur, disk, fractal, line_blur, resized, shifted_pixels, zoomed
+from robust.default_device import books_on_the_cpu
 from robust.errors import InputError
 from robust.registry import Registry
 from robust.rng import Streams, content_ids
@@ -61,6 +62,7 @@ def corrupt(x: Tensor, kind: str, severity: int, *, bounds: tuple[float, float] 
     return (out * (high - low) + low).to(x.dtype)
 
 
+@books_on_the_cpu
 def corruption_accuracy(
     model: nn.Module | Target,
     data: Any,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robust import copies
 from robust.losses import likeliest_other, margin
-from robust.target import Target
+from robust.target import Target, out_of_memory
 
 PLAIN: Final = "plain"
 GRAPHS: Final = "graphs"
@@ -51,7 +51,12 @@ def fastest(target: Target, x: Tensor, y: Tensor, rows: int) -> tuple[Target, st
         return best, name
     cuda = target.device.type == "cuda"
     many = _times(x, y, _FILLING) if cuda else (x, y)
-    plain = _seconds(target, *many)
+    try:
+        plain = _seconds(target, *many)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        return best, name
     if rows * plain / len(many[0]) < _PASS_WORTH["cuda" if cuda else "cpu"]:
         return best, name
     reference, least = _look(target, x, y), _WORTH * plain
@@ -98,7 +103,10 @@ def inward(target: Target) -> Target:
     A clamp to the box, as models often begin or end their preprocessing with, passes no gradient at the faces: every
     black or white pixel would stand still, though it can be moved.
     """
-    return copies.around(target, copies.Inward(target.as_module().to(target.device), target.bounds))
+    twin = copies.around(target, copies.Inward(target.as_module().to(target.device), target.bounds))
+    if target.retraceable is not target:
+        twin._retraceable = inward(target.retraceable)
+    return twin
 
 
 Changes = dict[str, Callable[[], nn.Module]]
@@ -144,9 +152,9 @@ def _replayed(target: Target, reference: tuple[Tensor, Tensor], x: Tensor, y: Te
         twin = _checked(replaying, reference, x, y)
         if twin is not None and not target.probabilities and _slopes_agree(graphs, reference, x, y):
             twin.replay = graphs.slope
+        return twin if twin is not None and _seconds(twin, *few) < _WORTH * _seconds(target, *few) else None
     except Exception:  # not every model can be recorded
         return None
-    return twin if twin is not None and _seconds(twin, *few) < _WORTH * _seconds(target, *few) else None
 
 
 def _slopes_agree(graphs: copies.Graphed, reference: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> bool:

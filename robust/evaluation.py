@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from robust.attacks import FMN, Attack
+from robust.default_device import books_on_the_cpu
 from robust.eot import EOT, Vote
 from robust.errors import InputError
 from robust.parts import PartInterrupted, Plan, attack_part, join
@@ -34,6 +35,7 @@ class Interrupted(KeyboardInterrupt):
         self.report = report
 
 
+@books_on_the_cpu
 def evaluate(
     model: nn.Module | Target,
     data: Any,

@@ -237,7 +237,7 @@ class Report:
                 _write(folder / "examples.safetensors", lambda path: save_file(examples, path))
             text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
             _write(folder / "report.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise StoreError(f"report: cannot write to {folder}: {error}") from error
         return folder
 

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from robust.default_device import books_on_the_cpu
 from robust.errors import InputError, StoreError
 from robust.rng import Streams
 from robust.sources import as_samples, model_sha256
@@ -113,6 +114,7 @@ class Certificates:
         return self.format()
 
 
+@books_on_the_cpu
 def certify(
     model: nn.Module | Target,
     data: Any,

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from robust import convolutions
+from robust.default_device import callers_device
 from robust.errors import InputError, ModelError, RobustError
 from robust.reentrant import differentiable_checkpoints
+from robust.tf32 import without_tf32
 
 if TYPE_CHECKING:
     from robust.sources.preprocess import Preprocessing
@@ -127,9 +129,7 @@ class Target:
         elif self.device.type == "cuda":
             _wake_autograd(self.device)
         if self.device.type == "cuda" and not self._tf32:
-            cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-            self._restore.append(_without_tf32(cudnn, getattr(cudnn, "conv", None)))
-            self._restore.append(_without_tf32(matmul, matmul))
+            self._restore.append(without_tf32())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -183,12 +183,13 @@ class Target:
 
     def _answer(self, x: Tensor) -> Any:
         """What the model returns. One that writes into its input gets a copy of it, as in the first pass, which tells."""
-        if self._overwrites is False:
-            return self.model(x)
-        x = x.clone()
-        version = x._version
-        out = self.model(x)
-        self._overwrites = x._version > version
+        if self._overwrites is not False:
+            x = x.clone()
+        before = None if x.is_inference() else x._version  # inference tensors do not tell
+        with callers_device():
+            out = self.model(x)
+        if before is not None and self._overwrites is None:
+            self._overwrites = x._version > before
         return out
 
     def passing(self) -> AbstractContextManager[None]:
@@ -387,10 +388,19 @@ def _train_again(model: nn.Module, training: list[nn.Module]) -> None:
             module.training = id(module) in before
 
 
+_NO_ROOM = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on whichever device: a smaller batch may do."""
     no_room = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return no_room or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    return no_room or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -429,20 +439,6 @@ def _wake_autograd(device: torch.device) -> None:
     with torch.enable_grad():
         x = torch.zeros(1, device=device, requires_grad=True)
         torch.autograd.grad(x.square().sum(), x)
-
-
-def _without_tf32(backend: Any, newer: Any) -> Callable[[], object]:
-    """Have a backend compute in float32; returns what sets it back.
-
-    Args:
-        newer: where newer versions of torch keep the setting; where it was made there, the older one cannot be read.
-    """
-    try:
-        before = backend.allow_tf32
-    except RuntimeError:
-        before = newer.fp32_precision == "tf32"
-    backend.allow_tf32 = False
-    return functools.partial(setattr, backend, "allow_tf32", before)
 
 
 def _moments(normalize: Normalization | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:

@@ -185,6 +185,28 @@ def test_a_report_that_cannot_be_kept_is_shown(
     assert json.loads((files / "kept.json").read_text())["n"] > 0
 
 
+def test_whoever_stops_reading_loses_no_file(files: Path) -> None:
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "robust",
+        "attack",
+        *COMMON,
+        "--threat",
+        "linf:0.1",
+        "--suite",
+        "quick",
+    ]
+    with subprocess.Popen(
+        [*command, "--out", "out"], cwd=files, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stdout is not None
+        run.stdout.close()
+        assert run.wait(240) == 1
+    assert Report.load(files / "out").n > 0
+
+
 def _suite(change: tuple[str, ...]) -> tuple[str, ...]:
     return () if {"--attack", "--suite"} & set(change) else ("--suite", "quick")
 

@@ -23,7 +23,7 @@ from robust.leaderboard import (
 )
 from robust.leaderboard.layout import short_heads
 from robust.leaderboard.site.charts import attack_bars
-from robust.leaderboard.table import _in_order
+from robust.leaderboard.table import _in_order, choose
 from robust.threat import Threat
 
 
@@ -93,7 +93,9 @@ def test_rows_of_one_name_are_told_apart() -> None:
 def test_a_versioned_suite_of_many_words_is_named_by_its_version() -> None:
     many = {f"pgd(steps=20,loss=margin,restarts={k})": 40 for k in range(6)}
     record = make_record(suite="standard", suite_version=14, cascade=True, alone=many)
-    assert _frame(record)["board"][0].endswith("suite standard version 14, in turn")
+    frame = _frame(record, make_record(suite="standard++", alone=many))
+    assert frame["board"][0].endswith("suite standard version 14, in turn")
+    assert list(choose(frame, suite="standard")["board"]) == [frame["board"][0]]
     assert "restarts=5" in _frame(make_record(suite="ours", alone=many))["board"][0]
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import robust
-from robust import run_checks
+from robust import engine, run_checks
 from robust.audit import audit, audit_twice
 from robust.errors import ModelError, StoreError
 from robust.evaluation import Interrupted
@@ -115,6 +116,42 @@ def test_a_model_that_fails_on_moved_samples_alone_is_told_by_its_attacks(
     assert report.statuses["survived"] == report.statuses["broken"] == 0
     assert report.statuses["error"] == report.clean_correct > 0
     assert "moved samples (model: fails" in report.findings[0]["message"]
+
+
+def test_short_memory_while_copies_are_timed_leaves_the_model_as_it_is(
+    net: nn.Module, digits: Digits
+) -> None:
+    with Target(Picky(net, room=2), device="cpu") as target:
+        assert engine.fastest(target, *digits, rows=10_000) == (target, engine.PLAIN)
+
+
+def test_examples_that_cannot_be_written_are_an_error_of_the_report(
+    net: nn.Module, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    report = evaluate(net, digits, suite="quick", keep_examples=True)
+    monkeypatch.setattr("robust.report.save_file", full)
+    with pytest.raises(StoreError, match="No space left"):
+        report.save(tmp_path / "out")
+
+
+def test_dead_gradients_ask_about_no_nan() -> None:
+    class Ranged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not bool((x >= 0).all()):
+                raise ValueError("below 0, or no number")
+            out: Tensor = self.linear(x.flatten(1))
+            return out * (x.flatten(1)[:, :1] < 0.7)  # the others have no gradient
+
+    model, x = Ranged(), torch.rand(64, 1, 4, 4)
+    report = evaluate(model, (x, model(x).argmax(1)), suite="pgd")
+    assert "crash" not in {finding["check"] for finding in report.findings}
 
 
 def test_ctrl_c_in_the_checks_keeps_the_verdicts(

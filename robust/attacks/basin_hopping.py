@@ -134,8 +134,9 @@ class BasinHopping(Attack):
             oracle.rest(self._all_chains(self._far(s)))
         s.marks = s.best[:, None].repeat(1, _MEMORY)
         s.waited = torch.zeros_like(oracle.y)
+        lengths = torch.tensor(self._pushes, device=s.best.device)
         for hop in oracle.steps(self.hops):
-            self._hop(oracle, s, hop)
+            self._hop(oracle, s, hop, lengths)
             if self.hope is not None and hop:
                 oracle.rest(self._all_chains(self._hopeless(s)))
             s.marks = torch.cat([s.marks[:, 1:], s.best[:, None]], 1)
@@ -165,12 +166,12 @@ class BasinHopping(Attack):
         """Those of the rows ((N,) bool) whose sample has all its chains among them."""
         return rows.view(-1, self.chains).all(1).repeat_interleave(self.chains)
 
-    def _hop(self, oracle: Oracle, s: State, hop: int) -> None:
+    def _hop(self, oracle: Oracle, s: State, hop: int, lengths: Tensor) -> None:
         streams = oracle.random("hop", hop)
         s.aim = s.toward
         push = random_start(oracle.x, oracle.threat, streams) - oracle.x
-        lengths = torch.tensor(self._pushes, device=push.device)[oracle.copy_numbers % len(self._pushes)]
-        s.x_adv = oracle.project(s.point + per_row(lengths, push) * push)
+        length = lengths[oracle.copy_numbers % len(lengths)]
+        s.x_adv = oracle.project(s.point + per_row(length, push) * push)
         diversify(oracle, s, self.hop_odi_steps, streams)
         self._ascend(oracle, s, self.hop_steps, (1.0,), size=1.0)
 

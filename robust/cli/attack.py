@@ -153,8 +153,8 @@ def attack(
             )
         except Interrupted as stopped:
             report, interrupted = stopped.report, True
-    _show(report, json_, radii)
     unwritten = _write(
+        lambda: _show(report, json_, radii),
         lambda: _save(report, out, examples=save_examples),
         lambda: _save_json(report, json_, radii),
         lambda: _draw(report, explain, target, chosen),
@@ -201,15 +201,24 @@ def _show(report: Report, json_: str | None, radii: list[str]) -> None:
 
 
 def _write(*writers: Callable[[], None]) -> str:
-    """Write all that can be written; returns what could not."""
+    """Write all that can be written; returns what could not.
+
+    Raises:
+        BrokenPipeError: in the end, where whoever read the output has left.
+    """
     from robust.errors import RobustError
 
-    unwritten = []
+    unwritten: list[str] = []
+    left: BrokenPipeError | None = None
     for write in writers:
         try:
             write()
         except RobustError as error:
             unwritten.append(str(error))
+        except BrokenPipeError as error:
+            left = error
+    if left is not None:
+        raise left
     return "; ".join(unwritten)
 
 

@@ -82,7 +82,7 @@ def _at(target: Target, x: Tensor, y: Tensor, reach: float) -> tuple[Tensor, Ten
 
     with torch.no_grad():
         largest = gradient.flatten(1).abs().amax(1)
-        along = gradient / per_row(largest, x) * reach
+        along = (gradient / per_row(largest.clamp_min(1e-30), x)).nan_to_num(0, 0, 0) * reach
         length = along.flatten(1).double().norm(dim=1)
         rise = (height(x + along) - height(x - along)) / (2 * length)
         steepest, bend = _steepest(height, x, here, reach)

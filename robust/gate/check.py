@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from robust.default_device import books_on_the_cpu
 from robust.eot import Vote
 from robust.errors import DataError, InputError, ModelError
 from robust.evaluation import Diagnose, Suite, as_target, evaluate, in_expectation, settings_of
@@ -66,6 +67,7 @@ class GateResult:
         return self.report.statuses["error"]
 
 
+@books_on_the_cpu
 def check(
     model: nn.Module | Target,
     data: Any,
@@ -180,6 +182,7 @@ def assert_robust(
     return result.report
 
 
+@books_on_the_cpu
 def evaluate_some(
     model: nn.Module | Target,
     data: Any,

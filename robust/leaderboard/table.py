@@ -166,8 +166,10 @@ def choose(
     heading = frame["board"].astype(str)
     if threat is not None:
         keep &= (heading + ",").str.match(rf"{re.escape(threat.lower())}[:, ]")
-    for part in filter(None, (data, f"suite {suite}," if suite else None)):
-        keep &= heading.str.contains(part, case=False, regex=False)
+    if data:
+        keep &= heading.str.contains(data, case=False, regex=False)
+    if suite:
+        keep &= heading.str.contains(rf"suite {re.escape(suite)}(?: version \d+)?,", case=False)
     for column, text in (("model", model), ("defense", defense)):
         if text is not None:
             keep &= frame[column].astype(str).str.contains(text, case=False, regex=False)

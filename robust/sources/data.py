@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from robust.default_device import books_on_the_cpu
 from robust.errors import DataError, InputError
 from robust.sources.archives import read_npz, read_shards, to_tensor
 from robust.sources.builtin_data import DATASETS
@@ -25,6 +26,7 @@ __all__ = ["DATASETS", "Samples", "as_samples", "check_samples", "load_data"]
 FORMS = "FILE.npz, FILE.parquet, folder:DIR, builtin:NAME[:SPLIT], FILE.tar, torchvision:NAME[:SPLIT], hf:NAME[:SPLIT]"
 
 
+@books_on_the_cpu
 def as_samples(data: object, *, bounds: Bounds = UNIT, num_classes: int | None = None) -> Samples:
     """Whatever holds labelled samples, read and checked; what outgrows 16 MiB lies in a temporary file.
 
@@ -47,6 +49,7 @@ def as_samples(data: object, *, bounds: Bounds = UNIT, num_classes: int | None =
     return check_samples(_collect(data), bounds, num_classes)
 
 
+@books_on_the_cpu
 def load_data(
     spec: str, *, bounds: Bounds = UNIT, fit: Preprocessing | None = None, groups: str | None = None
 ) -> Samples:
