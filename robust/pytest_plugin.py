@@ -227,8 +227,8 @@ def robust(request: pytest.FixtureRequest) -> Robustness:
 
 def _replayed(config: pytest.Config) -> dict[str, object]:
     """Options that a replay needs, beside what test and configuration file say."""
-    names = ("preset", "samples", "seed", "device", "baseline")
-    return {f"--robust-{name}": _given(config, name) for name in names}
+    names = ("preset", "samples", "seed", "device", "baseline", "fail_on_undecided")
+    return {f"--robust-{name.replace('_', '-')}": _given(config, name) for name in names}
 
 
 def _address(item: pytest.Item) -> str:

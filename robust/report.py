@@ -251,7 +251,10 @@ class Report:
         folder, examples = Path(folder), Path(folder) / "examples.safetensors"
         try:
             raw = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-            verdicts = pd.read_parquet(folder / "verdicts.parquet")
+            with (folder / "verdicts.parquet").open(
+                "rb"
+            ) as table:  # of a path pandas takes "linf:0.1" for a URI
+                verdicts = pd.read_parquet(table)
             kept_examples = load_file(examples) if examples.exists() else None
             if not isinstance(raw, dict):
                 raise ValueError(f"report.json holds {type(raw).__name__}, not an object")

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from robust.gate.fixture import slug
+
 pytest_plugins = ["pytester"]
 
 TOY = Path(__file__).with_name("toy.py").read_text(encoding="utf-8")
@@ -243,6 +245,32 @@ def test_skip_and_only(session: Session) -> None:
 
 
 # -- regression ---------------------------------------------------------------------------------------
+
+
+def test_tests_of_like_names_have_baselines_of_their_own() -> None:
+    ids = [
+        "t.py::test[a b]",
+        "t.py::test[a_b]",
+        "t.py::test[linf:8/255]",
+        "t.py::test[linf 8 255]",
+        "t.py::test_a_b",
+    ]
+    ids += [f"t.py::test{'x' * 200}{end}" for end in "ab"] + [f"t.py::{start}{'x' * 200}" for start in "ab"]
+    names = [slug(test) for test in ids]
+    assert len({*names}) == len(names)
+    assert slug("tests/t.py::Test::test_it") == "tests_t.py_Test_test_it"
+
+
+def test_two_comparisons_in_a_test_have_baselines_of_their_own(session: Session) -> None:
+    second = "    other = robust.evaluate(Threshold(AT), samples(300, 0.7), threat=EPS, suite='fgsm', max_samples=50)\n"
+    session.write(REGRESSION + second + "    robust.no_regression(other)\n")
+    session.run("--robust-update-baseline").assert_outcomes(passed=1)
+    session.run().assert_outcomes(passed=1)
+
+
+def test_the_replay_of_what_is_undecided_fails_too(session: Session) -> None:
+    session.write(UNDECIDED)
+    session.run("--robust-fail-on-undecided").stdout.fnmatch_lines(["replay: *--robust-fail-on-undecided*"])
 
 
 def test_the_baseline_flow(session: Session) -> None:

@@ -437,6 +437,14 @@ def test_a_damaged_report_is_told_in_one_line(
         Report.load(tmp_path)
 
 
+def test_a_folder_may_be_named_by_a_threat(
+    net: nn.Module, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = evaluate(net, digits, suite="quick")
+    monkeypatch.chdir(tmp_path)
+    assert Report.load(report.save("run-linf:0.1")).statuses == report.statuses
+
+
 def test_examples_of_another_run_are_refused(tmp_path: Path, net: nn.Module, digits: Digits) -> None:
     evaluate(net, digits, suite="fgsm", keep_examples=True).save(tmp_path)
     kept = (tmp_path / "examples.safetensors").read_bytes()

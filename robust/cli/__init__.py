@@ -57,6 +57,8 @@ def command() -> NoReturn:
         main()
     except SystemExit as end:
         status = end.code
+    except KeyboardInterrupt:  # another one, while the first was seen to
+        status = _INTERRUPTED
     leave(status if isinstance(status, int) else int(status is not None))
 
 

@@ -7,8 +7,9 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pytest
 
@@ -47,6 +48,7 @@ class Robustness:
         self._session, self._marker, self._place = session, dict(marker), place
         self.records: list[Record] = []
         self.properties: list[tuple[str, str]] = []
+        self._defaults = 0  # baselines of a name of their own
 
     def check(self, model: Any, data: Any, **options: Any) -> GateResult:
         """Fail unless the model's robust accuracy is shown to be at least `at_least`.
@@ -172,7 +174,9 @@ class Robustness:
         if baseline is not None:
             return folder / baseline
         default = folder if home is not None else folder / "robust-baselines"
-        return default / f"{slug(self._place.test)}.json"
+        self._defaults += 1  # the second of a test has a file of its own
+        number = f".{self._defaults}" if self._defaults > 1 else ""
+        return default / f"{slug(self._place.test)}{number}.json"
 
     def _record(
         self, kind: str, outcome: str, reason: str, report: Report, interval: tuple[float, float]
@@ -238,16 +242,24 @@ class Robustness:
         return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
+_LONGEST: Final = 150  # characters of a file name
+
+
 def slug(test: str) -> str:
-    """A file name from a node id."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", test).strip("_.")[-150:]
+    """A file name from a node id, with a digest where the name does not tell it from all others."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", test).strip("_.")
+    if name == test.replace("::", "_").replace("/", "_") and len(name) <= _LONGEST:
+        return name
+    return f"{name[-_LONGEST:]}-{sha256(test.encode()).hexdigest()[:8]}"
 
 
 def replay_command(test: str, options: Mapping[str, object]) -> str:
     """The command that runs one test with these options."""
     words = ["pytest", test]
     for name, value in options.items():
-        if value is not None:
+        if value is True:
+            words.append(name)
+        elif value is not None and value is not False:
             words += [name, str(value)]
     return shlex.join(words)
 

@@ -136,7 +136,7 @@ class _Gauge:
 
     def _pass_seconds(self, pair: Pair, target: Target, samples: Samples) -> tuple[float, float]:
         """Of one sample: a forward pass, and what a backward pass adds to it."""
-        key = str(pair.model.spec)
+        key = f"{pair.model.spec} {pair.behind}"
         if key not in self._seconds:
             x = samples.rows(slice(0, min(_ROWS, len(samples)))).to(target.device)
             with target:
@@ -160,7 +160,7 @@ class _Gauge:
         Of a model that is yet to be trained: the most at the radius and at a tenth of it, as what falls at once
         costs little, and a trained model's samples do not.
         """
-        key = f"{pair.model.spec} {pair.model.weights} {threat} {suite} {cascade}"
+        key = f"{pair.model.spec} {pair.model.weights} {pair.behind} {threat} {suite} {cascade}"
         if key not in self._counts:
             few = samples.take(slice(0, _FEW))
             threats = [threat]
