@@ -161,7 +161,7 @@ def test_assert_robust_raises_the_evidence() -> None:
         ({"max_samples": 101}, DataError, "101 asked for, but the data has 100"),
         ({"gate": "bayes"}, InputError, "gate: expected one of sequential, fixed, interval"),
         ({"precision": "int4"}, InputError, "precision"),
-        ({"batch_size": 16}, InputError, "batch_size"),
+        ({"batch_size": 0}, InputError, "batch_size"),
         ({"model": Threshold().to("meta")}, ModelError, "meta device"),
         ({"model": "resnet"}, ModelError, "torch.nn.Module"),
         ({"suite": "standrad"}, InputError, "did you mean 'standard'"),

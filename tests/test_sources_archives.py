@@ -201,7 +201,13 @@ def test_verdicts_and_examples_are_the_same_from_disk(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = {"threat": "linf:0.1", "suite": ["fgsm", "pgd"], "device": "cpu", "keep_examples": True}
+    options = {
+        "threat": "linf:0.1",
+        "suite": ["fgsm", "pgd"],
+        "device": "cpu",
+        "batch_size": 64,
+        "keep_examples": True,
+    }
     spooled = robust.evaluate(net, TensorDataset(*digits), **options)
     monkeypatch.setattr(spool, "IN_MEMORY", 1 << 30)
     plain = robust.evaluate(net, digits, **options)

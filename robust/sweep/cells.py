@@ -153,7 +153,8 @@ def plan(config: SweepConfig) -> list[Cell]:
             said = ", ".join(
                 f"{key} = {value!r}" for key, value in exclusion.model_dump(exclude_none=True).items()
             )
-            raise InputError(f"sweep: exclude {said} matches no cell; `--dry-run` shows the names")
+            names = sorted({f"{cell.pair.title}" for cell in cells})
+            raise InputError(f"sweep: exclude {said} matches no cell; there are {', '.join(names)}")
     left = [cell for cell in cells if not any(_matches(exclusion, cell) for exclusion in config.exclude)]
     if not left and not config.curves:
         raise InputError("sweep: exclude leaves no cell")
