@@ -251,9 +251,8 @@ class Report:
         folder, examples = Path(folder), Path(folder) / "examples.safetensors"
         try:
             raw = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-            with (folder / "verdicts.parquet").open(
-                "rb"
-            ) as table:  # of a path pandas takes "linf:0.1" for a URI
+            # Opened here: of a path pandas takes "linf:0.1" for a URI.
+            with (folder / "verdicts.parquet").open("rb") as table:
                 verdicts = pd.read_parquet(table)
             kept_examples = load_file(examples) if examples.exists() else None
             if not isinstance(raw, dict):
