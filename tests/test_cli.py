@@ -88,6 +88,49 @@ def test_attack_writes_json_alone_to_standard_output_and_a_report(files: Path) -
     assert len(report.examples["sample_id"]) == found["statuses"]["broken"] > 0
 
 
+def test_a_model_is_attacked_behind_a_transform(files: Path, inside: Callable[..., Outcome]) -> None:
+    """With weights of its own or with those of both, as hardening saves them; other options than theirs are refused."""
+    threat = ("--threat", "linf:0.1")
+    hardened = inside(
+        "harden", *COMMON, *threat, "--defense", "bit-depth", "--set", "bits=1", "--out", "both", cwd=files
+    )
+    assert "attack them with: robust attack --transform bit-depth,bits=1" in hardened.stdout, hardened.stderr
+    both = tuple("both/weights.safetensors" if part == "w.safetensors" else part for part in COMMON)
+    assert "--transform" in inside("attack", *both, *threat, cwd=files).stderr
+    other = inside("attack", *both, *threat, "--transform", "bit-depth", cwd=files)
+    assert (other.returncode, other.stderr.count("\n")) == (2, 1)
+    assert "saved with other options of bit-depth" in other.stderr
+    quick = (*threat, "--suite", "quick", "--json", "-")
+    found = [
+        json.loads(inside("attack", *model, *quick, *transform, cwd=files).stdout)
+        for model, *transform in ((COMMON,), (COMMON, *ONE_BIT), (both, *ONE_BIT))
+    ]
+    assert found[0]["clean_accuracy"] != found[1]["clean_accuracy"] == found[2]["clean_accuracy"]
+    assert found[1]["robust_accuracy"] == found[2]["robust_accuracy"]
+    assert found[1]["model"]["spec"] == "my_model.py:make behind bit-depth,bits=1"
+
+
+ONE_BIT = ("--transform", "bit-depth,bits=1")
+
+
+@pytest.mark.parametrize(
+    ("transform", "said"),
+    [
+        ("pgd-at", "expected an input transform"),
+        ("none+bit-depth", "expected an input transform"),
+        ("bit-depth,bits", "expected NAME,OPTION=VALUE,..."),
+        ("bit-depth,size=3", "size"),
+        (",bits=1", "expected a transform's name"),
+        ("bitdepth", "bit-depth"),
+    ],
+)
+def test_what_is_no_transform_is_told(
+    files: Path, inside: Callable[..., Outcome], transform: str, said: str
+) -> None:
+    done = inside("attack", *COMMON, "--threat", "linf:0.1", "--transform", transform, cwd=files)
+    assert (done.returncode, done.stderr.count("\n"), said in done.stderr) == (2, 1, True), done.stderr
+
+
 def test_attack_explains_itself_in_pictures(files: Path, inside: Callable[..., Outcome]) -> None:
     pytest.importorskip("matplotlib")
     done = inside(

@@ -36,6 +36,14 @@ def attack(
     data: common.DataOption,
     threat: common.ThreatOption,
     weights: common.WeightsOption = None,
+    transform: Annotated[
+        str | None,
+        typer.Option(
+            "--transform",
+            metavar="NAME,...",
+            help="an input transform in front of the model, attacked through BPDA: jpeg,quality=50",
+        ),
+    ] = None,
     suite: Annotated[str | None, typer.Option("--suite", help="a suite's name [default: standard]")] = None,
     attack_name: Annotated[
         list[str] | None,
@@ -122,7 +130,7 @@ def attack(
         if folder is not None:
             common.writable_folder(folder, option)
     common.writable_file(json_, folders=(out, explain))
-    target = common.target(model, weights, normalize, device)
+    target = common.target(model, weights, normalize, device, transform=transform)
     chosen = common.samples(data, limit, target, groups)
     with common.bars() as bars:
         tasks: dict[str, Any] = {}
@@ -148,7 +156,7 @@ def attack(
                 vote=cast("Literal['expectation', 'majority']", vote),
                 keep_examples=save_examples or explain is not None,
                 minimize=bool(radii),
-                model_spec=model,
+                model_spec=model if transform is None else f"{model} behind {transform}",
                 progress=show,
             )
         except Interrupted as stopped:

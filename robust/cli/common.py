@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -146,15 +146,27 @@ def target(
     seed: int = 0,
     *,
     to_train: bool = False,
+    transform: str | None = None,
 ) -> Target:
     """Load a model with the preprocessing that it declares, and say which, or with --normalize.
 
     One that nothing has trained is told, unless that is what is to be done.
+
+    Args:
+        transform: what is in front of it, as `robust.behind.transform_of` reads it.
     """
     from robust.sources import load, untrained
 
     given = normalization(normalize)
-    found = load(spec, weights, normalize="declared" if given is None else given, device=device, seed=seed)
+    options: dict[str, Any] = {
+        "normalize": "declared" if given is None else given, "device": device, "seed": seed,
+    }  # fmt: skip
+    if transform is None:
+        found = load(spec, weights, **options)
+    else:
+        from robust.behind import load_behind, transform_of
+
+        found = load_behind(transform_of(transform), spec, weights, **options)
     if found.preprocessing is not None:
         print(f"robust: preprocessing: {found.preprocessing}", file=sys.stderr)
     if weights is None and untrained(spec) and not to_train:

@@ -118,10 +118,27 @@ def harden(
             print(common.wrapped(f"{title}: {report}"))
     if make_defense(defense).masks_gradients:
         print("this defense masks gradients: it is here to be measured, and does not hold")
-    print(f"weights: {out / 'weights.safetensors'}")
+    print(f"weights: {out / 'weights.safetensors'}{_in_front(defense, set_)}")
     if result.report is not None:
         print(f"records: robust leaderboard show {out}")
     return 0
+
+
+def _in_front(defense: str, set_: list[str] | None) -> str:
+    """How to attack what was hardened, where a transform is in front of it that the weights alone do not bring."""
+    from robust.defenses import Wrapper, make_defense
+
+    options = common.settings(set_)
+    made = make_defense({"name": defense, **options})
+    if not isinstance(made, Wrapper):
+        return ""
+    own = {
+        key: value
+        for key, value in made.parameters.items()
+        if key in options and key not in ("of", "options")
+    }
+    text = ",".join([made.name, *(f"{key}={value}" for key, value in own.items())])
+    return f"\nattack them with: robust attack --transform {text}"
 
 
 class Watch:

@@ -179,10 +179,13 @@ def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Pat
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     faults = [f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds.items() if names]
     if faults:
-        raise ModelError(
-            f"weights {path}: do not fit the model; {'; '.join(faults)}; "
-            "give the architecture that the weights were saved from"
-        )
+        raise ModelError(f"weights {path}: do not fit the model; {'; '.join(faults)}; {_hint(unexpected)}")
+
+
+def _hint(unexpected: list[str]) -> str:
+    if any(name.startswith("front.") for name in unexpected):
+        return "they were saved with an input transform in front of the model: `robust attack --transform NAME` takes them"
+    return "give the architecture that the weights were saved from"
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

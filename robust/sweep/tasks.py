@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, Protocol
 
 import torch
 
-from robust.bpda import BPDA
+from robust.behind import load_behind
 from robust.defenses import EpochResult, Trainer, Wrapper, make_defense
 from robust.errors import ModelError, RobustError, StoreError
 from robust.hardening import training_options
@@ -278,10 +278,9 @@ def build_target(ref: ModelRef, weights: str | Path | None, device: str) -> Targ
             "on this machine); run the sweep again"
         )
     given: dict[str, Any] = {} if ref.normalize is None else {"normalize": ref.normalize}
-    target = load(ref.spec, weights, device=device, seed=ref.seed, **given)
+    given |= {"device": device, "seed": ref.seed}
     if ref.behind is None:
-        return target
-    options = json.loads(ref.behind)
-    made = make_defense(options.pop("name"), **options)
+        return load(ref.spec, weights, **given)
+    made = make_defense(json.loads(ref.behind))
     assert isinstance(made, Wrapper)
-    return BPDA(made.transform(target.bounds), target)
+    return load_behind(made, ref.spec, weights, **given)
