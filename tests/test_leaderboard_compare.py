@@ -202,7 +202,12 @@ def test_choose_filters_and_sorts_within_boards() -> None:
     for nothing in ({"threat": "linf:8/25"}, {"threat": "l2"}, {"data": "nowhere"}, {"trust": "suspect"}):
         assert choose(frame, **nothing).empty  # type: ignore[arg-type]
     assert list(choose(frame, trust="unreliable")["model"]) == ["c"]
-    assert "no records" in render(made, chosen=lambda rows: choose(rows, model="zzz"))
+    nothing = render(made, chosen=lambda rows: choose(rows, model="zzz"), width=80)
+    assert nothing.startswith("no records fit")
+    models = next(line for line in nothing.splitlines() if "model: " in line)
+    assert {"a", "b", "c", "d"} == set(models.replace("model:", "").replace(";", "").split())
+    assert "linf:8/255" in nothing
+    assert max(map(len, nothing.splitlines())) <= 80
 
 
 # -- references -------------------------------------------------------------------------------------

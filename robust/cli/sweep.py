@@ -119,11 +119,13 @@ def _executor(
 def _summary(result: SweepResult, out: Path, seconds: float) -> int:
     from robust.leaderboard import Store, render, survivors
 
+    again = ""
     if result.records:
-        survived = survivors(Store(out), result.records)
-        print(render(result.records, "terminal", width=80, survived=survived))
+        store = Store(out)
+        print(render(result.records, "terminal", width=80, survived=survivors(store, result.records)))
+        more = len(store.records()) > len(result.records)
+        again = f"\n`robust leaderboard show {out}` prints this {'and what earlier plans left' if more else 'again'}"
     _print_curves(result, out)
-    again = f"\n`robust leaderboard show {out}` prints this again" if result.records else ""
     print(
         f"{result.computed} evaluations computed, {result.reused} found in {out}, {common.duration(seconds)}{again}"
     )

@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from graphlib import CycleError, TopologicalSorter
 from itertools import groupby, pairwise
+from textwrap import fill
 from typing import Any, Final
 
 import pandas as pd
 
 from robust.errors import InputError
 from robust.leaderboard.artefacts import sha256
-from robust.leaderboard.layout import board_text, csv_text, notes_text, suite_text
+from robust.leaderboard.layout import board_text, csv_text, notes_text, plain, suite_text
 from robust.leaderboard.rank import Survived, ranks
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
@@ -23,6 +24,7 @@ from robust.leaderboard.schema import AttackInfo
 from robust.leaderboard.trust import reasons, shown_trust
 
 FORMATS: Final = ("terminal", "markdown", "csv", "latex", "json")
+_NAMED: Final = 6  # names of each kind, where nothing fits what was asked for
 _LISTED: Final = 160  # characters of attacks that a heading has room for
 FIXED: Final = (
     "board", "rank", "model", "defense", "variant", "clean", "robust", "low", "high", "worst", "passes", "trust", "checks", "n", "id",
@@ -106,7 +108,21 @@ def render(
     if fmt not in FORMATS:
         raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {fmt!r}")
     frame = leaderboard_frame(records, references=references, survived=survived)
-    return render_frame(frame if chosen is None else chosen(frame), fmt, width=width)
+    shown = frame if chosen is None else chosen(frame)
+    if shown.empty and not frame.empty and fmt not in ("json", "csv"):
+        return _nothing_of(frame, max(width or 80, 60))
+    return render_frame(shown, fmt, width=width)
+
+
+def _nothing_of(frame: pd.DataFrame, width: int) -> str:
+    """That nothing was chosen, and what there is to choose from."""
+    lines = ["no records fit what was asked for; there are"]
+    for column in ("board", "model", "defense", "trust"):
+        names = list(dict.fromkeys(map(str, frame[column])))
+        more = f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        text = f"{column}: {'; '.join(map(plain, names[:_NAMED]))}{more}"
+        lines.append(fill(text, width, initial_indent="  ", subsequent_indent="    "))
+    return "\n".join(lines)
 
 
 def render_frame(frame: pd.DataFrame, fmt: str, *, width: int | None = None) -> str:
@@ -203,11 +219,11 @@ def _order(record: Record) -> tuple[Any, ...]:
 
 def _headings(boards: list[list[Record]]) -> list[str]:
     """A heading per board; a digest is added where two would read the same."""
-    plain = [_heading(group[0]) for group in boards]
-    often = Counter(plain)
+    short = [_heading(group[0]) for group in boards]
+    often = Counter(short)
     return [
         f"{text} #{sha256(repr(_board_key(group[0])).encode())[:6]}" if often[text] > 1 else text
-        for text, group in zip(plain, boards, strict=True)
+        for text, group in zip(short, boards, strict=True)
     ]
 
 
