@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_runtest_setup() -> None:
+    """The same draws of the global generators in whatever order tests run."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - where libraries draw from
 
 
 def needs(*libraries: str) -> pytest.MarkDecorator:

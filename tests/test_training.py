@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from robust.defenses import RECIPES, Batch, EpochResult, Trainer, TrainingOptions, make_defense
 from robust.defenses.data import batches, crop_and_flip, mixed_batches
-from robust.defenses.guards import overfits_catastrophically
+from robust.defenses.guards import Skill, overfits_catastrophically
 from robust.defenses.schedules import rate
 from robust.defenses.training import _Fit
 from robust.defenses.validation import Figures
@@ -332,6 +332,19 @@ def test_collapse_stops_early_and_a_rerun_does_not_forget_it(tmp_path: Path) -> 
         assert len(trainer.history) < 15
 
 
+def test_a_handful_of_validation_samples_tells_nothing_of_a_collapse() -> None:
+    """Two of them get one class from every other good model: small data could not be trained on."""
+    epoch = EpochResult(1, 1, 0.1, 0.5, None, 0.1, 1.0)
+    for samples in (2, 500):
+        skill = Skill(10, samples)
+        skill.note(0.5, is_constant=True)
+        if samples == 2:
+            skill.check([epoch], over=True)
+        else:
+            with pytest.raises(TrainingError, match="same class"):
+                skill.check([epoch], over=True)
+
+
 def test_collapse_at_the_end_is_no_result() -> None:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return functional.cross_entropy(model(batch.x), batch.y * 0)
@@ -579,7 +592,7 @@ def test_channels_last_trains_to_the_same_weights_but_for_rounding() -> None:
     net[0] = nn.Conv2d(3, 8, 3, padding=1)  # type: ignore[index,operator]
     nets = []
     for channels_last in (False, True):
-        options = replace(OPTIONS, epochs=2, optimizer="sgd", channels_last=channels_last)
+        options = replace(OPTIONS, epochs=4, optimizer="sgd", channels_last=channels_last)
         nets.append(Trainer(options).fit(net, wide, loss, threat=None, title=""))
         assert formats[-1] is channels_last
     plain, last = nets

@@ -11,6 +11,7 @@ from robust.defenses.options import EpochResult
 from robust.errors import TrainingError
 
 _PATIENCE: Final = 3  # epochs without skill, after it was better, that count as collapse
+_FEWEST: Final = 10  # validation samples that tell skill from chance
 _CHANCE_SLACK: Final = 0.02  # above 1 / classes, still no skill
 _DROP: Final = 0.2  # of robust accuracy under the best, and of PGD under FGSM: catastrophic overfitting
 
@@ -35,10 +36,15 @@ def overfits_catastrophically(result: EpochResult, history: Sequence[EpochResult
 
 
 class Skill:
-    """Watches for constant predictions and chance accuracy; its two counters are part of a checkpoint."""
+    """Watches for constant predictions and chance accuracy; its two counters are part of a checkpoint.
 
-    def __init__(self, classes: int) -> None:
-        self._classes = classes
+    Args:
+        classes: how many there are.
+        samples: of validation; a handful of them may well get the same class of a good model, and tells nothing.
+    """
+
+    def __init__(self, classes: int, samples: int) -> None:
+        self._classes, self._tells = classes, samples >= _FEWEST
         self.constant = self.unskilled = 0  # epochs in a row: a single class predicted; at chance
 
     def note(self, clean: float, *, is_constant: bool) -> None:
@@ -49,7 +55,7 @@ class Skill:
 
     def check(self, history: Sequence[EpochResult], *, over: bool) -> None:
         """Raise TrainingError where the model has lost, or never found, any skill."""
-        if not history:
+        if not history or not self._tells:
             return
         much = min(2, (1 + self._classes) / 2) / self._classes
         was_better = max(r.clean_accuracy for r in history) > much

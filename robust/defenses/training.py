@@ -200,7 +200,7 @@ class _Fit:
         self.average = (
             AveragedModel(self.model, multi_avg_fn=averaging, use_buffers=True) if averaging else None
         )
-        self.skill = guards.Skill(classes)
+        self.skill = guards.Skill(classes, len(held_out))
         self.history: list[EpochResult] = []
         self.damping = 1.0
         self.best = _copy_state(self.judged)
