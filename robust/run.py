@@ -100,6 +100,7 @@ class Run:
         self._breaks = Breaks.wanted_by(stages, samples)
         self.correct = 0
         self.interrupted = False
+        self._from_caller: Exception | None = None  # what the function that shows progress raised
         self._examples = Kept("adversarial examples")
         self.micro_batch = settings.micro_batch or 0
         self.differentiable = True
@@ -220,6 +221,8 @@ class Run:
                 self._attack_wave(attack, wave, entry, tick, cascade=cascade)
                 most *= 2
             except Exception as error:
+                if error is self._from_caller:
+                    raise
                 if isinstance(error, RobustError) and not (done or self.entries):
                     raise  # nothing was found yet that it could lose
                 if out_of_memory(error) and self.micro_batch > 1:
@@ -409,9 +412,14 @@ class Run:
             self.findings.append(check.finding(seen))
 
     def tell(self, stage: str, done: int, total: int) -> None:
-        """Show progress."""
-        if self.settings.progress:
+        """Show progress. What the caller's function raises is not taken for the failure of an attack."""
+        if not self.settings.progress:
+            return
+        try:
             self.settings.progress(Progress(stage, done, total, self.verdicts.standing, len(self.samples)))
+        except Exception as error:
+            self._from_caller = error
+            raise
 
     def table(self) -> pd.DataFrame:
         """The verdicts; see Report."""

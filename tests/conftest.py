@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from robust import engine
 from robust.attacks.adapters.art import ART
 from robust.cli import main
 from robust.errors import MissingDependencyError
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 if os.environ.get("PYTEST_XDIST_WORKER"):  # a core each: threads that compete slow each other down
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+
+_WORTH_A_LOOK = engine._PASS_WORTH["cpu"]
 
 # With CI set a commit's properties are tried on the same examples each time; elsewhere on fresh ones.
 settings.register_profile("robust", deadline=None, max_examples=60, derandomize="CI" in os.environ)
@@ -42,8 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-def pytest_runtest_setup() -> None:
-    """The same draws of the global generators in whatever order tests run."""
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The same draws of the global generators in whatever order tests run, and the same search on a busy machine.
+
+    Whether a faster copy of a net pays is measured, and a copy rounds otherwise: only its own tests look for one.
+    """
+    engine._PASS_WORTH["cpu"] = _WORTH_A_LOOK if item.path.stem == "test_engine" else math.inf
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - where libraries draw from
 

@@ -253,6 +253,22 @@ def test_progress_within_a_search_and_ctrl_c_keeps_what_was_found(
     ]
 
 
+def test_what_showing_progress_raises_is_no_crash_of_the_attack(
+    net: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("robust.run._TELL_EVERY", 0.0)
+
+    def enough(step: Progress) -> None:
+        if step.stage.startswith("square"):
+            raise TimeoutError("enough")
+
+    attack = ATTACKS["square"](queries=4000)  # type: ignore[call-arg]
+    with pytest.raises(TimeoutError, match="enough"):
+        robust.evaluate(
+            net, digits, threat="linf:0.12", suite=["fgsm", attack], device="cpu", progress=enough
+        )
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_squares_side_by_side_cost_the_same_queries_and_break_as_many(
     norm: str, net: nn.Module, digits: tuple[Tensor, Tensor]

@@ -13,6 +13,7 @@ from toy import ENOUGH
 import robust
 from robust.attacks import PGD
 from robust.bpda import Substituted
+from robust.diagnose import preflight
 from robust.parts import Plan, attack_part, join
 from robust.report import Report
 from robust.run import Run, Settings
@@ -115,12 +116,67 @@ def test_a_gradient_that_is_not_the_slope_is_told(
 
 
 FAITHFUL: dict[str, Callable[[Tensor], Tensor]] = {
-    "of its signs alone": with_gradient(torch.sign),
     "tiny": with_gradient(lambda g: g * 1e-30),
     "huge": with_gradient(lambda g: g * 1e30),
     "a substitute's": Substituted(lambda x: (x * 15).round() / 15),
     "of a smooth transform": lambda x: x - (x * 6 * torch.pi).sin() / (12 * torch.pi),
 }
+
+
+def seen_first(model: nn.Module, digits: tuple[Tensor, Tensor]) -> list[str]:
+    """Names of what is found before the attacks."""
+    with Target(model.eval(), device="cpu") as target:
+        return [finding.check for finding in preflight(target, *digits, Threat.parse("linf:0.1")).findings]
+
+
+def test_a_part_that_passes_no_gradient_beside_one_that_does_is_told(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """The other part is another net: its gradient leads uphill, and attacks that follow it see little of the model."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        other = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        x, y = digits
+        optimizer = torch.optim.Adam(other.parameters(), 1e-2)
+        for _ in range(60):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(other(x), y).backward()
+            optimizer.step()
+
+    class Mixed(nn.Module):
+        def __init__(self, share: float, second: nn.Module) -> None:
+            super().__init__()
+            self.first, self.second, self.share = net, second, share
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.first(x).detach() * (1 - self.share) + self.share * self.second(x)
+
+    assert seen_first(Mixed(0.05, other), digits) == ["partial-gradient"]
+    assert seen_first(Mixed(0.05, net), digits) == []  # in proportion: the way is right
+
+
+def test_signs_in_place_of_a_gradient_are_no_slope_but_lead_uphill(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    assert seen_first(Wrap(net, with_gradient(torch.sign)), digits) == ["partial-gradient"]
+
+
+def test_waves_finer_than_the_threat_are_told(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    def waves(x: Tensor) -> Tensor:
+        return x + 0.01 * (x * 500).sin()
+
+    assert seen_first(Wrap(net, waves), digits) == ["shattered-gradient"]
+
+
+def test_a_gate_that_closes_within_the_threat_is_told(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    """At the samples there is a gradient, and none at any point that is searched."""
+
+    def gate(x: Tensor) -> Tensor:
+        level = (x * 16).round() / 16
+        odd = (x - level).abs().flatten(1).amax(1) > 0.01  # the digits' own values are sixteenths
+        return torch.where(odd.view(-1, 1, 1, 1), (x > 0.5).to(x), x)
+
+    assert seen_first(Wrap(net, gate), digits) == ["zero-gradient"]
 
 
 @pytest.mark.parametrize("kind", FAITHFUL)

@@ -99,9 +99,27 @@ GRADIENT_MODEL = _declare(
     "gradients that are turned, scrambled or shattered lead nowhere",
     advice="make forward the same in both modes and its gradient its own, or attack with score and decision attacks",
 )
+PARTIAL_GRADIENT = _declare(
+    "partial-gradient",
+    rule="with pixels moved by a hundredth of the box along its gradient, the margin rises > 1.5 times as fast as the "
+    "gradient says, and not in proportion: the quartiles of the samples are apart by > 5 %",
+    detects="a part of the model that passes no gradient, detached or rounded, beside one that does: attacks see the rest only",
+    advice="let gradients through all of the model, or attack it with score and decision attacks, or by transfer from a model "
+    "like it",
+    severity="suspect",
+)
+SHATTERED_GRADIENT = _declare(
+    "shattered-gradient",
+    rule="with pixels moved by eps (at most a tenth of the box) along its gradient, the margin rises by under 30 % of what "
+    "it does by a thousandth of the box, step for step; looked at where eps is over 1.5 % of the box, under linf and l2",
+    detects="a surface of waves or steps finer than the threat: gradients say what is a step away, and attacks end in the "
+    "nearest of many maxima",
+    advice="attack without what makes the waves (BPDA), average gradients over noise, or use score and decision attacks",
+    severity="suspect",
+)
 ZERO_GRADIENT = _declare(
     "zero-gradient",
-    rule="the margin's input gradient is exactly zero for > 15 % of the samples",
+    rule="the margin's input gradient is exactly zero for > 15 % of the samples, at them or at random points of the threat",
     detects="quantisation, a step function, saturation: gradient attacks stand still",
     advice="attack through a substitute gradient (BPDA) or with score attacks",
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robust import copies
+from robust.attacks.geometry import random_start
 from robust.diagnose import checks, slope
 from robust.diagnose.checks import Finding
 from robust.eot import EOT
@@ -86,6 +87,7 @@ def preflight(
     gradient = _gradients(target, x, y, logits, seen)
     if gradient is not None and not seen.randomized and target.draws == 1:
         _moved(_slopes, target, x, y, threat, seen)
+        _moved(_inside, target, x, y, threat, seen)
         _moved(_blocked, target, x, y, gradient, seen)
     return seen
 
@@ -241,6 +243,40 @@ def _slopes(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: P
         seen.findings.append(
             checks.GRADIENT_MODEL.finding(
                 f"moving pixels by {found.reach:.2g} along its gradient, the margin rises at {found.share:.0%} of its steepest slope"
+            )
+        )
+        return
+    if found.excess > slope.MOST:
+        seen.findings.append(
+            checks.PARTIAL_GRADIENT.finding(
+                f"the margin rises {found.excess:.2g} times as fast as its gradient says"
+            )
+        )
+    if found.lasting < slope.LASTING:
+        seen.findings.append(
+            checks.SHATTERED_GRADIENT.finding(
+                f"over the threat's scale the margin rises along its gradient by {max(found.lasting, 0):.0%} of what it does nearby"
+            )
+        )
+
+
+def _inside(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: Preflight) -> None:
+    """Is there a gradient within the threat, too, where there is one at the samples?"""
+    told = {finding.check for finding in seen.findings}
+    if threat is None or threat.norm not in ("linf", "l2", "l1") or checks.ZERO_GRADIENT.name in told:
+        return
+    x, y = x[: slope.SAMPLES], y[: slope.SAMPLES]
+    streams = Streams(0, torch.arange(len(x), device=x.device), ("inside",))
+    point = random_start(x, threat, streams).requires_grad_()
+    with torch.enable_grad():
+        value = margin(_ask(target, point, seen), y).sum()
+    gradient = torch.autograd.grad(value, point)[0].flatten(1)
+    seen.backwards += len(x)
+    dead = float((gradient.abs().amax(1) == 0).float().mean())
+    if dead > _DEAD_SHARE:
+        seen.findings.append(
+            checks.ZERO_GRADIENT.finding(
+                f"within the threat the gradient is zero for {dead:.0%} of the samples"
             )
         )
 

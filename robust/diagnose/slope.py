@@ -2,7 +2,8 @@
 
 Random directions measure how steep the margin is, without a derivative; along the gradient an honest model is as
 steep as that allows. A gradient that is turned, scrambled or taken from another model is not, nor is that of a
-surface of waves finer than the threat.
+surface of waves finer than the threat. And it rises as fast as the gradient says: faster where a part of the model
+passes no gradient, hardly at all over distances that waves are short beside.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ SAMPLES: Final = 12
 LEAST: Final = (
     0.2  # of the steepest slope; honest models measured between .6 and 1.4, straight-through steps from .25
 )
+MOST: Final = 1.5  # times what the gradient says; honest models measured at most 1.1
+LASTING: Final = 0.3  # of the rise nearby, over the threat's scale; honest models measured from .56
+_IN_PROPORTION: Final = (
+    1.05  # quartiles of the samples: a gradient that is only scaled leads where the slope does
+)
 _DIRECTIONS: Final = 4
 _FINE, _COARSE = 0.01, 0.1  # of the box: how far a pixel is moved
 _STRAIGHT_FINE, _STRAIGHT_COARSE = 0.6, 0.75  # bends over slopes: above, there is no slope at this scale
@@ -34,6 +40,8 @@ class Uphill(NamedTuple):
 
     reach: float  # how far pixels were moved
     share: float  # slope along the gradient as a share of the steepest, the median of the samples; nan: not to be told
+    excess: float  # times what the gradient says that the margin rises along it nearby, where not in proportion; else nan
+    lasting: float  # of the rise along it by small steps, how much is left over the threat's scale; nan: not to be told
     forwards: int
     backwards: int
 
@@ -51,14 +59,43 @@ def uphill(target: Target, x: Tensor, y: Tensor, threat: Threat | None) -> Uphil
         threat: whose scale is looked at too; None for the fine one alone.
     """
     x, y = x[:SAMPLES], y[:SAMPLES]
-    reach, median, rows = math.nan, math.nan, 0
+    reach, median, excess, lasting, forwards, backwards = math.nan, math.nan, math.nan, math.nan, 0, 0
+    fine = _FINE * (target.bounds[1] - target.bounds[0])
     for reach, straight in _scales(threat, target.bounds, x[0].numel()):
-        rows += len(x)
-        share, bend = _at(target, x, y, reach)
-        if len(share) and float(bend.median()) <= straight:
-            median = float(share.median())
+        seen = _at(target, x, y, reach)
+        forwards, backwards = forwards + len(x) * (3 + 2 * _DIRECTIONS), backwards + len(x)
+        if reach > fine:
+            lasting = _lasting(seen.ratio, _at(target, x, y, fine / 10, directions=0).ratio)
+            forwards, backwards = forwards + 3 * len(x), backwards + len(x)
+        if len(seen.share) and float(seen.bend.median()) <= straight:
+            median = float(seen.share.median())
+            if reach > fine:
+                seen = _at(target, x, y, fine, directions=0)
+                forwards, backwards = forwards + 3 * len(x), backwards + len(x)
+            excess = _excess(seen.ratio)
             break
-    return Uphill(reach, median, rows * (3 + 2 * _DIRECTIONS), rows)
+    return Uphill(reach, median, excess, lasting, forwards, backwards)
+
+
+def _quartiles(ratio: Tensor) -> tuple[float, float, float]:
+    """Of (M,) values; nan where there are none."""
+    if not len(ratio):
+        return math.nan, math.nan, math.nan
+    at = torch.tensor([0.25, 0.5, 0.75], dtype=ratio.dtype, device=ratio.device)
+    low, middle, high = ratio.quantile(at).tolist()
+    return low, middle, high
+
+
+def _excess(ratio: Tensor) -> float:
+    """The median of the ratios, (M,), where they differ from sample to sample."""
+    low, middle, high = _quartiles(ratio)
+    return middle if high > _IN_PROPORTION * low else math.nan
+
+
+def _lasting(far: Tensor, near: Tensor) -> float:
+    """What is left at the threat's scale of the ratios nearby, (M,) each, where these are much the same in all samples."""
+    low, middle, high = _quartiles(near)
+    return _quartiles(far)[1] / middle if 2 * low > high > 0 else math.nan
 
 
 def _scales(threat: Threat | None, bounds: tuple[float, float], pixels: int) -> Iterator[tuple[float, float]]:
@@ -71,8 +108,16 @@ def _scales(threat: Threat | None, bounds: tuple[float, float], pixels: int) -> 
     yield _FINE * width, _STRAIGHT_FINE
 
 
-def _at(target: Target, x: Tensor, y: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """Of samples that have a gradient and slopes: share of the steepest slope, and bend over slope, (M,) each."""
+class _Slopes(NamedTuple):
+    """Of samples that have a gradient and slopes, (M,) each."""
+
+    share: Tensor  # slope along the gradient, of the steepest
+    bend: Tensor  # bends over slopes
+    ratio: Tensor  # rise along the gradient over what the gradient says
+
+
+def _at(target: Target, x: Tensor, y: Tensor, reach: float, directions: int = _DIRECTIONS) -> _Slopes:
+    """What moves of pixels by `reach` tell; without directions nothing of the steepest slope."""
     low, high = target.bounds
     x = x.clamp(low + reach, high - reach)  # away from the faces, so that no move leaves the box
     gradient, here = _gradient(target, x, y)
@@ -82,12 +127,19 @@ def _at(target: Target, x: Tensor, y: Tensor, reach: float) -> tuple[Tensor, Ten
 
     with torch.no_grad():
         largest = gradient.flatten(1).abs().amax(1)
-        along = (gradient / per_row(largest.clamp_min(1e-30), x)).nan_to_num(0, 0, 0) * reach
+        unit = (gradient / per_row(largest.clamp_min(1e-30), x)).nan_to_num(
+            0, 0, 0
+        )  # at most 1, whatever its size
+        along = unit * reach
         length = along.flatten(1).double().norm(dim=1)
-        rise = (height(x + along) - height(x - along)) / (2 * length)
-        steepest, bend = _steepest(height, x, here, reach)
-        usable = (largest > 0) & largest.isfinite() & (steepest > 0) & rise.isfinite() & steepest.isfinite()
-        return (rise / steepest)[usable], bend[usable]
+        rise = height(x + along) - height(x - along)
+        said = 2 * length.square() / reach * largest.double()
+        usable = (largest > 0) & largest.isfinite() & rise.isfinite()
+        steepest, bend = torch.ones_like(rise), torch.zeros_like(rise)
+        if directions:
+            steepest, bend = _steepest(height, x, here, reach)
+            usable &= (steepest > 0) & steepest.isfinite()
+        return _Slopes((rise / (2 * length) / steepest)[usable], bend[usable], (rise / said)[usable])
 
 
 def _gradient(target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
