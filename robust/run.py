@@ -95,6 +95,8 @@ class Run:
             "seconds": 0.0,
             "asked": 0,
             "nearer": 0,
+            "approached": 0,
+            "flat": 0,
         }
         self.verdicts = Verdicts(len(samples))
         self._breaks = Breaks.wanted_by(stages, samples)

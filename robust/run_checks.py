@@ -25,6 +25,8 @@ _SECOND: Final = Square(queries=48, proposals=4)
 _ASKED, _ASKED_SHARE = 16, 0.25  # survivors of the whole at least, and up to this share of it
 _OF_PASSES: Final = 0.05  # of those spent on a survivor, what asking may cost beyond that, on average
 _NEARER: Final = 0.1  # of the clean margin
+_APPROACHED: Final = 2.0  # radii
+_FLAT: Final = 0.95  # of the clean margin
 
 
 def probe(run: Run, stages: Sequence[Stage], *, full: bool) -> None:
@@ -69,11 +71,20 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
     random = run.target.draws > 1 or any(found.check == "randomized" for found in run.findings)
     if not gradients or random or run.threat.norm not in _SECOND.norms or not run.differentiable:
         return
+    _count_flat(run)
     start = time.perf_counter()
     for part in in_parts(_doubtful(run), WAVE * run.micro_batch):
         if not _without_crashing(run, "second_opinion", partial(_search_blindly, run, part)):
             break
     run.checks["seconds"] += time.perf_counter() - start
+
+
+def _count_flat(run: Run) -> None:
+    """Survivors of which an adversarial point was seen near by, and those of them whose margin tells nothing of it."""
+    known = run.verdicts.known(run.threat.radius)
+    approached = (run.verdicts.status == SURVIVED) & (known.distance <= _APPROACHED)
+    run.checks["approached"] += int(approached.sum())
+    run.checks["flat"] += int((approached & (known.share > _FLAT)).sum())
 
 
 def _ascends_inside(attack: Attack) -> bool:

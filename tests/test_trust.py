@@ -200,6 +200,23 @@ class PartlyDetached(nn.Module):
         return out
 
 
+def test_margins_that_tell_nothing_of_a_near_boundary_are_told(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """The winner, and a little of the logits: the argmax is the net's own, and gradients lead the way."""
+
+    def flattened(z: Tensor) -> Tensor:
+        return nn.functional.one_hot(z.argmax(1), z.shape[1]) + 1e-3 * z
+
+    reports = [
+        robust.evaluate(model, digits, threat="linf:0.1", device="cpu")
+        for model in (net, Wrap(net, after=flattened).eval())
+    ]
+    assert [finding["check"] for finding in reports[0].findings] == []
+    assert [finding["check"] for finding in reports[1].findings] == ["flat-margins"]
+    assert reports[1].checks["approached"] >= reports[1].checks["flat"] > 5
+
+
 def test_random_search_gives_a_second_opinion(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     suite = [{"name": "pgd", "steps": 25, "loss": "margin"}]
     masked = robust.evaluate(PartlyDetached(net), digits, threat="linf:0.1", suite=suite, device="cpu")

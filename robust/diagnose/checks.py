@@ -179,6 +179,16 @@ AUDIT = _declare(
     advice="such claims were not counted: is the model deterministic?",
     severity="suspect",
 )
+FLAT_MARGINS = _declare(
+    "flat-margins",
+    rule="of five samples or more that stand and were seen broken within twice the radius, over half have kept > 95 % of "
+    "their clean margin within it (linf and l2)",
+    detects="logits that hardly move before they jump, such as ranks or a rounded winner with a little of the logits: how "
+    "near a boundary is cannot be told from them, and by that the longest searches are chosen",
+    advice="return the logits as they were before that, or run the suite 'autoattack' or 'thorough', whose longest searches are "
+    "for all",
+    severity="suspect",
+)
 BLACK_BOX_WINS = _declare(
     "black-box-wins",
     rule="score and decision attacks break > 5 % (at least 2) of the samples that they were given after the gradient "

@@ -10,6 +10,7 @@ import pandas as pd
 from robust.diagnose import checks as named
 from robust.diagnose.checks import Finding
 
+_APPROACHED: Final = 5  # samples; fewer tell nothing
 _FEW: Final = 50  # passes
 _FEW_OF_TWO: Final = 35  # where there is one boundary to search
 
@@ -43,7 +44,8 @@ def review(
         attacks: the report's attack entries, in order.
         correct: samples that were classified correctly before any attack.
         cascade: each attack saw only the survivors of those before it.
-        checks: counts of the second opinion: survivors asked about, and those that random search brought nearer.
+        checks: counts of the second opinion: survivors asked about, and those that random search brought nearer; survivors
+            that were seen broken near by, and those of them whose margins are flat.
     """
     found = [
         named.AUDIT.finding(
@@ -63,6 +65,7 @@ def review(
         found += _black_box(attacks, correct)
     if not any(finding.check == named.BLACK_BOX_WINS.name for finding in found):
         found += _second_opinion(checks or {})
+    found += _flat(checks or {})
     if not cascade:
         found += _compare(attacks, correct)
     return found
@@ -92,6 +95,16 @@ def _second_opinion(counts: dict[str, float]) -> Iterator[Finding]:
     if nearer >= max(2, 0.1 * asked):
         yield named.BLACK_BOX_WINS.finding(
             f"48 queries of random search bring {nearer} of {asked} samples nearer than all gradients did"
+        )
+
+
+def _flat(counts: dict[str, float]) -> Iterator[Finding]:
+    """Do margins inside tell nothing of boundaries that are near?"""
+    approached, flat = int(counts.get("approached", 0)), int(counts.get("flat", 0))
+    if approached >= _APPROACHED and flat > approached / 2:
+        yield named.FLAT_MARGINS.finding(
+            f"{flat} of {approached} samples that stand were seen broken within twice the radius, and have kept over 95 % of "
+            "their margin within it"
         )
 
 
