@@ -26,7 +26,7 @@ LEAST: Final = (
     0.2  # of the steepest slope; honest models measured between .6 and 1.4, straight-through steps from .25
 )
 MOST: Final = 1.5  # times what the gradient says; honest models measured at most 1.1
-LASTING: Final = 0.3  # of the rise nearby, over the threat's scale; honest models measured from .56
+LASTING: Final = 0.3  # of the rise nearby, over the threat's scale; honest models measured from .4
 _IN_PROPORTION: Final = (
     1.05  # quartiles of the samples: a gradient that is only scaled leads where the slope does
 )
