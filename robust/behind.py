@@ -8,36 +8,10 @@ from typing import Any
 import torch
 
 from robust.bpda import BPDA
-from robust.defenses import Wrapper, make_defense
+from robust.defenses import Wrapper
 from robust.errors import InputError, ModelError
 from robust.sources import load, load_weights
 from robust.target import Target
-
-
-def transform_of(text: str) -> Wrapper:
-    """The transform that a text such as "jpeg,quality=50" names, with its options.
-
-    Raises:
-        UnknownNameError: no such defense.
-        InputError: a defense that is no transform, or options that it does not have.
-        MissingDependencyError: the transform's package cannot be imported.
-    """
-    name, *pairs = (part.strip() for part in text.split(","))
-    if wrong := [pair for pair in pairs if not pair.partition("=")[2]]:
-        raise InputError(
-            f"--transform: expected NAME,OPTION=VALUE,... such as jpeg,quality=50, got {wrong[0]!r}"
-        )
-    if not name:
-        raise InputError(f"--transform: expected a transform's name such as jpeg, got {text!r}")
-    made = make_defense(
-        name, **{key.strip(): value for key, _, value in (pair.partition("=") for pair in pairs)}
-    )
-    if not isinstance(made, Wrapper) or made.of:
-        raise InputError(
-            f"--transform: expected an input transform (bit-depth, median, jpeg or one of art), got {name!r}; "
-            "what was trained is attacked as it is: --weights"
-        )
-    return made
 
 
 def load_behind(wrapper: Wrapper, spec: str, weights: str | Path | None = None, **options: Any) -> Target:

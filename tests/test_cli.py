@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -118,7 +119,7 @@ ONE_BIT = ("--transform", "bit-depth,bits=1")
     [
         ("pgd-at", "expected an input transform"),
         ("none+bit-depth", "expected an input transform"),
-        ("bit-depth,bits", "expected NAME,OPTION=VALUE,..."),
+        ("bit-depth,bits", "--transform: expected NAME=VALUE, got 'bits'"),
         ("bit-depth,size=3", "size"),
         (",bits=1", "expected a transform's name"),
         ("bitdepth", "bit-depth"),
@@ -426,6 +427,11 @@ def test_sweep_shows_its_plan_runs_and_shows_the_board(
     done = run("sweep", "plan.toml", "--out", "out", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 evaluations computed, 0 found" in done.stdout
+    assert "prints this again" in done.stdout
+    less = "\n".join(re.sub(r"^threats = .*", 'threats = ["linf:0.05"]', line) for line in PLAN.splitlines())
+    (tmp_path / "less.toml").write_text(less)
+    found = inside("sweep", "less.toml", "--out", "out", "--device", "cpu", cwd=tmp_path)
+    assert "prints this and what earlier plans left" in found.stdout
     assert max(map(len, planned.stdout.splitlines())) <= 80
     assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
     for fmt in ("terminal", "markdown", "csv", "latex", "json"):

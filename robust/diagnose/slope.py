@@ -25,8 +25,10 @@ SAMPLES: Final = 12
 LEAST: Final = (
     0.2  # of the steepest slope; honest models measured between .6 and 1.4, straight-through steps from .25
 )
-MOST: Final = 1.5  # times what the gradient says; honest models measured at most 1.1
-LASTING: Final = 0.3  # of the rise nearby, over the threat's scale; honest models measured from .4
+MOST: Final = (
+    1.5  # times what the gradient says: honest models rise as it says (benchmarks/results/slopes-cpu.md)
+)
+LASTING: Final = 0.3  # of the rise nearby, over the threat's scale
 _IN_PROPORTION: Final = (
     1.05  # quartiles of the samples: a gradient that is only scaled leads where the slope does
 )
@@ -51,7 +53,8 @@ def uphill(target: Target, x: Tensor, y: Tensor, threat: Threat | None) -> Uphil
 
     Looked at on the threat's scale, up to a tenth of the box, and where the surface jumps or bends too much there, or
     the threat is none of linf and l2, by a hundredth of the box: so substitutes of steps are judged where steps no
-    longer show. Where it is not straight there either, the share is nan.
+    longer show. Where it is not straight there either, the share is nan, and so is the excess, which is looked at by a
+    hundredth of the box, too. What lasts at the threat's scale is held against moves of a thousandth.
 
     Args:
         target: entered; deterministic and differentiable.
@@ -59,22 +62,23 @@ def uphill(target: Target, x: Tensor, y: Tensor, threat: Threat | None) -> Uphil
         threat: whose scale is looked at too; None for the fine one alone.
     """
     x, y = x[:SAMPLES], y[:SAMPLES]
-    reach, median, excess, lasting, forwards, backwards = math.nan, math.nan, math.nan, math.nan, 0, 0
     fine = _FINE * (target.bounds[1] - target.bounds[0])
+    reach, share, excess, lasting, forwards, backwards = math.nan, math.nan, math.nan, math.nan, 0, 0
+
+    def look(reach: float, directions: int = _DIRECTIONS) -> _Slopes:
+        nonlocal forwards, backwards
+        forwards, backwards = forwards + len(x) * (3 + 2 * directions), backwards + len(x)
+        return _at(target, x, y, reach, directions)
+
     for reach, straight in _scales(threat, target.bounds, x[0].numel()):
-        seen = _at(target, x, y, reach)
-        forwards, backwards = forwards + len(x) * (3 + 2 * _DIRECTIONS), backwards + len(x)
+        seen = look(reach)
         if reach > fine:
-            lasting = _lasting(seen.ratio, _at(target, x, y, fine / 10, directions=0).ratio)
-            forwards, backwards = forwards + 3 * len(x), backwards + len(x)
+            lasting = _lasting(seen.ratio, look(fine / 10, 0).ratio)
         if len(seen.share) and float(seen.bend.median()) <= straight:
-            median = float(seen.share.median())
-            if reach > fine:
-                seen = _at(target, x, y, fine, directions=0)
-                forwards, backwards = forwards + 3 * len(x), backwards + len(x)
-            excess = _excess(seen.ratio)
+            share = float(seen.share.median())
+            excess = _excess((look(fine, 0) if reach > fine else seen).ratio)
             break
-    return Uphill(reach, median, excess, lasting, forwards, backwards)
+    return Uphill(reach, share, excess, lasting, forwards, backwards)
 
 
 def _quartiles(ratio: Tensor) -> tuple[float, float, float]:
@@ -116,7 +120,7 @@ class _Slopes(NamedTuple):
     ratio: Tensor  # rise along the gradient over what the gradient says
 
 
-def _at(target: Target, x: Tensor, y: Tensor, reach: float, directions: int = _DIRECTIONS) -> _Slopes:
+def _at(target: Target, x: Tensor, y: Tensor, reach: float, directions: int) -> _Slopes:
     """What moves of pixels by `reach` tell; without directions nothing of the steepest slope."""
     low, high = target.bounds
     x = x.clamp(low + reach, high - reach)  # away from the faces, so that no move leaves the box
@@ -127,17 +131,14 @@ def _at(target: Target, x: Tensor, y: Tensor, reach: float, directions: int = _D
 
     with torch.no_grad():
         largest = gradient.flatten(1).abs().amax(1)
-        unit = (gradient / per_row(largest.clamp_min(1e-30), x)).nan_to_num(
-            0, 0, 0
-        )  # at most 1, whatever its size
-        along = unit * reach
+        along = (gradient / per_row(largest.clamp_min(1e-30), x)).nan_to_num(0, 0, 0) * reach
         length = along.flatten(1).double().norm(dim=1)
         rise = height(x + along) - height(x - along)
-        said = 2 * length.square() / reach * largest.double()
+        said = 2 * length.square() / reach * largest.double()  # the gradient is `along` times largest / reach
         usable = (largest > 0) & largest.isfinite() & rise.isfinite()
         steepest, bend = torch.ones_like(rise), torch.zeros_like(rise)
         if directions:
-            steepest, bend = _steepest(height, x, here, reach)
+            steepest, bend = _steepest(height, x, here, reach, directions)
             usable &= (steepest > 0) & steepest.isfinite()
         return _Slopes((rise / (2 * length) / steepest)[usable], bend[usable], (rise / said)[usable])
 
@@ -151,11 +152,11 @@ def _gradient(target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _steepest(
-    height: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, reach: float
+    height: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, reach: float, directions: int
 ) -> tuple[Tensor, Tensor]:
     """By central differences along random signs: the norm of the slope, and bends over slopes, (N,) each."""
     leans, bends = [], []
-    for draw in range(_DIRECTIONS):
+    for draw in range(directions):
         streams = Streams(0, torch.arange(len(x), device=x.device), ("slope", draw))
         move = (streams.integers(x.shape[1:], 0, 2) * 2 - 1).to(x.dtype) * reach
         ahead, behind = height(x + move), height(x - move)

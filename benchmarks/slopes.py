@@ -1,0 +1,52 @@
+"""What `robust.diagnose.slope` measures of honest models: what its thresholds are chosen by.
+
+python benchmarks/slopes.py [--results NAME] --case MODEL,WEIGHTS,DATA,THREAT [--case ...]
+
+Of twelve samples' medians: the slope along the gradient as a share of the steepest; how many times as fast as the gradient
+says the margin rises along it nearby ("-" where in proportion, or the surface is not straight there); and what of that lasts
+over the threat's scale ("-" where the threat is too small to tell).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+from verdict import case_of, hardware
+
+from robust.diagnose import slope
+from robust.target import Target
+
+_LOOKED_AT = 64  # samples, of which the first that are right are taken
+
+
+def measured(case: str) -> list[str]:
+    """The row of one case."""
+    name, model, samples, threat = case_of(case, _LOOKED_AT)
+    x, y = samples.rows(slice(None)), samples.y
+    with Target(model, device="cpu") as target:
+        with torch.no_grad():
+            right = target.logits(x).argmax(1) == y
+        found = slope.uphill(target, x[right], y[right], threat)
+    figures = (found.share, found.excess, found.lasting)
+    return [f"{name} {threat}", *("-" if figure != figure else f"{figure:.2f}" for figure in figures)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", action="append", required=True, metavar="MODEL,WEIGHTS,DATA,THREAT")
+    parser.add_argument("--results", metavar="NAME")
+    options = parser.parse_args()
+    heads = ("model and threat", "share of the steepest", "times what the gradient says", "lasting")
+    table = tabulate([measured(case) for case in options.case], heads, "github", disable_numparse=True)
+    foot = f"{hardware()}\nCommand: python benchmarks/slopes.py, with the cases named in the rows."
+    text = f"# Slopes of honest models\n\n{table}\n\n{foot}\n"
+    print(text)
+    if options.results:
+        (Path(__file__).parent / "results" / f"{options.results}.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
