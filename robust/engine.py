@@ -7,7 +7,6 @@ wins depends on the model and the machine, so it is measured, not believed.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -207,11 +206,4 @@ def _apart(reference: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tu
 
 def _seconds(target: Target, x: Tensor, y: Tensor) -> float:
     """Of a forward and input-gradient pass, the best of three."""
-    seconds = []
-    for _ in range(3):
-        target.synchronize()
-        start = time.perf_counter()
-        _look(target, x, y)
-        target.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(target.timed(lambda: _look(target, x, y)) for _ in range(3))

@@ -26,10 +26,15 @@ if TYPE_CHECKING:
 
 Normalization = tuple[float | Sequence[float], float | Sequence[float]]
 _CANDIDATE_BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048)
-_SLOW_ROW, _SLOW_ROW_BATCH = 5e-4, 32  # seconds a row costs, and the batch that is enough for it
+_SLOW_ROW, _VERY_SLOW_ROW = 5e-4, 5e-3  # seconds
+_SLOW_ROW_BATCH, _SLOW_ROW_SHARE = (
+    32,
+    8,
+)  # a batch that is enough for such rows, or one of so many parts of the samples
 _PAYS, _AS_GOOD = 0.95, 1.02  # of the least cost of a row so far: what a larger batch gains, what it may lose
 _BETWEEN = 3e-4  # seconds that an attack takes between two passes
 _SHORT = 0.01  # seconds
+_FINE = 1e-5  # seconds
 _NAMING: ContextVar[bool] = ContextVar("naming", default=False)
 _TINY = 1e-38  # smallest normal float32, under which log-probabilities are cut off
 
@@ -236,7 +241,7 @@ class Target:
 
         Of sizes that are about as good the largest: what is left of a wave then fills fewer batches. Sizes grow while they
         pay (by 5 % at least; where passes are short, until two in turn did not) and memory lasts. Where a row costs
-        about a millisecond, larger batches gain little and measuring them costs seconds: the search ends early.
+        about a millisecond, larger batches gain little and measuring them costs seconds: sizes grow with the samples.
         """
         best, least, vain = 1, float("inf"), 0
         sizes = [size for size in _CANDIDATE_BATCHES if size < limit]
@@ -254,7 +259,7 @@ class Target:
             least = min(least, cost)
             if vain and (vain == 2 or seconds > _SHORT):
                 break
-            if cost > _SLOW_ROW and size >= _SLOW_ROW_BATCH:
+            if cost > _SLOW_ROW and size >= _enough(cost, limit):
                 break
         return best
 
@@ -262,12 +267,21 @@ class Target:
         """Seconds for a forward and input-gradient pass, the best of three (of two where it takes long)."""
         seconds: list[float] = []
         while len(seconds) < 2 or (len(seconds) < 3 and seconds[-1] < _SHORT):
-            self.synchronize()
-            start = time.perf_counter()
-            self.both_ways(x)
-            self.synchronize()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(self.timed(lambda: self.both_ways(x)))
         return min(seconds)
+
+    def timed(self, call: Callable[[], object]) -> float:
+        """Seconds that a call takes on the device.
+
+        Of the processor's time where one thread computes: on a busy machine, such as a CI runner, the wall clock counts what
+        others do meanwhile, and the longer a call the more.
+        """
+        clock = time.process_time if self.device.type == "cpu" and _one_thread() else time.perf_counter
+        self.synchronize()
+        start = clock()
+        call()
+        self.synchronize()
+        return clock() - start
 
     def both_ways(self, x: Tensor) -> None:
         """A pass to be timed: forward and backward, or forward alone where no gradient can be had."""
@@ -286,6 +300,19 @@ class Target:
         """Wait for the device, so that a clock tells the truth."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _enough(cost: float, samples: int) -> int:
+    """The largest batch to try where a row costs this much: measuring takes some hundredth of what so many samples take.
+
+    Rows that cost far more are wide or deep, and hold much memory.
+    """
+    return _SLOW_ROW_BATCH if cost > _VERY_SLOW_ROW else max(_SLOW_ROW_BATCH, samples // _SLOW_ROW_SHARE)
+
+
+def _one_thread() -> bool:
+    """Whether one thread computes, and the processor's time is finely told (it is not on Windows)."""
+    return torch.get_num_threads() == 1 and time.get_clock_info("process_time").resolution <= _FINE
 
 
 class Behind(nn.Module):
