@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import sys
 import warnings
 import zipfile
@@ -498,3 +499,18 @@ def test_model_hash_takes_every_type(dtype: torch.dtype) -> None:
     digest = model_sha256(model)
     model.scalar.zero_()
     assert model_sha256(model) != digest
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        ("net.onnx", "did you mean onnx:net.onnx?"),
+        ("net.pt2", "did you mean export:net.pt2?"),
+        ("net.py", "net.py:NAME"),
+        ("net.safetensors", "--weights"),
+        ("net.txt", "got 'net.txt'"),
+    ],
+)
+def test_a_bare_file_is_told_how_it_is_written(spec: str, hint: str) -> None:
+    with pytest.raises(InputError, match=f"{re.escape(hint)}.*$"):
+        load_model(spec)

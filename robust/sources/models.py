@@ -140,8 +140,20 @@ def load(
 def _from_python(spec: str) -> nn.Module:
     path, colon, factory = spec.rpartition(":")
     if not colon or not factory or Path(path).suffix != ".py":
-        raise InputError(f"model: expected one of {FORMS}, got {spec!r}")
+        raise InputError(f"model: expected one of {FORMS}, got {spec!r}{_meant(spec)}")
     return model_from_file(Path(path), factory)
+
+
+def _meant(spec: str) -> str:
+    """What a bare file's name was probably meant to be."""
+    suffix = Path(spec).suffix.lower()
+    if suffix == ".py":
+        return f"; {spec}:NAME, with the name of what makes the model"
+    if suffix in (".onnx", ".pt2"):
+        return f"; did you mean {'onnx' if suffix == '.onnx' else 'export'}:{spec}?"
+    if suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
+        return "; a state dict goes to weights (--weights), beside the model that it belongs to"
+    return ""
 
 
 def _torchvision(name: str) -> Opened:
