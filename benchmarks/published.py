@@ -4,7 +4,9 @@ From the verifier alpha,beta-CROWN (github.com/Verified-Intelligence/alpha-beta-
 CNN-A for MNIST and CIFAR-10 (sdp), MadryCNN without max pooling, tiny (bab_attack). From Wong et al. 2018
 (github.com/locuslab/convex_adversarial): the small nets of models_scaled and models_scaled_l2, of whose list of states the
 first is to be saved alone. From TRADES (Zhang et al. 2019), as shipped with A3 (github.com/liuye6666/adaptive_auto_attack):
-the small CNN for MNIST. The files are not part of this project.
+the small CNN for MNIST. From the verifiers' competitions (github.com/stanleybak/vnncomp2021, github.com/ChristopherBrix/
+vnncomp2022_benchmarks, github.com/shizhouxing/ViT_vnncomp2023): ONNX files, each with the normalisation that it expects.
+The files are not part of this project.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ from torch import Tensor, nn
 
 _SDP: Final = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
 _WONG: Final = ((0.485, 0.456, 0.406), (0.225, 0.225, 0.225))
+_SRI: Final = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_NONE: Final = ((0.0,), (1.0,))
+MOMENTS: Final = {"sdp": _SDP, "wong": _WONG, "sri": _SRI, "none": _NONE}
 
 
 class _Normalized(nn.Sequential):
@@ -59,6 +64,11 @@ def mnist_madry_tiny() -> nn.Module:
         nn.Conv2d(4, 8, 5, stride=2, padding=2), nn.ReLU(),
         nn.Flatten(), nn.Linear(392, 128), nn.ReLU(), nn.Linear(128, 10),
     )  # fmt: skip
+
+
+def normalized(model: nn.Module, moments: str) -> nn.Module:
+    """A model behind the normalisation of this name."""
+    return _Normalized(MOMENTS[moments], model)
 
 
 class TradesCNN(nn.Module):

@@ -3,7 +3,8 @@
 python benchmarks/verdict.py --auto-attack DIR [--a3 DIR] [--peers] [--suite NAME ...] [--limit 100] [--repeats 3] \\
     [--results NAME] --case MODEL,WEIGHTS,DATA,THREAT [--case ...]
 
-DIR holds the public implementation (the package `autoattack`; A3's script); without it, it is left out. Passes of
+Of a model onnx:FILE, which has its weights, WEIGHTS names the normalisation that it expects (published.MOMENTS). DIR
+holds the public implementation (the package `autoattack`; A3's script); without it, it is left out. Passes of
 the other libraries are counted by hooks on the model; A3 counts its own, and says of no image whether it stands. "Broken here only" and "left here only" are against the public
 AutoAttack; overhead is the seconds over the passes times the cost of a pass of the model as it is, batched well.
 An evaluation of a few samples goes before the first case: what a process does once, such as imports, is in no figure.
@@ -24,6 +25,7 @@ from typing import NamedTuple
 
 import numpy
 import public_a3
+import published
 import torch
 from torch import Tensor, nn
 
@@ -188,12 +190,11 @@ def _parts(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 def case_of(case: str, limit: int) -> tuple[str, nn.Module, Samples, Threat]:
     """The model's name, the model, the samples and the threat that a --case names."""
     spec, weights, source, threat = case.split(",")
-    return (
-        _name(weights),
-        load_model(spec, weights).eval(),
-        load_data(source).limit(limit),
-        Threat.parse(threat),
-    )
+    if spec.startswith("onnx:"):
+        name, model = Path(spec).stem, published.normalized(load_model(spec), weights)
+    else:
+        name, model = _name(weights), load_model(spec, weights)
+    return name, model.eval(), load_data(source).limit(limit), Threat.parse(threat)
 
 
 def hardware() -> str:
