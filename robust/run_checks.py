@@ -27,6 +27,7 @@ _OF_PASSES: Final = 0.05  # of those spent on a survivor, what asking may cost b
 _NEARER: Final = 0.1  # of the clean margin
 _APPROACHED: Final = 2.0  # radii
 _FLAT: Final = 0.95  # of the clean margin
+_FLAT_NORMS: Final = ("linf", "l2", "l1")  # in which there are ascents
 
 
 def probe(run: Run, stages: Sequence[Stage], *, full: bool) -> None:
@@ -62,16 +63,18 @@ def probe(run: Run, stages: Sequence[Stage], *, full: bool) -> None:
 
 
 def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
-    """Random search on a few survivors: does it come nearer than all gradient attacks did?
+    """Do margins tell of boundaries that are near, and does random search on a few survivors come nearer than all gradients?
 
     Who is asked depends on the sample and the size of the whole alone: above all what much was spent on in vain.
     `diagnose.review` judges the counts.
     """
-    gradients = any(_ascends_inside(stage.attack) for stage in stages)
+    ascents = [stage.attack for stage in stages if _ascends(stage.attack)]
     random = run.target.draws > 1 or any(found.check == "randomized" for found in run.findings)
-    if not gradients or random or run.threat.norm not in _SECOND.norms or not run.differentiable:
+    if not ascents or random or run.threat.norm not in _FLAT_NORMS or not run.differentiable:
         return
     _count_flat(run)
+    if run.threat.norm not in _SECOND.norms or not any(attack.stays_inside for attack in ascents):
+        return
     start = time.perf_counter()
     for part in in_parts(_doubtful(run), WAVE * run.micro_batch):
         if not _without_crashing(run, "second_opinion", partial(_search_blindly, run, part)):
@@ -87,9 +90,9 @@ def _count_flat(run: Run) -> None:
     run.checks["flat"] += int((approached & (known.share > _FLAT)).sum())
 
 
-def _ascends_inside(attack: Attack) -> bool:
-    """Whether it raises margins inside the threat, which random search could be held against: minimum-norm searches need not."""
-    return attack.access == "gradient" and attack.stays_inside and getattr(attack, "steps", 0) >= 10
+def _ascends(attack: Attack) -> bool:
+    """Whether it raises margins inside the threat, if it comes there: minimum-norm searches need not."""
+    return attack.access == "gradient" and not attack.minimum_norm and getattr(attack, "steps", 0) >= 10
 
 
 def _doubtful(run: Run) -> Tensor:

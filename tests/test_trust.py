@@ -200,8 +200,9 @@ class PartlyDetached(nn.Module):
         return out
 
 
+@pytest.mark.parametrize("threat", ["linf:0.1", "l1:1.2"])
 def test_margins_that_tell_nothing_of_a_near_boundary_are_told(
-    net: nn.Module, digits: tuple[Tensor, Tensor]
+    threat: str, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     """The winner, and a little of the logits: the argmax is the net's own, and gradients lead the way."""
 
@@ -209,7 +210,7 @@ def test_margins_that_tell_nothing_of_a_near_boundary_are_told(
         return nn.functional.one_hot(z.argmax(1), z.shape[1]) + 1e-3 * z
 
     reports = [
-        robust.evaluate(model, digits, threat="linf:0.1", device="cpu")
+        robust.evaluate(model, digits, threat=threat, device="cpu")
         for model in (net, Wrap(net, after=flattened).eval())
     ]
     assert [finding["check"] for finding in reports[0].findings] == []

@@ -182,11 +182,11 @@ AUDIT = _declare(
 FLAT_MARGINS = _declare(
     "flat-margins",
     rule="of five samples or more that stand and were seen broken within twice the radius, over half have kept > 95 % of "
-    "their clean margin within it (linf and l2)",
+    "their clean margin within it (linf, l2 and l1, where an attack of 10 steps and more ascends)",
     detects="logits that hardly move before they jump, such as ranks or a rounded winner with a little of the logits: how "
-    "near a boundary is cannot be told from them, and by that the longest searches are chosen",
-    advice="return the logits as they were before that, or run the suite 'autoattack' or 'thorough', whose longest searches are "
-    "for all",
+    "near a boundary is cannot be told from them, and by that the longest searches are chosen; losses that compare differences "
+    "of logits are misled",
+    advice="return the logits as they were before that; in linf and l2 the longest searches of the suite 'thorough' are for all",
     severity="suspect",
 )
 BLACK_BOX_WINS = _declare(
