@@ -143,22 +143,16 @@ class Report:
             fractions. As every verdict by attack, an upper bound.
 
         Raises:
-            InputError: the evaluation did not minimize, or no attack searched so far out.
+            InputError: the evaluation did not minimize, no attack searched so far out, or the threat is no norm ball: its
+                strengths are not nested, or not told by a distance.
         """
         if not self.minimize:
             raise InputError(
                 "curve: expected a report of evaluate(..., minimize=True); here every search ended at its first "
                 f"adversarial point inside {self.threat}"
             )
-        radii = [
-            0.0 if str(e).strip() in ("0", "0.0") else replace(self.threat, eps=str(e)).radius for e in eps
-        ]
-        reach = torch.inf if any(attack["minimum_norm"] for attack in self.attacks) else self.threat.radius
-        if radii and max(radii) > reach:
-            raise InputError(
-                f"curve: eps: expected at most {self.threat.eps}, the radius that was searched, got {max(radii)}; "
-                "add a minimum-norm attack such as fmn to the suite"
-            )
+        unlimited = any(attack["minimum_norm"] for attack in self.attacks)
+        radii = curve_radii(self.threat, eps, unlimited=unlimited)
         intact = self.verdicts["status"].isin(["survived", "broken"])
         rows = []
         for radius in radii:
@@ -303,6 +297,30 @@ class Report:
             f"trust: {self.trust}" + "".join(f"\n  {f['check']}: {f['message']}" for f in self.findings),
         ]
         return "\n".join(lines)
+
+
+def curve_radii(threat: Threat, eps: Iterable[float | str], *, unlimited: bool) -> list[float]:
+    """The radii of a curve as numbers, 0 for clean accuracy.
+
+    Args:
+        threat: that is evaluated.
+        eps: as the user gave them.
+        unlimited: whether a minimum-norm attack searches beyond the threat.
+
+    Raises:
+        InputError: a radius that is none, or that is not searched; a threat that is no norm ball.
+    """
+    if threat.family is not None:
+        raise InputError(
+            f"curve: expected a threat in linf, l2, l1 or l0, got {threat}; evaluate each strength by itself"
+        )
+    radii = [0.0 if str(e).strip() in ("0", "0.0") else replace(threat, eps=str(e)).radius for e in eps]
+    if radii and not unlimited and max(radii) > threat.radius:
+        raise InputError(
+            f"curve: eps: expected at most {threat.eps}, the radius that was searched, got {max(radii)}; "
+            "add a minimum-norm attack such as fmn to the suite"
+        )
+    return radii
 
 
 def _write(path: Path, write: Any) -> None:

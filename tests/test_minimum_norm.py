@@ -283,3 +283,6 @@ def test_a_curve_needs_a_search_that_went_there(net: nn.Module, digits: tuple[Te
         bounded.curve([0.06])
     with pytest.raises(ThreatError, match="eps"):
         bounded.curve(["much"])
+    turned = evaluate(net, digits, threat="spatial:10", minimize=True, device="cpu")
+    with pytest.raises(InputError, match="expected a threat in linf, l2, l1 or l0, got spatial"):
+        turned.curve([5])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
@@ -17,6 +17,7 @@ from robust.cli import common
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from robust.attacks import Attack
     from robust.evaluation import Diagnose
     from robust.report import Report
     from robust.run import Precision
@@ -125,7 +126,7 @@ def attack(
         raise InputError("--save-examples: needs --out, the folder to keep them in")
     attacks = [make_attack(name, **options) for name in attack_name or ()]
     parsed = Threat.parse(threat)
-    radii = _radii(curve, parsed)
+    radii = _radii(curve, parsed, attacks)
     for option, folder in (("--out", out), ("--explain", explain)):
         if folder is not None:
             common.writable_folder(folder, option)
@@ -174,16 +175,20 @@ def attack(
     return 3 if report.statuses["error"] else 0
 
 
-def _radii(curve: str | None, threat: Threat) -> list[str]:
-    """The radii asked for; what is none is refused before anything is computed."""
+def _radii(curve: str | None, threat: Threat, attacks: Sequence[Attack]) -> list[str]:
+    """The radii asked for; what is none, or is not searched, is refused before anything is computed."""
     from robust.errors import InputError
+    from robust.report import curve_radii
 
-    radii = [eps.strip() for eps in curve.split(",")] if curve is not None else []
-    for eps in filter(lambda eps: eps not in ("0", "0.0"), radii):  # 0 is clean accuracy
-        try:
-            replace(threat, eps=eps)
-        except InputError as error:
-            raise InputError(f"--curve: {error}") from error
+    if curve is None:
+        return []
+    radii = [eps.strip() for eps in curve.split(",")]
+    # To a suite that has no minimum-norm attack `evaluate` adds one.
+    unlimited = not attacks or any(attack.minimum_norm for attack in attacks)
+    try:
+        curve_radii(threat, radii, unlimited=unlimited)
+    except InputError as error:
+        raise InputError(f"--curve: {str(error).removeprefix('curve: ')}") from error
     return radii
 
 
