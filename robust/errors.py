@@ -16,6 +16,20 @@ A message names the argument, what was expected, what came, and what to do.
 
 from __future__ import annotations
 
+import linecache
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import Final
+
+_NOT_THEIRS: Final = (
+    "site-packages",
+    "dist-packages",
+    sysconfig.get_path("stdlib"),
+    str(Path(__file__).parent),
+    "<",
+)
+
 
 class RobustError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -58,3 +72,25 @@ class StoreError(RobustError, OSError):
 
 class TrainingError(RobustError, RuntimeError):
     """Training diverged or collapsed."""
+
+
+def origin(error: BaseException) -> tuple[str, bool] | None:
+    """Where code that is neither this package's nor an installed one's failed.
+
+    Returns:
+        "file.py, line 7", and whether a raise statement stands there; None where there is no such code.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if not any(part in f.filename for part in _NOT_THEIRS)]
+    if not theirs:
+        return None
+    file, line = theirs[-1].filename, theirs[-1].lineno or 0
+    raised = theirs[-1] is frames[-1] and linecache.getline(file, line).strip().startswith("raise")
+    return f"{Path(file).name}, line {line}", raised
+
+
+def told(error: BaseException) -> str:
+    """An error in a line: its type, what it says, and where in the user's code it comes from."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    at = origin(error)
+    return f"{type(error).__name__}: {said}" + (f" ({at[0]})" if at else "")

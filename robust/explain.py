@@ -45,8 +45,9 @@ def explain(
 
     passes: what each attack of the suite cost and broke. classes: clean and robust accuracy per class with
     95 % Wilson intervals. confusion: what the broken samples were taken for. With the samples and kept
-    examples, panels: clean image, perturbation and adversarial image. With the target too, losses: the
-    highest margin against the steps of a PGD, and confidences in the panels.
+    examples, panels: clean image, perturbation and adversarial image. With the target too,
+    confidences in the panels, and where the threat is of a norm that PGD ascends in, losses: the highest margin against its
+    steps.
 
     Args:
         report: of the evaluation, with `keep_examples` for the panels.
@@ -75,7 +76,7 @@ def explain(
     }
     if samples is not None and report.examples is not None and len(report.examples["sample_id"]):
         pictures["panels"] = lambda: panels(report, samples, target)
-    if samples is not None and target is not None:
+    if samples is not None and target is not None and report.threat.norm in _TRACE.norms:
         pictures["losses"] = lambda: losses(report, samples, target)
     title = f"{report.threat}, suite {report.suite}, {report.n} samples, seed {report.seed}"
     files = []

@@ -40,20 +40,21 @@ def differentiate(target: Target, loss: Callable[..., Tensor], x: Tensor, *colum
             value = loss(logits, *columns)
         _require_graph(value)
         (gradient,) = torch.autograd.grad(value.sum(), x)
-    return Evaluation(gradient, value.detach(), logits.detach())
+    return Evaluation(_usable(gradient), value.detach(), logits.detach())
 
 
 def weigh(target: Target, x: Tensor, weights: Tensor) -> Evaluation:
     """Gradient in x, (N, ...), of the logits' sum with these weights, (N, C): as one recorded pass where there is one."""
     if target.replay is not None and (replayed := target.replay(x, weights)) is not None:
-        return Evaluation(*replayed)
+        gradient, value, logits = replayed
+        return Evaluation(_usable(gradient), value, logits)
     x = x.detach().requires_grad_()
     with target.passing():
         with torch.enable_grad():
             logits = target.logits(x)
         _require_graph(logits)
         gradient, value = slope_of(logits, weights, x)
-    return Evaluation(gradient, value, logits.detach())
+    return Evaluation(_usable(gradient), value, logits.detach())
 
 
 def slope_of(logits: Tensor, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +80,12 @@ def jacobian(target: Target, x: Tensor, y: Tensor, count: int) -> tuple[Tensor, 
         with torch.enable_grad():
             sums = [(logits * minus.scatter(1, column, 1.0)).sum() for column in classes.split(1, 1)]
         gradients = [torch.autograd.grad(gap, x, retain_graph=k + 1 < count)[0] for k, gap in enumerate(sums)]
-    return seen, Jacobian(classes, gaps, torch.stack(gradients, 1))
+    return seen, Jacobian(classes, gaps, _usable(torch.stack(gradients, 1)))
+
+
+def _usable(gradient: Tensor) -> Tensor:
+    """Without NaN and infinities, which derivatives may have where values are finite: no step goes there."""
+    return gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _require_graph(value: Tensor) -> None:

@@ -18,7 +18,7 @@ from robust.audit import Audit, audit_twice
 from robust.breaks import Breaks
 from robust.diagnose import Check, Finding
 from robust.entries import new_entry
-from robust.errors import RobustError
+from robust.errors import RobustError, told
 from robust.ledger import Ledger, Prior
 from robust.oracle import Oracle
 from robust.rng import Streams
@@ -233,7 +233,7 @@ class Run:
                 if len(wave) > 1:  # whose crash it is they tell alone: it must not lose the others
                     most = len(wave) // 2
                     continue
-                crashes.append(traceback.format_exc())
+                crashes.append(f"{told(error)}\n{traceback.format_exc()}")
                 v.fail(wave)
                 entry["errors"] += 1
             if self.interrupted:
@@ -248,7 +248,7 @@ class Run:
                 entry["errors"] += len(rows) - done
                 break
         if crashes:
-            self.note_failure(attack.label, f"crashed on {len(crashes)} samples:\n{crashes[0]}")
+            self.note_failure(attack.label, f"crashed on {len(crashes)} samples: {crashes[0]}")
             self.find(diagnose.CRASH, f"{attack.label} crashed")
         v.rose, v.closer = v.margin > before, v.reach < reach
         if attack.minimum_norm:
@@ -343,7 +343,8 @@ class Run:
         if stuck:
             entry["unstarted"] += stuck
             self.find(diagnose.NO_START, f"{attack.label} found nowhere to begin")
-        entry["silent"] += int(((ledger.margin > 0) & ~ledger.broken & ~ledger.failed).sum())
+        if self.target.draws == 1:  # over draws the judge's are others than the search's, and more
+            entry["silent"] += int(((ledger.margin > 0) & ~ledger.broken & ~ledger.failed).sum())
         failed = (ledger.failed & ~ledger.broken).cpu()
         if bool(failed.any()):
             v.fail(rows[failed])

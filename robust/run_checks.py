@@ -69,7 +69,7 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
     `diagnose.review` judges the counts.
     """
     ascents = [stage.attack for stage in stages if _ascends(stage.attack)]
-    random = run.target.draws > 1 or any(found.check == "randomized" for found in run.findings)
+    random = any(found.check == "randomized" for found in run.findings)
     if not ascents or random or run.threat.norm not in _FLAT_NORMS or not run.differentiable:
         return
     _count_flat(run)

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from robust import convolutions
 from robust.default_device import callers_device
-from robust.errors import InputError, ModelError, RobustError
+from robust.errors import InputError, ModelError, RobustError, origin
 from robust.reentrant import differentiable_checkpoints
 from robust.tf32 import without_tf32
 
@@ -386,6 +386,12 @@ def _describe_failure(x: Tensor, mean: Tensor | None, model: nn.Module, error: E
     kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
     if kinds - {"float32"}:
         advice = f"its parameters are {' and '.join(sorted(kinds))}, inputs are float32: give model.float()"
+    elif "Expected more than 1 value per channel when training" in said:
+        advice = (
+            "its batch norm takes the batch's own statistics: give model.eval(), and let forward not train it"
+        )
+    elif (at := origin(error)) and at[1]:
+        advice = f"raised in {at[0]}"
     else:
         advice = "give data of the size that the model was made for"
     return f"model: fails on input {tuple(x.shape)} ({said}); {advice}"

@@ -183,3 +183,45 @@ def test_bad_options_are_named(net: nn.Module, digits: tuple[Tensor, Tensor]) ->
         robust.BPDA(torch.round, robust.EOT(net))
     with pytest.raises(InputError, match="bounds: the model is a Target"):
         robust.EOT(Target(net), bounds=(0.0, 1.0))
+
+
+class Residue(nn.Module):
+    """Gradients through a small part of the logits, of which the rest are another function."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = 0.1 * self.model(x) + self.model(x.detach().clamp(0, 1) ** 2)
+        return out
+
+
+class TwoFaced(nn.Module):
+    """Other logits where gradients are asked for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x)
+        return out.roll(1, 1) if x.requires_grad else out
+
+
+@pytest.mark.parametrize(
+    ("mask", "told"),
+    [(None, set()), (Residue, {"partial-gradient"}), (TwoFaced, {"gradient-model"})],
+)
+def test_gradients_masked_behind_noise_are_told(
+    mask: type[nn.Module] | None, told: set[str], net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Over draws, too: on draws that stand still, and by random search."""
+    model = Noisy(net if mask is None else mask(net), size=0.05).eval()
+    few = digits[0][:32], digits[1][:32]
+    suite = [{"name": "pgd", "steps": 12, "loss": "margin"}]
+    report = robust.evaluate(model, few, threat="linf:0.1", suite=suite, eot=3, device="cpu")
+    found = {finding["check"] for finding in report.findings}
+    assert found & {"black-box-wins", "gradient-model", "partial-gradient", "zero-gradient"} >= told
+    if mask is None:
+        assert found <= {"short-search"}

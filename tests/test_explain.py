@@ -38,6 +38,15 @@ def test_a_report_draws_all_its_pictures(evaluated: tuple[Report, Target, Sample
     assert "<svg" in (tmp_path / "losses.svg").read_text()
 
 
+def test_no_steps_are_drawn_where_there_is_no_ascent(
+    net: nn.Module, digits: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    target = Target(net, device="cpu")
+    report = robust.evaluate(target, digits, threat="spatial:10", keep_examples=True)
+    files = report.plot(tmp_path, target=target, samples=digits)
+    assert "losses.png" not in {file.name for file in files}
+
+
 def test_without_data_what_can_be_drawn_is_drawn(
     evaluated: tuple[Report, Target, Samples], tmp_path: Path
 ) -> None:

@@ -69,7 +69,9 @@ def test_a_sample_that_crashes_the_model_is_an_error_alone(
     report = evaluate(Picky(net), one_bright, threat="linf:0.02", suite="pgd", batch_size=batch_size)
     assert report.verdicts.status[BRIGHT] == "error"
     assert report.verdicts.status[others.numpy()].tolist() == without.verdicts.status.tolist()
-    assert "calibrated" in report.failures[0]
+    first = report.failures[0].splitlines()[0]
+    assert "calibrated" in first
+    assert "(test_resilience.py, line " in first
     assert report.attacks[0]["errors"] == 1
     assert report.trust == "unreliable"
 

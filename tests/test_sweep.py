@@ -82,7 +82,7 @@ def test_a_crash_in_a_cell_is_kept_with_its_traceback_and_mended_by_the_next_run
     assert first.computed == 1
     assert [str(failure) for failure in first.failures] == [
         "bad x none, linf:0.1, quick, seed 0: model: fails on input (20, 1, 8, 8) (RuntimeError: the cable was "
-        "pulled); give data of the size that the model was made for"
+        "pulled); raised in net.py, line 12"
     ]
     assert first.missing == ["bad x none, linf:0.1, quick, seed 0"]
     (saved,) = (tmp_path / "out" / "failures").iterdir()

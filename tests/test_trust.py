@@ -319,3 +319,25 @@ def test_honest_models_of_other_kinds_trip_none(
     report = robust.evaluate(HONEST[kind](net).eval(), (x, y), threat="linf:0.05", suite=ENOUGH, device="cpu")
     assert report.findings == []
     assert report.failures == []
+
+
+class Triangle(nn.Module):
+    """Finite everywhere, but with a NaN for a derivative at the tips of a triangle wave."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x + 0.01 * torch.asin(torch.sin(8 * torch.pi * x)))
+        return out
+
+
+@pytest.mark.parametrize("threat", ["l1:2", "l2:0.5", "l0:4"])
+def test_a_gradient_that_is_not_finite_is_none(
+    threat: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x = (digits[0] * 16).round() / 16  # where some tips are
+    report = robust.evaluate(Triangle(net).eval(), (x, digits[1]), threat=threat, device="cpu")
+    assert report.statuses["error"] == 0
+    assert "non-finite" not in {finding["check"] for finding in report.findings}

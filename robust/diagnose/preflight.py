@@ -85,10 +85,14 @@ def preflight(
         else:
             _moved(_stability, target, x, y, logits, seen)
     gradient = _gradients(target, x, y, logits, seen)
-    if gradient is not None and not seen.randomized and target.draws == 1:
-        _moved(_slopes, target, x, y, threat, seen)
-        _moved(_inside, target, x, y, threat, seen)
-        _moved(_blocked, target, x, y, gradient, seen)
+    if gradient is not None and not seen.randomized:
+        still = target.still() if isinstance(target, EOT) else target
+        if still is not target:
+            _moved(_tracked, still, x, y, None, seen)
+        _moved(_slopes, still, x, y, threat, seen)
+        _moved(_inside, still, x, y, threat, seen)
+        if still is target:
+            _moved(_blocked, target, x, y, gradient, seen)
     return seen
 
 
@@ -216,14 +220,15 @@ def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
             seen.findings.append(checks.DETACHED.finding(f"no gradient reaches the input ({reason})"))
             return None
         gradients.append(gradient.flatten(1))
-    _deployed(target, tracked.detach(), logits, seen)
+    if target.draws == 1:
+        _deployed(tracked.detach(), logits, seen)
     of_ce, of_margin = (gradient.abs().amax(1) for gradient in gradients)
-    dead = float((of_margin == 0).float().mean())
+    dead = float((~_passed(of_margin)).float().mean())
     lost = (of_ce <= _VANISHED * of_margin) & (of_margin > 0) & of_margin.isfinite()
     vanished = float(lost.float().mean())
     if dead > _DEAD_SHARE:
         seen.findings.append(
-            checks.ZERO_GRADIENT.finding(f"the gradient is zero for {dead:.0%} of the samples")
+            checks.ZERO_GRADIENT.finding(f"the gradient is zero or not finite for {dead:.0%} of the samples")
         )
     if vanished > _VANISHED_SHARE:
         seen.findings.append(
@@ -234,11 +239,25 @@ def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
     return gradients[1]
 
 
+def _passed(largest: Tensor) -> Tensor:
+    """Of the largest slopes, (N,), which tell of a gradient: not 0, infinity or NaN."""
+    return (largest > 0) & largest.isfinite()
+
+
+def _tracked(target: Target, x: Tensor, y: Tensor, _: None, seen: Preflight) -> None:
+    """Are the logits with gradients enabled those without, draw for draw?"""
+    with torch.no_grad():
+        plain = _ask(target, x, seen)
+    with torch.enable_grad():
+        tracked = _ask(target, x.detach().clone().requires_grad_(), seen).detach()
+    _deployed(tracked, plain, seen)
+
+
 def _slopes(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: Preflight) -> None:
     """Does the margin rise along its gradient as steeply as random directions say that it can?"""
     found = slope.uphill(target, x, y, threat)
-    seen.forwards += found.forwards
-    seen.backwards += found.backwards
+    seen.forwards += found.forwards * target.draws
+    seen.backwards += found.backwards * target.draws
     if found.share < slope.LEAST:
         seen.findings.append(
             checks.GRADIENT_MODEL.finding(
@@ -271,12 +290,12 @@ def _inside(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: P
     with torch.enable_grad():
         value = margin(_ask(target, point, seen), y).sum()
     gradient = torch.autograd.grad(value, point)[0].flatten(1)
-    seen.backwards += len(x)
-    dead = float((gradient.abs().amax(1) == 0).float().mean())
+    seen.backwards += len(x) * target.draws
+    dead = float((~_passed(gradient.abs().amax(1))).float().mean())
     if dead > _DEAD_SHARE:
         seen.findings.append(
             checks.ZERO_GRADIENT.finding(
-                f"within the threat the gradient is zero for {dead:.0%} of the samples"
+                f"within the threat the gradient is zero or not finite for {dead:.0%} of the samples"
             )
         )
 
@@ -296,10 +315,10 @@ def _blocked(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Prefl
     seen.blocked = float((freed > _SHARE).float().mean()) > _SHARE
 
 
-def _deployed(target: Target, tracked: Tensor, logits: Tensor, seen: Preflight) -> None:
+def _deployed(tracked: Tensor, logits: Tensor, seen: Preflight) -> None:
     drift = float(_drift(tracked, logits).max())
     flips = int((tracked.argmax(1) != logits.argmax(1)).sum())
-    if (drift > 1e-3 or flips) and not seen.randomized and target.draws == 1:
+    if (drift > 1e-3 or flips) and not seen.randomized:
         seen.findings.append(
             checks.GRADIENT_MODEL.finding(
                 f"with gradients enabled logits move by {drift:.2g} of their spread and {flips} predictions change"

@@ -47,19 +47,19 @@ def review(
         checks: counts of the second opinion: survivors asked about, and those that random search brought nearer; survivors
             that were seen broken near by, and those of them whose margins are flat.
     """
+    rejecting = [entry for entry in attacks if entry["rejected"]]
+    silent = [entry for entry in attacks if entry["silent"] > max(1, 0.01 * entry["attacked"])]
     found = [
         named.AUDIT.finding(
-            f"{entry['rejected']} adversarial examples claimed by {entry['label']} did not hold outside the attack"
+            f"{first['rejected']} adversarial examples claimed by {first['label']} did not hold outside the attack{_others(rejecting)}"
         )
-        for entry in attacks
-        if entry["rejected"]
+        for first in rejecting[:1]
     ]
     found += [
         named.SILENT_SUCCESS.finding(
-            f"{entry['label']} passed misclassified points of {entry['silent']} samples that it does not claim"
+            f"{first['label']} passed misclassified points of {first['silent']} samples that it does not claim{_others(silent)}"
         )
-        for entry in attacks
-        if entry["silent"] > max(1, 0.01 * entry["attacked"])
+        for first in silent[:1]
     ]
     if cascade:
         found += _black_box(attacks, correct)
@@ -69,6 +69,11 @@ def review(
     if not cascade:
         found += _compare(attacks, correct)
     return found
+
+
+def _others(entries: list[dict[str, Any]]) -> str:
+    """That not only the first of the attacks did so."""
+    return f", and so with {len(entries) - 1} attacks more" if len(entries) > 1 else ""
 
 
 def _black_box(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
