@@ -220,4 +220,22 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "6037904ea7a7cf5ab285ab5b95621f45",
     },
+    ("standard", 15): {
+        "linf": "c4b934d04a071fdcc4f9a2faa4234221",
+        "l2": "6bb54e52f9dff7aa18789bdf409432ae",
+        "l1": "52a17a659d48d446c55ff821f702912d",
+        "l0": "9e1374f975e3098c9aedfb6e5c263916",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("thorough", 15): {
+        "linf": "cabd3e14ca6b767a1d4993c5a819f806",
+        "l2": "a980c637f4625d490e3776f462344df4",
+        "l1": "bb284754f1f78657d42d3ee9535766a2",
+        "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
 }
