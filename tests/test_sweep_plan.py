@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 from sweeps import PLAN, Count
+from torch import Tensor, nn
 
+import robust
 from robust.errors import InputError, StoreError, UnknownNameError
+from robust.parts import Plan
+from robust.sources import as_samples
+from robust.suites import resolve
 from robust.sweep import SweepConfig, demonstration, load_config, run_sweep
 from robust.sweep.cells import plan
 from robust.sweep.check import check_plan
-from robust.sweep.estimate import Sampled
+from robust.sweep.estimate import Sampled, _count
+from robust.target import Target
+from robust.threat import Threat
 
 
 @pytest.mark.parametrize(
@@ -169,7 +176,7 @@ def test_exclude_leaves_cells_out() -> None:
 
 
 def test_an_estimate_adds_what_the_few_samples_took_beyond_their_passes() -> None:
-    few = Sampled(forwards=10, backwards=10, samples=8, took=2.0)
+    few = Sampled(forwards=10, backwards=10, checks=0, samples=8, took=2.0, stood=8)
     assert few.seconds(100, ahead=0.001, both=0.002) == pytest.approx(100 * 0.03 + 2.0 - 8 * 0.03)
     quick = replace(few, took=0.1)  # in less than its passes take: nothing is taken off
     assert quick.seconds(100, ahead=0.001, both=0.002) == pytest.approx(100 * 0.03)
@@ -179,3 +186,16 @@ def test_the_demonstration_is_a_plan_of_twelve() -> None:
     cells = plan(demonstration())
     assert len(cells) == 12
     assert {cell.pair.defense.name for cell in cells} == {"none", "pgd-at", "distillation"}
+
+
+@pytest.mark.parametrize("eps", ["0.05", "0.15"])
+def test_passes_are_counted_on_samples_that_stand_if_any_do(
+    eps: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Half and twice what they cost at most, of a radius that few withstand too."""
+    threat = Threat("linf", eps)
+    few = as_samples(digits, bounds=(0.0, 1.0)).limit(32)
+    count = _count(Target(net, device="cpu"), few, Plan(threat, *resolve("standard", threat)))
+    report = robust.evaluate(net, digits, threat=threat, device="cpu", precision="float32")
+    expected = len(digits[0]) * (count.forwards + count.backwards) + count.checks
+    assert 0.5 < expected / (report.forwards + report.backwards) < 2

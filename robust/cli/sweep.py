@@ -222,5 +222,8 @@ def _print_plan(config: SweepConfig, device: str, workers: int) -> int:
         f"{common.duration(seconds)} with {workers} worker{'s' if workers > 1 else ''} on {lines[0].device}"
     )
     if any(line.guessed for line in lines):
-        print("~ a guess: what a model costs depends on what it withstands once it is trained")
+        print(
+            "~ a guess: most passes go to samples that stand, and the model is yet to be trained, or\n"
+            "  none of a few samples stood"
+        )
     return 0

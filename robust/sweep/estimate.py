@@ -6,12 +6,13 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import pandas as pd
 import torch
 
 from robust.defenses import make_defense
 from robust.errors import RobustError
 from robust.hardening import training_options
-from robust.parts import Plan, attack_part
+from robust.parts import Part, Plan, attack_part
 from robust.run import Settings
 from robust.sources import Preprocessing, Samples, load_data
 from robust.suites import resolve
@@ -23,6 +24,8 @@ from robust.target import Target
 from robust.threat import Threat
 
 _FEW: Final = 8  # samples that are attacked for the count of passes
+_MORE: Final = 24  # attacked too where fewer of them stand than
+_STAND: Final = 3  # for most passes go to those that do
 _ROWS: Final = 64  # of a timed pass
 _SCALED: Final = ("linf", "l2", "l1")  # norms of which a tenth of a radius is one too
 
@@ -33,7 +36,7 @@ class Line:
 
     Attributes:
         passes: of one sample, forward and backward counted apart.
-        guessed: the model is not trained yet, so that what its samples withstand is not known.
+        guessed: the model is not trained yet, or none of a few samples stood: what they withstand is not known.
     """
 
     title: str
@@ -52,12 +55,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A suite on a few samples: the passes of one, and the seconds of all of them together."""
+    """A suite on a few samples: the passes of one, those of the checks, and the seconds of all together."""
 
     forwards: float
     backwards: float
+    checks: float
     samples: int
     took: float
+    stood: int
 
     def seconds(self, n: int, ahead: float, both: float) -> float:
         """Of n samples, whose passes take `ahead` and `both` seconds in full batches.
@@ -121,8 +126,8 @@ class _Gauge:
         each = self._pass_seconds(cell.pair, target, samples)
         count = self._passes(cell.pair, target, samples, threat, suite, cascade, guessed)
         return Line(
-            title=cell.title, training=False, samples=n, passes=n * (count.forwards + count.backwards),
-            seconds=count.seconds(n, *each), guessed=guessed, device=str(target.device),
+            title=cell.title, training=False, samples=n, passes=n * (count.forwards + count.backwards) + count.checks,
+            seconds=count.seconds(n, *each), guessed=guessed or not count.stood, device=str(target.device),
         )  # fmt: skip
 
     def _samples(self, spec: str, fit: Preprocessing | None, groups: str | None = None) -> Samples:
@@ -162,7 +167,7 @@ class _Gauge:
         """
         key = f"{pair.model.spec} {pair.model.weights} {pair.behind} {threat} {suite} {cascade}"
         if key not in self._counts:
-            few = samples.take(slice(0, _FEW))
+            few = samples.take(slice(0, _FEW + _MORE))
             threats = [threat]
             if guessed:
                 with target, torch.no_grad():
@@ -174,15 +179,32 @@ class _Gauge:
                 counts = [_count(target, few, Plan(t, *resolve(suite, t), cascade)) for t in threats]
                 self._counts[key] = max(counts, key=lambda count: count.forwards + count.backwards)
             except RobustError:  # the sweep itself will tell
-                self._counts[key] = Sampled(0.0, 0.0, 0, 0.0)
+                self._counts[key] = Sampled(0.0, 0.0, 0.0, 0, 0.0, 0)
         return self._counts[key]
 
 
 def _count(target: Target, few: Samples, made: Plan) -> Sampled:
     start = time.perf_counter()
-    table = attack_part(target, few, made, Settings(micro_batch=_FEW, precision="float32")).verdicts
+    parts = [_attack(target, few.take(slice(0, _FEW)), made)]
+    stood = _stood(parts[0])
+    if stood < _STAND and len(few) > _FEW:
+        parts.append(_attack(target, few.take(slice(_FEW, None)), made))
+        stood += _stood(parts[1])
     took = time.perf_counter() - start
-    return Sampled(float(table["forwards"].mean()), float(table["backwards"].mean()), len(few), took)
+    table = pd.concat([part.verdicts for part in parts])
+    return Sampled(
+        forwards=float(table["forwards"].mean()), backwards=float(table["backwards"].mean()),
+        checks=float(max(part.checks["forwards"] + part.checks["backwards"] for part in parts)),
+        samples=len(table), took=took, stood=stood,
+    )  # fmt: skip
+
+
+def _attack(target: Target, few: Samples, made: Plan) -> Part:
+    return attack_part(target, few, made, Settings(micro_batch=len(few), precision="float32"))
+
+
+def _stood(part: Part) -> int:
+    return int((part.verdicts["status"] == "survived").sum())
 
 
 def _forward(target: Target, x: torch.Tensor) -> None:
