@@ -113,6 +113,31 @@ def test_an_option_without_its_value_is_named(
     assert (done.returncode, done.stderr) == (2, f"robust: {option}: expected NAME=VALUE, got 'epochs'\n")
 
 
+def test_a_model_that_raises_in_training_is_told_in_a_line(
+    tmp_path: Path, inside: Callable[..., Outcome]
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "class Tired(nn.Linear):\n"
+        "    left = 12\n"
+        "    def forward(self, x):\n"
+        "        self.left -= 1\n"
+        "        if not self.left:\n"
+        "            raise ValueError('enough')\n"
+        "        return super().forward(x.flatten(1))\n"
+        "def make():\n"
+        "    return Tired(64, 10)\n"
+    )
+    plain = ["--model", "net.py:make", "--data", "builtin:digits:train", "--limit", "300", "--out", "out"]
+    done = inside(
+        "harden", *plain, "--threat", "linf:0.1", "--train", "epochs=2", "--device", "cpu", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("robust: model: fails")
+    assert "net.py, line 7" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_a_folder_that_cannot_be_made_is_told_first(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")

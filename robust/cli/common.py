@@ -82,6 +82,21 @@ def resumable(how: str = "") -> Iterator[None]:
         fail(f"interrupted; what was done is kept, run it again{how} to go on", 130)
 
 
+@contextmanager
+def naming_theirs(work: str) -> Iterator[None]:
+    """Within, what code of the user's raises, such as a model's forward, is told in a line; else it is this program's defect."""
+    from robust.errors import ModelError, RobustError, origin, told
+
+    try:
+        yield
+    except RobustError:
+        raise
+    except Exception as error:
+        if origin(error) is None:
+            raise
+        raise ModelError(f"model: fails in {work} ({told(error)})") from error
+
+
 def wrapped(text: str, indent: str = "    ") -> str:
     """Lines of at most 80 columns, where words allow it."""
     from textwrap import fill

@@ -85,7 +85,7 @@ def harden(
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every process and precision
     target = common.target(model, weights, normalize, device, seed, to_train=True)
-    with common.resumable(again), common.bars() as bars:
+    with common.resumable(again), common.naming_theirs("training"), common.bars() as bars:
         watch = Watch(bars)
         result = run(
             target,
