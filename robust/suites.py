@@ -321,13 +321,17 @@ def resolve(
     Raises:
         UnknownNameError: no such suite or attack.
         UnsupportedError: an attack does not know the threat's norm.
-        InputError: an empty list.
+        InputError: an empty list, or none of these.
     """
     if isinstance(suite, str) and suite not in ATTACKS and ":" not in suite:
         name, stages = suite, SUITES[suite](threat)
     elif isinstance(suite, str | Attack | Mapping):
         stages = _all(make_attack(suite))
         name = stages[0].attack.label
+    elif not isinstance(suite, Iterable) or isinstance(suite, type):
+        raise InputError(
+            f"suite: expected the name of a suite or attack, an attack, or a list of attacks, got {suite!r}"
+        )
     else:
         stages = _all(*(make_attack(item) for item in suite))
         name = "+".join(stage.attack.label for stage in stages)

@@ -339,6 +339,10 @@ def test_add_then_verify(
         (("verify", "a/records/b.json", "--rerun", "3"), "--rerun: needs --model"),
         (("add", "nowhere", "--store", "s", "--name", "n"), "cannot read nowhere"),
         (
+            ("add", "nowhere", "--store", "s", "--name", "n", "--trained-threat", "nonsense"),
+            "--trained-threat: ",
+        ),
+        (
             ("add", "nowhere", "--store", "s", "--name", " "),
             "--name: expected what the model is to be called",
         ),

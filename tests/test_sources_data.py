@@ -269,7 +269,7 @@ def edit(index: tuple[int, ...], value: float) -> torch.Tensor:
         (Items([(X[0], 0), (X[0, 0], 1)]), ("same shape", "resize")),
         (Items([(X[0], 0), (X[0].to(torch.uint8), 1)]), ("one type", "torch.float32, torch.uint8")),
         (Items([(Image.new("L", (2, 2)), 0)]), ("PIL", "ToTensor")),
-        (Items([(X[0], 0.5)]), ("y.long()",)),
+        (Items([(X[0], 0.5)]), ("no numbers of classes",)),
         (Samples(X, Y, Y[:3]), ("ids: expected int64 of shape (5,)",)),
     ],
 )

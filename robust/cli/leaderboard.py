@@ -126,6 +126,17 @@ def _check_threat(threat: str, reported: set[str]) -> None:
         Threat(norm, eps)
 
 
+def _threat(text: str, option: str) -> str:
+    """A threat, as it is written everywhere."""
+    from robust.errors import InputError
+    from robust.threat import Threat
+
+    try:
+        return str(Threat.parse(text))
+    except InputError as error:
+        raise InputError(f"{option}: {error}") from error
+
+
 @app.command("compare", epilog="Example: robust leaderboard compare robust-demo 1f3a 9c07")
 def compare(
     store: Annotated[str, typer.Argument(metavar="STORE", help="a folder, or any fsspec URL")],
@@ -240,6 +251,7 @@ def add(
         raise InputError("--paper-url: needs --paper, its title")
     if not name.strip():
         raise InputError("--name: expected what the model is to be called, got nothing")
+    trained_against = None if trained_threat is None else _threat(trained_threat, "--trained-threat")
     report = Report.load(folder)
     examples = None
     if report.examples is not None:
@@ -255,7 +267,7 @@ def add(
         defense={
             "name": defense,
             "parameters": common.settings(set_),
-            "trained_threat": trained_threat,
+            "trained_threat": trained_against,
             "trained_by": trained_by,
         },
         command=shlex.join(["robust", *sys.argv[1:]]),

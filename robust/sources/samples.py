@@ -209,13 +209,15 @@ def check_samples(samples: Samples, bounds: Bounds = UNIT, num_classes: int | No
 
 
 def _labels(y: Tensor, num_classes: int | None) -> Tensor:
-    if y.dtype not in _SIGNED + _UNSIGNED:
-        raise DataError(f"y: expected integer labels, got {y.dtype}; convert them with y.long()")
     if y.ndim != 1:
         raise DataError(
             f"y: expected one label per sample, shape (N,), got {tuple(y.shape)}; "
             "for one-hot labels pass y.argmax(1), for a column y.squeeze(1)"
         )
+    if y.dtype not in _SIGNED + _UNSIGNED:
+        whole = not y.is_complex() and bool((y == y.to(torch.int64)).all())
+        advice = "convert them with y.long()" if whole else "they are no numbers of classes"
+        raise DataError(f"y: expected integer labels, got {y.dtype}; {advice}")
     y = y.to(torch.int64)
     top = torch.iinfo(torch.int64).max if num_classes is None else num_classes - 1
     wrong = (y < 0) | (y > top)
