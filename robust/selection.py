@@ -61,6 +61,7 @@ def _reasons(stage: Stage, known: Known) -> list[Tensor]:
         (stage.beyond, lambda least: distance > least),
         (stage.ahead, lambda least: behind < -least),
         (stage.behind, lambda least: behind > least),
+        (stage.flat, lambda least: share > least),
     ]
     met = [of(value) for value, of in conditions if value is not None]
     if stage.longer is not None:

@@ -50,7 +50,9 @@ class Stage:
             more than this over 1 - eps / distance. Gradients inside mislead there.
         longer: (passes, share, multiple): only samples on which a minimum-norm search spent more than so many passes, for
             it ends early where it has no hope (of several classes all passes count), and which came within that share or
-            were seen broken within that multiple of eps. Of near, within, beyond, ahead, behind and longer any will do.
+            were seen broken within that multiple of eps. Of near, within, beyond, ahead, behind, longer and flat any will do.
+        flat: only samples of which all searches so far left more than this share of the clean margin: gradients inside may
+            be those of a plateau.
         share: of the other samples, those whose random draw is under this share are seen too.
         unless_behind: of all these, none that is behind by more than this.
         follows: only samples that the stage before brought nearer than they were.
@@ -64,6 +66,7 @@ class Stage:
     ahead: float | None = None
     behind: float | None = None
     longer: tuple[int, float, float] | None = None
+    flat: float | None = None
     share: float = 0.0
     unless_behind: float | None = None
     follows: bool = False
@@ -80,7 +83,7 @@ class Stage:
         }
 
 
-_LATER: Final = ("behind", "unless_behind", "closer")
+_LATER: Final = ("behind", "unless_behind", "closer", "flat")
 Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
@@ -105,9 +108,9 @@ _FAMILIES: Final[dict[str, list[Attack]]] = {
 def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
-    linf (version 14): 10 steps each on the margin and on mifpe, 8 towards the likeliest classes, and 12 from outside
-    inwards; hops from the best point of what came near, or from outside much nearer than before, and random search. l2
-    (version 14): 7 steps on the margin, and FAB, which ends early where the surface is straight; ascents and hops from the
+    linf (version 15): 10 steps each on the margin and on mifpe, 8 towards the likeliest classes, and 12 from outside
+    inwards; 10 on the difference of logits ratio towards each class of what has hardly moved; hops from the best point of what came near, or from outside much nearer than before, and random search. l2
+    (version 15): 7 steps on the margin, and FAB, which ends early where the surface is straight; the same ratio; ascents and hops from the
     nearest break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
     disagree or the boundary is near, and random search as a probe. A survivor costs some tens to some hundreds of passes,
     the more the nearer it is, against some 9,760 of AutoAttack. l1: APGD, which comes in from three times the radius, on
@@ -147,10 +150,16 @@ _MOVED: Final = Stage(Square(queries=2000, proposals=8), follows=True)
 _SQUARES: Final = Square(queries=2000, proposals=8, pace=0.025)
 
 
+# Where logits hardly move, as on a plateau, the label's own slope leads nowhere. The targeted difference of logits ratio
+# leaves it out, as long as the label is ahead, and climbs towards each class by what the others tell.
+_OFF_PLATEAU: Final = Stage(APGD(steps=10, targets=9), flat=0.95)
+
+
 def _linf() -> list[Stage]:
     return [
         Stage(_MIFPE),
         Stage(MultiTargeted(steps=8, odi_steps=2, near=0.4, least=2, worth=0.7)),
+        _OFF_PLATEAU,
         Stage(_FROM_OUTSIDE),
         # Farther off these hops find next to nothing.
         Stage(replace(_HOPS, steps=25), near=0.08),
@@ -188,6 +197,7 @@ def _l2() -> list[Stage]:
     return [
         Stage(_TO_BOUNDARY),
         Stage(_GLANCE),
+        _OFF_PLATEAU,
         Stage(_SECOND, within=1.5, beyond=6, ahead=0.1, behind=0.25),
         # Where gradients inside see nothing, the boundary is found from outside or not at all.
         Stage(replace(_TO_BOUNDARY, targets=6, skip=2, abreast=True), behind=0.55),
@@ -229,7 +239,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf and l2 (version 14): a longer ascent towards each class with hops where it came near, one or two long chains
+    linf and l2 (version 15): a longer ascent towards each class with hops where it came near, one or two long chains
     of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the
     1,000 brought a sample nearer. l1 and l0: the long forms of the same attacks.
     """

@@ -30,10 +30,11 @@ def test_the_default_suite_works_for_every_norm_it_claims(
     assert 0 < report.statuses["survived"] < report.clean_correct
 
 
-@pytest.mark.parametrize(("norm", "passes"), [("linf", 3 * 11 + 13), ("l2", 8 + 12 + 6 + 12 + 53)])
+@pytest.mark.parametrize(("norm", "passes"), [("linf", 3 * 11 + 13 + 100), ("l2", 8 + 12 + 6 + 100 + 12 + 53)])
 def test_what_is_far_from_its_boundary_costs_little(
     norm: str, passes: int, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
+    """Of these margins hardly move, which could be a plateau: nine classes of eleven passes are a part of it."""
     report = robust.evaluate(net, digits, threat=f"{norm}:0.001", suite="standard", device="cpu")
     survivors = report.verdicts[report.verdicts.status == "survived"]
     assert len(survivors) > 50
@@ -112,6 +113,8 @@ def test_stages_choose_by_where_gradients_mislead(net: nn.Module, digits: tuple[
     assert chosen(behind=0.01) == [i for i in right if i < 10]
     assert chosen(within=3, unless_behind=0.3) == [i for i in right if i < 5]
     assert chosen(unless_behind=0.3) == [i for i in right if not 5 <= i < 10]
+    assert chosen(flat=0.95) == [i for i in right if i >= 5]
+    assert chosen(flat=0.5, near=0.6) == right
     run.attack(Stage(FAB(steps=3, targets=1)), cascade=True)
     assert set(chosen(closer=True)) == {i for i in chosen() if run.verdicts.reach[i] < (0.2 if i < 10 else 9)}
     run.attack(Stage(FGSM(), near=-1.0), cascade=True)  # shown to none: nothing came closer

@@ -221,8 +221,8 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "patch": "6037904ea7a7cf5ab285ab5b95621f45",
     },
     ("standard", 15): {
-        "linf": "c4b934d04a071fdcc4f9a2faa4234221",
-        "l2": "6bb54e52f9dff7aa18789bdf409432ae",
+        "linf": "82f89ada4193a35ea4491d32b9535e2e",
+        "l2": "777ae82f40834537cc1bc558c90a7b83",
         "l1": "52a17a659d48d446c55ff821f702912d",
         "l0": "9e1374f975e3098c9aedfb6e5c263916",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
@@ -230,8 +230,8 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
     ("thorough", 15): {
-        "linf": "cabd3e14ca6b767a1d4993c5a819f806",
-        "l2": "a980c637f4625d490e3776f462344df4",
+        "linf": "153632f9e16a6de55b1f2a748e7d6f11",
+        "l2": "9a6dfed26430fa4d2b0b614c12710170",
         "l1": "bb284754f1f78657d42d3ee9535766a2",
         "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
