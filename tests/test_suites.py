@@ -30,7 +30,9 @@ def test_the_default_suite_works_for_every_norm_it_claims(
     assert 0 < report.statuses["survived"] < report.clean_correct
 
 
-@pytest.mark.parametrize(("norm", "passes"), [("linf", 3 * 11 + 13 + 100), ("l2", 8 + 12 + 6 + 100 + 12 + 53)])
+@pytest.mark.parametrize(
+    ("norm", "passes"), [("linf", 3 * 11 + 13 + 100), ("l2", 8 + 12 + 6 + 100 + 12 + 53)]
+)
 def test_what_is_far_from_its_boundary_costs_little(
     norm: str, passes: int, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
