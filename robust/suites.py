@@ -208,7 +208,8 @@ def _l2() -> list[Stage]:
         Stage(_FINER, within=1.13, ahead=0.1),
         _FROM_CLOSER,
         Stage(replace(_FAR, near=0.15, hops=4), near=0.13, ahead=0.1),
-        Stage(_MIFPE, near=0.1),
+        # Ascents on the margin go towards the class that is ahead where they are; this sees them all.
+        Stage(_MIFPE, near=0.5),
         Stage(_PROBE, near=0.03, share=0.03),
         _MOVED,
     ]

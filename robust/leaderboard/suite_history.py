@@ -222,7 +222,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     },
     ("standard", 15): {
         "linf": "82f89ada4193a35ea4491d32b9535e2e",
-        "l2": "777ae82f40834537cc1bc558c90a7b83",
+        "l2": "69ff525832032764f668c2a763878d94",
         "l1": "52a17a659d48d446c55ff821f702912d",
         "l0": "9e1374f975e3098c9aedfb6e5c263916",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
@@ -231,7 +231,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     },
     ("thorough", 15): {
         "linf": "153632f9e16a6de55b1f2a748e7d6f11",
-        "l2": "9a6dfed26430fa4d2b0b614c12710170",
+        "l2": "2f01d415416e327cd8b1812e28bcdbbf",
         "l1": "bb284754f1f78657d42d3ee9535766a2",
         "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
