@@ -223,7 +223,7 @@ def _print_plan(config: SweepConfig, device: str, workers: int) -> int:
     )
     if any(line.guessed for line in lines):
         print(
-            "~ a guess: most passes go to samples that stand, and the model is yet to be trained, or\n"
-            "  none of a few samples stood"
+            "~ a guess: most passes go to samples that stand, and the model is yet to be\n"
+            "  trained, or none of a few samples stood"
         )
     return 0
