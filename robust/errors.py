@@ -17,6 +17,7 @@ A message names the argument, what was expected, what came, and what to do.
 from __future__ import annotations
 
 import linecache
+import os
 import sysconfig
 import traceback
 from pathlib import Path
@@ -25,9 +26,9 @@ from typing import Final
 _NOT_THEIRS: Final = (
     "site-packages",
     "dist-packages",
-    sysconfig.get_path("stdlib"),
-    str(Path(__file__).parent),
-    "<",
+    sysconfig.get_path("stdlib") + os.sep,
+    str(Path(__file__).parent) + os.sep,
+    "<",  # no file: a notebook's or a console's
 )
 
 

@@ -27,10 +27,8 @@ if TYPE_CHECKING:
 Normalization = tuple[float | Sequence[float], float | Sequence[float]]
 _CANDIDATE_BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048)
 _SLOW_ROW, _VERY_SLOW_ROW = 5e-4, 5e-3  # seconds
-_SLOW_ROW_BATCH, _SLOW_ROW_SHARE = (
-    32,
-    8,
-)  # a batch that is enough for such rows, or one of so many parts of the samples
+_SLOW_ROW_BATCH = 32  # enough for such rows,
+_SLOW_ROW_SHARE = 8  # or one of so many parts of the samples
 _PAYS, _AS_GOOD = 0.95, 1.02  # of the least cost of a row so far: what a larger batch gains, what it may lose
 _BETWEEN = 3e-4  # seconds that an attack takes between two passes
 _SHORT = 0.01  # seconds
