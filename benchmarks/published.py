@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 _SDP: Final = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
 _WONG: Final = ((0.485, 0.456, 0.406), (0.225, 0.225, 0.225))
-_SRI: Final = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _NONE: Final = ((0.0,), (1.0,))
-MOMENTS: Final = {"sdp": _SDP, "wong": _WONG, "sri": _SRI, "none": _NONE}
+MOMENTS: Final = {"sdp": _SDP, "wong": _WONG, "none": _NONE}
 
 
 class _Normalized(nn.Sequential):

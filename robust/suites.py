@@ -109,13 +109,15 @@ def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
     linf (version 15): 10 steps each on the margin and on mifpe, 8 towards the likeliest classes, and 12 from outside
-    inwards; 10 on the difference of logits ratio towards each class of what has hardly moved; hops from the best point of what came near, or from outside much nearer than before, and random search. l2
-    (version 15): 7 steps on the margin, and FAB, which ends early where the surface is straight; the same ratio; ascents and hops from the
-    nearest break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
-    disagree or the boundary is near, and random search as a probe. A survivor costs some tens to some hundreds of passes,
-    the more the nearer it is, against some 9,760 of AutoAttack. l1: APGD, which comes in from three times the radius, on
-    two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the leading class and the nearest ones. spatial
-    and corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says whether gradients tell.
+    inwards; 10 on the difference of logits ratio towards each class of what has hardly moved; hops from the best point
+    of what came near, or from outside much nearer than before, and random search. l2 (version 15): 7 steps on the
+    margin, and FAB, which ends early where the surface is straight; the same ratio; ascents and hops from the nearest
+    break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
+    disagree or the boundary is near, and random search as a probe. A survivor costs some tens to some hundreds of
+    passes, the more the nearer it is, against some 9,760 of AutoAttack. l1: APGD, which comes in from three times the
+    radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the leading class and the
+    nearest ones. spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise, which
+    says whether gradients tell.
     """
     if threat.norm in _FAMILIES:
         return _all(*_FAMILIES[threat.norm])

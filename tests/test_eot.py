@@ -225,3 +225,4 @@ def test_gradients_masked_behind_noise_are_told(
     assert found & {"black-box-wins", "gradient-model", "partial-gradient", "zero-gradient"} >= told
     if mask is None:
         assert found <= {"short-search"}
+        assert report.checks["asked"] > 0  # random search gave its opinion

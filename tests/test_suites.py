@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import robust
-from robust.attacks import FAB, FGSM, Attack
+from robust.attacks import APGD, FAB, FGSM, Attack
+from robust.errors import InputError
 from robust.oracle import Access, Oracle
 from robust.run import Run, Settings
 from robust.sources import as_samples, spool
@@ -297,3 +298,31 @@ def test_small_numbers_of_classes_have_fewer_targets() -> None:
     report = robust.evaluate(model, (x, y), threat="linf:0.2", device="cpu")
     assert report.statuses["error"] == 0
     assert report.verdicts.forwards.max() <= 1 + 11 + 11 + 2 * (14 + 26 + 4 * 28) + 2000 + 4000 + 100 + 1
+
+
+class Plateau(nn.Module):
+    """Brighter leads over the edge, but until then the label gains more by it than the class that lies behind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.flatten(1).mean(1) - 0.5
+        edge = 100 * (bright - 0.08).clamp_min(0)
+        rest = torch.full_like(bright, -0.1)
+        return torch.stack([1 + 0.05 * bright, 0.01 * bright + edge, rest, 2 * rest], 1)
+
+
+@pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.8"])
+def test_what_margins_do_not_see_from_a_plateau_is_broken(threat: str) -> None:
+    x, y = torch.full((16, 1, 8, 8), 0.5), torch.zeros(16, dtype=torch.int64)
+    report = robust.evaluate(Plateau(), (x, y), threat=threat, device="cpu")
+    assert report.robust_accuracy == 0
+    (off,) = (attack for attack in report.attacks if attack["selection"].get("flat"))
+    assert off["broke"] >= 1
+    assert off["survived"] == 0
+
+
+@pytest.mark.parametrize("suite", [3, APGD, None])
+def test_a_suite_of_the_wrong_type_is_named(
+    suite: object, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(InputError, match="suite: expected the name of a suite"):
+        robust.evaluate(net, digits, threat="linf:0.1", suite=suite, device="cpu")  # type: ignore[arg-type]

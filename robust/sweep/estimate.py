@@ -200,7 +200,7 @@ def _count(target: Target, few: Samples, made: Plan) -> Sampled:
 
 
 def _attack(target: Target, few: Samples, made: Plan) -> Part:
-    return attack_part(target, few, made, Settings(micro_batch=len(few), precision="float32"))
+    return attack_part(target, few, made, Settings(micro_batch=_FEW, precision="float32"))
 
 
 def _stood(part: Part) -> int:
