@@ -238,4 +238,22 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
+    ("standard", 16): {
+        "linf": "82f89ada4193a35ea4491d32b9535e2e",
+        "l2": "149242fc6925b3280876ce87c854bbfa",
+        "l1": "52a17a659d48d446c55ff821f702912d",
+        "l0": "9e1374f975e3098c9aedfb6e5c263916",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("thorough", 16): {
+        "linf": "153632f9e16a6de55b1f2a748e7d6f11",
+        "l2": "a8413dcb025b15afbe83ce2fd3aeb594",
+        "l1": "bb284754f1f78657d42d3ee9535766a2",
+        "l0": "79cebe2b03aa66e3f1eb12cb1148361c",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
 }
