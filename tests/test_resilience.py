@@ -327,9 +327,9 @@ def test_a_forward_pass_that_no_gradient_survives_is_told(
 
 
 @pytest.mark.parametrize("batch_size", [16, "auto"])
-@pytest.mark.parametrize("suite", ["pgd", "square"])
+@pytest.mark.parametrize("suite", ["pgd", [{"name": "square", "queries": 300}]], ids=["pgd", "square"])
 def test_a_model_that_writes_into_its_input_changes_no_point(
-    suite: str, batch_size: int | str, net: nn.Module, digits: Digits
+    suite: Any, batch_size: int | str, net: nn.Module, digits: Digits
 ) -> None:
     class Normalizes(nn.Module):
         def __init__(self, aside: bool) -> None:
