@@ -244,9 +244,9 @@ def _standard_below(threat: Threat) -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf and l2 (version 16): a longer ascent towards each class with hops where it came near, one or two long chains
-    of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the
-    1,000 brought a sample nearer. l1 and l0: the long forms of the same attacks.
+    linf (version 15) and l2 (version 16): a longer ascent towards each class with hops where it came near, one or two
+    long chains of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
+    where the 1,000 brought a sample nearer. l1 and l0: the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)
