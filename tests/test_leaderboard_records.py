@@ -20,6 +20,7 @@ from robust.leaderboard import (
 )
 from robust.leaderboard.artefacts import verdicts_sha256
 from robust.leaderboard.record import _sealed, content_id
+from robust.leaderboard.reference import Reference
 from robust.threat import Threat
 
 
@@ -118,9 +119,11 @@ def test_every_changed_character_is_refused() -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"record": 3}', '{"record": {"schema_version": NaN}}', "[" * 9999]
 )
-def test_what_is_no_record_is_refused(text: str) -> None:
-    with pytest.raises(StoreError, match=r"^x\.json: "):
-        Record.loads(text, "x.json")
+@pytest.mark.parametrize("kind", [Record, Reference])
+def test_what_is_no_record_is_refused(text: str, kind: type[Record | Reference]) -> None:
+    with pytest.raises(StoreError, match=r"^x\.json: (not a|schema version)") as error:
+        kind.loads(text.replace("record", kind.__name__.lower()), "x.json")
+    assert "Error" not in str(error.value), "it speaks of the file, not of Python"
 
 
 def test_a_newer_schema_says_upgrade() -> None:

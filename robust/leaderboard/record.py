@@ -39,6 +39,7 @@ from robust.leaderboard.schema import (
     ThreatInfo,
     Time,
     canonical,
+    unwrapped,
 )
 from robust.leaderboard.trust import follows
 from robust.report import Report
@@ -150,9 +151,8 @@ class Record(Part):
         Raises:
             StoreError: malformed, of a newer schema, inconsistent, or altered since it was written.
         """
+        content, version = unwrapped(text, "record", where)
         try:
-            content = json.loads(text)["record"]
-            version = content["schema_version"]
             if type(version) is not int or not OLDEST <= version <= SCHEMA_VERSION:
                 raise StoreError(
                     f"{where}: schema version {version!r}, this program reads {OLDEST} to {SCHEMA_VERSION}; "

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from robust.errors import StoreError
 from robust.leaderboard.artefacts import sha256
-from robust.leaderboard.schema import Finite, Name, Parameters, Part, Text, Url, canonical
+from robust.leaderboard.schema import Finite, Name, Parameters, Part, Text, Url, canonical, unwrapped
 
 REFERENCE_VERSION: Final = 1
 
@@ -66,13 +66,13 @@ class Reference(Part):
         Raises:
             StoreError: malformed, of a newer schema, or altered since it was written.
         """
+        content, version = unwrapped(text, "reference", where)
+        if version != REFERENCE_VERSION:
+            raise StoreError(
+                f"{where}: schema version {version!r}, this program reads {REFERENCE_VERSION}; "
+                "upgrade robust-harness"
+            )
         try:
-            content = json.loads(text)["reference"]
-            if content["schema_version"] != REFERENCE_VERSION:
-                raise StoreError(
-                    f"{where}: schema version {content['schema_version']!r}, this program reads "
-                    f"{REFERENCE_VERSION}; upgrade robust-harness"
-                )
             found = Reference.model_validate(content)
         except (ValidationError, ValueError, KeyError, TypeError, RecursionError) as error:
             first = str(error).splitlines()[0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from robust.errors import StoreError
 from robust.stats import interval
 from robust.threat import Threat
 
@@ -276,6 +278,25 @@ class Artefacts(Part):
     verdicts_sha256: Sha256 | None
     verdicts_file_sha256: Sha256
     examples_sha256: Sha256 | None = None
+
+
+def unwrapped(text: str, kind: str, where: str) -> tuple[dict[str, Any], object]:
+    """The content under "record" or "reference" of a file's text, and the schema version that it claims.
+
+    Raises:
+        StoreError: no JSON, or not of that shape.
+    """
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{where}: not a {kind}: expected JSON as the store writes it ({error})") from None
+    content = whole.get(kind) if isinstance(whole, dict) else None
+    if not isinstance(content, dict) or "schema_version" not in content:
+        raise StoreError(
+            f'{where}: not a {kind}: expected JSON as the store writes it, {{"{kind}": {{"schema_version": ...}}}}, '
+            f"got {reprlib.repr(whole)}; restore it, or move it out of the store"
+        )
+    return content, content["schema_version"]
 
 
 def canonical(content: object) -> str:

@@ -33,9 +33,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _distinct(entries: list[Any] | None) -> list[Any] | None:
+    """The list as it came; ValueError where an entry is there twice, as its cells would be."""
+    for at, entry in enumerate(entries or ()):
+        if entry in (entries or ())[:at]:
+            raise ValueError(f"{entry} is there twice; give each once")
+    return entries
+
+
 def _parse_threats(threats: list[str] | None) -> list[str] | None:
-    for threat in threats or ():
-        Threat.parse(threat)
+    parsed = [Threat.parse(threat) for threat in threats or ()]
+    _distinct([f"{t.norm}:{t.eps if t.family else t.radius}" for t in parsed])  # 0.05 and 5e-2 are one eps
     return threats
 
 
@@ -97,6 +105,7 @@ class ModelEntry(_Strict):
     defenses: list[DefenseEntry] | None = Field(default=None, min_length=1)
 
     _threats = field_validator("threats")(_parse_threats)
+    _once = field_validator("suites", "seeds")(_distinct)
 
     @property
     def title(self) -> str:
@@ -195,6 +204,7 @@ class SweepConfig(_Strict):
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
 
     _threats = field_validator("threats")(_parse_threats)
+    _once = field_validator("suites", "seeds")(_distinct)
 
     @model_validator(mode="after")
     def _has_work(self) -> Self:
