@@ -81,7 +81,7 @@ def examine(target: Target, samples: Samples, *, seed: int = 0) -> list[Line]:
                 patient.lines.append(_line(what, hit))
         patient.lines += [_line("other", finding) for finding in findings.values()]
         target.probabilities |= seen.probabilities
-        _accuracy(patient, few)
+        _accuracy(patient, few, randomized=any(f.check == checks.RANDOMIZED.name for f in seen.findings))
         _normalization(patient)
         _types(patient)
         _memory(patient, differentiable=seen.differentiable)
@@ -118,7 +118,7 @@ def _predict(target: Target, x: Tensor, batch: int) -> Tensor:
     return torch.cat([target.logits(part).argmax(1) for part in x.split(batch)])
 
 
-def _accuracy(patient: _Patient, samples: Samples) -> None:
+def _accuracy(patient: _Patient, samples: Samples, *, randomized: bool) -> None:
     """Clean accuracy, at several batch sizes."""
     target, x, y = patient.target, patient.x, patient.y
     sizes = [size for size in _BATCHES if size < len(x)] + [len(x)]
@@ -136,16 +136,11 @@ def _accuracy(patient: _Patient, samples: Samples) -> None:
         f"{size}: {rate:.1%}" + (f" of the first {n}" if (n := len(predictions[size])) < len(x) else "")
         for size, rate in rates.items()
     )
-    patient.lines.append(
-        Line("accuracy by batch", f"{by_batch}; {moved} predictions differ")
-        if moved == 0
-        else Line(
-            "accuracy by batch",
-            f"{by_batch}; {moved} predictions differ",
-            "look",
-            "the verdict would move with the batch: use eval mode's stored statistics",
-        )
-    )
+    found = f"{by_batch}; {moved} predictions differ"
+    advice = "" if moved == 0 else "the verdict would move with the batch: use eval mode's stored statistics"
+    if moved and randomized:  # the same samples in the same batch would differ too
+        found, advice = f"{found}, as they may by the draws alone", ""
+    patient.lines.append(Line("accuracy by batch", found, "look" if advice else "ok", advice))
 
 
 def near_chance(accuracy: float, classes: int) -> bool:

@@ -64,6 +64,12 @@ def test_flaws_are_named(what, state, before, after, words, net, digits) -> None
     assert found.advice
 
 
+def test_draws_are_not_taken_for_batch_statistics(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    found = lines(Around(net, lambda x: x + torch.rand_like(x), lambda z: z), digits)["accuracy by batch"]
+    assert (found.state, found.advice) == ("ok", ""), found
+    assert found.found.endswith("predictions differ, as they may by the draws alone")
+
+
 def test_the_advised_normalisation_works(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     model = Around(net, lambda x: x * 0.3081 + 0.1307)  # was trained on inputs so normalised
     found = lines(model, digits)["normalisation"]
