@@ -222,22 +222,34 @@ def _l2() -> list[Stage]:
 def _standard_below(threat: Threat) -> list[Stage]:
     """`standard` (linf, l2) for samples that broke at a radius not much larger.
 
-    Ascent begins at that break, moved into the ball. So other starts are for what it brings near alone, and the longest
-    searches are left out. All are near here, so that random search and wide pushes are for the nearest.
+    Ascent begins at that break, moved into the ball. So other starts within are for what it brings near alone, and the
+    longest searches are left out; where gradients within are masked, ascents from outside alone tell who is near. All are
+    near here, so that random search and wide pushes are for the nearest.
     """
     margin = PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)
     if threat.norm == "l2":
-        fab = Stage(replace(_TO_BOUNDARY, hope=None), near=0.15)
-        ending = [
+        return [
+            Stage(margin),
+            Stage(_NEARER, near=0.25),
+            Stage(replace(_TO_BOUNDARY, hope=None), near=0.15),
+            _OFF_PLATEAU,
+            _FROM_BREAK,
             Stage(_MIFPE, near=0.15),
             Stage(_HOPS, near=0.06),
             Stage(_PROBE, near=0.06, share=0.05),
             _MOVED,
         ]
-        return [Stage(margin), Stage(_NEARER, near=0.25), fab, *ending]
-    classes = MultiTargeted(steps=10, odi_steps=0, near=0.3)
-    ascents = [Stage(margin), Stage(_MIFPE, near=0.5), Stage(classes), _CHAIN, Stage(_WIDE_HOPS, near=0.05)]
-    return [*ascents, Stage(Square(queries=48, proposals=4), near=0.1), _MOVED]
+    return [
+        Stage(margin),
+        Stage(_MIFPE, near=0.5),
+        Stage(MultiTargeted(steps=10, odi_steps=0, near=0.3)),
+        _OFF_PLATEAU,
+        Stage(_FROM_OUTSIDE),
+        _CHAIN,
+        Stage(_WIDE_HOPS, near=0.05),
+        Stage(Square(queries=48, proposals=4), near=0.1),
+        _MOVED,
+    ]
 
 
 @SUITES.register("thorough")
