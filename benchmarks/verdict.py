@@ -95,7 +95,7 @@ def public_autoattack(
         sys.path.insert(0, folder)
     from autoattack import AutoAttack
 
-    norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
+    norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
     attack = AutoAttack(
         model, norm=norm, eps=threat.radius, version="standard", device=x.device, verbose=False, seed=seed
     )

@@ -21,6 +21,7 @@ from robust.attacks import (
     Noise,
     PatchPGD,
     SigmaZero,
+    SparseRS,
     SpatialGrid,
     Square,
     make_attack,
@@ -87,7 +88,7 @@ _LATER: Final = ("behind", "unless_behind", "closer", "flat")
 Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
-VERSIONS: Final = {"quick": 1, "standard": 16, "thorough": 16, "autoattack": 5, "demo": 1}
+VERSIONS: Final = {"quick": 1, "standard": 17, "thorough": 17, "autoattack": 6, "demo": 1}
 
 
 @SUITES.register("quick")
@@ -115,17 +116,18 @@ def standard(threat: Threat) -> list[Stage]:
     break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
     disagree or the boundary is near, and APGD and random search as probes. A survivor costs some tens to some hundreds of
     passes, the more the nearer it is, against some 9,760 of AutoAttack. l1: APGD, which comes in from three times the
-    radius, on two losses and on five classes, and FAB. l0: sigma-zero and FMN, against the leading class and the
-    nearest ones. spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise, which
+    radius, on two losses and on five classes, FAB, and random search as a probe (version 17). l0: sigma-zero and FMN,
+    against the leading class and the nearest ones, and random search as a probe (version 17). spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise, which
     says whether gradients tell.
     """
     if threat.norm in _FAMILIES:
         return _all(*_FAMILIES[threat.norm])
     if threat.norm == "l1":
         ascents = APGD(steps=50, loss="margin"), APGD(steps=50, loss="mifpe"), APGD(steps=60, targets=5)
-        return _all(*ascents, FAB(steps=30, targets=3))
+        return [*_all(*ascents, FAB(steps=30, targets=3)), *_probed(_PROBE)]
     if threat.norm == "l0":
-        return _all(SigmaZero(), FMN(steps=60, targets=2), SigmaZero(steps=200, targets=3))
+        searches = SigmaZero(), FMN(steps=60, targets=2), SigmaZero(steps=200, targets=3)
+        return [*_all(*searches), *_probed(_SPARSE_PROBE)]
     margin = PGD(steps=7, loss="margin", schedule="cosine", random_start=False)
     if threat.norm == "l2":
         return [Stage(margin), *_l2()]
@@ -148,6 +150,8 @@ _CHAIN: Final = Stage(replace(_HOPS, targets=1), near=0.2)
 _FROM_OUTSIDE: Final = replace(_HOPS, steps=12, targets=1, odi_steps=0, near=0.2, gained=0.05)
 # What squares bring nearer than all gradients did is searched on.
 _MOVED: Final = Stage(Square(queries=2000, proposals=8), follows=True)
+_PROBE: Final = Square(queries=100, proposals=4)
+_SPARSE_PROBE: Final = SparseRS(queries=100, proposals=4)
 # Where gradients see the surface well, squares fall behind them in the first hundred queries.
 _SQUARES: Final = Square(queries=2000, proposals=8, pace=0.025)
 
@@ -155,6 +159,14 @@ _SQUARES: Final = Square(queries=2000, proposals=8, pace=0.025)
 # Where logits hardly move, as on a plateau, the label's own slope leads nowhere. The targeted difference of logits ratio
 # leaves it out, as long as the label is ahead, and climbs towards each class by what the others tell.
 _OFF_PLATEAU: Final = Stage(APGD(steps=10, targets=9), flat=0.95)
+
+
+def _probed(search: Square | SparseRS) -> list[Stage]:
+    """Random search of what is near and of a share of the others; what it brings nearer is searched on."""
+    return [
+        Stage(search, near=0.03, share=0.03),
+        Stage(replace(search, queries=2000, proposals=8), follows=True),
+    ]
 
 
 def _linf() -> list[Stage]:
@@ -189,7 +201,6 @@ _GLANCE: Final = FAB(steps=4, targets=2, skip=1, overshoot=1.1, backward=0.8, re
 _SECOND: Final = replace(_TO_BOUNDARY, targets=2, skip=1)
 # As in the paper: less far over the plane, and drawn back less after a step; finer, for what is near.
 _FINER: Final = replace(_TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backward=0.9, abreast=True)
-_PROBE: Final = Square(queries=100, proposals=4)
 # Of _TO_BOUNDARY ten steps, 23 passes and one to judge, are enough where surfaces are nearly straight. Where it goes on
 # and neither its breaks nor the margin come near, ascents from far find nothing.
 _UNSETTLED: Final = (24, 0.7, 1.5)
@@ -214,8 +225,7 @@ def _l2() -> list[Stage]:
         Stage(_MIFPE, near=0.5),
         # From a start and on a loss of its own: what the others left a little short of the boundary.
         Stage(APGD(steps=20, targets=3), near=0.03),
-        Stage(_PROBE, near=0.03, share=0.03),
-        _MOVED,
+        *_probed(_PROBE),
     ]
 
 
@@ -258,15 +268,12 @@ def thorough(threat: Threat) -> list[Stage]:
 
     linf (version 15) and l2 (version 16): a longer ascent towards each class with hops where it came near, one or two
     long chains of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
-    where the 1,000 brought a sample nearer. l1 and l0: the long forms of the same attacks.
+    where the 1,000 brought a sample nearer. l1 and l0 (version 17): the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)
     if threat.norm not in ("linf", "l2"):
-        return [
-            *standard(threat),
-            *_all(*(_longer_l0() if threat.norm == "l0" else _longer_l1())),
-        ]
+        return [*standard(threat), *(_longer_l0() if threat.norm == "l0" else _longer_l1())]
     return [*standard(threat), *_longer(threat)]
 
 
@@ -277,9 +284,14 @@ def _thorough_below(threat: Threat) -> list[Stage]:
 def _longer(threat: Threat) -> list[Stage]:
     return [
         *(_longer_l2() if threat.norm == "l2" else _longer_linf()),
-        *_all(APGD(), APGD(loss="dlr"), Square(queries=1000, proposals=4)),
-        Stage(Square(proposals=8), follows=True),
+        *_all(APGD(), APGD(loss="dlr")),
+        *_widened(Square(queries=1000, proposals=4)),
     ]
+
+
+def _widened(search: Square | SparseRS) -> list[Stage]:
+    """Random search for all, and of what it brought nearer five times as long."""
+    return [Stage(search), Stage(replace(search, queries=5000, proposals=8), follows=True)]
 
 
 def _longer_linf() -> list[Stage]:
@@ -300,18 +312,22 @@ def _longer_l2() -> list[Stage]:
     ]
 
 
-def _longer_l1() -> list[Attack]:
+def _longer_l1() -> list[Stage]:
     wide = MultiTargeted(steps=60, restarts=3, random_start=True, radii=(3, 2, 1))
-    return [APGD(restarts=5), APGD(targets=9), FAB(), wide]
+    searches = APGD(restarts=5), APGD(targets=9), FAB(), wide
+    return [*_all(*searches), *_widened(Square(queries=1000, proposals=4))]
 
 
-def _longer_l0() -> list[Attack]:
-    return [SigmaZero(steps=1000), SigmaZero(steps=500, targets=9), FMN(steps=300, targets=9)]
+def _longer_l0() -> list[Stage]:
+    searches = SigmaZero(steps=1000), SigmaZero(steps=500, targets=9), FMN(steps=300, targets=9)
+    return [*_all(*searches), *_widened(SparseRS(queries=1000, proposals=4))]
 
 
 @SUITES.register("autoattack")
 def autoattack(threat: Threat) -> list[Stage]:
-    """AutoAttack's four components in its order and with its budgets (linf and l2)."""
+    """AutoAttack's four components in its order and with its budgets (linf, l2 and l1)."""
+    if threat.norm == "l1":
+        return _all(APGD(restarts=5), APGD(targets=5), FAB(), Square(stretched=False))
     return _all(APGD(), APGD(targets=9), FAB(), Square(stretched=False))
 
 

@@ -38,6 +38,7 @@ CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attac
     "rays": {"queries": 150},
     "spsa": {"queries": 140, "samples": 6},
     "superdeepfool": {"rounds": 3, "steps": 4},
+    "sparse-rs": {"queries": 300, "proposals": 2},
     "square": {"queries": 300, "proposals": 2},
     "vfga": {"draws": 4},
     "transfer": {"surrogate": f"{Path(__file__).parent / 'surrogate.py'}:digits"},

@@ -7,10 +7,24 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import Linear
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import robust
-from robust.attacks import ATTACKS, SPSA, HopSkipJump, Noise, RayS, Square, Transfer, make_attack, square
+from robust.attacks import (
+    ATTACKS,
+    SPSA,
+    HopSkipJump,
+    Noise,
+    RayS,
+    SparseRS,
+    Square,
+    Transfer,
+    make_attack,
+    sparse_rs,
+    square,
+)
 from robust.errors import InputError
 from robust.evaluation import Interrupted
 from robust.ledger import Ledger, Prior
@@ -104,18 +118,20 @@ def test_a_class_that_no_start_falls_into_is_not_aimed_at() -> None:
 @pytest.mark.parametrize(
     ("image", "size"), [((9, 7), (5, 5)), ((9, 7), (7, 7)), ((8, 6), (7, 6)), ((1, 20), (1, 5))], ids=str
 )
+@pytest.mark.parametrize("power", [2, 1])
 def test_squares_bump_fills_its_window_and_nothing_else(
-    image: tuple[int, int], size: tuple[int, int]
+    image: tuple[int, int], size: tuple[int, int], power: int
 ) -> None:
     unit, (height, width) = torch.rand(30, 2, generator=torch.Generator().manual_seed(0)), image
     shape = torch.Size((30, 2, height, width))
-    places, bumps = square._places(shape, size, unit), square._bumps(size, unit.device)
+    places, bumps = square._places(shape, size, unit), square._bumps(size, unit.device, power)
     ways = (
-        [square._bump(*size, unit.device)]
+        [square._bump(*size, unit.device, power)]
         if len(bumps) == 1
-        else [bump := square._bump(*size, unit.device), bump.T]
+        else [bump := square._bump(*size, unit.device, power), bump.T]
     )
     assert len(ways) == 1 + (size[0] == size[1])
+    torch.testing.assert_close(bumps.norm(p=power, dim=2), torch.ones(len(ways), 1))
     for i, corner in enumerate(unit.tolist()):
         top, left = int(corner[0] * (height - size[0] + 1)), int(corner[1] * (width - size[1] + 1))
         way = i % len(ways)
@@ -126,22 +142,77 @@ def test_squares_bump_fills_its_window_and_nothing_else(
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 12), (1, 9, 14), (40,)], ids=str)
-def test_squares_move_keeps_the_norm_of_each_channel_and_all_else(shape: tuple[int, ...]) -> None:
-    """Inside a wide box, what one window loses and what is unspent is in the other; no other value changes."""
+@pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 1)])
+def test_squares_move_keeps_the_norm_and_all_else(shape: tuple[int, ...], norm: str, power: int) -> None:
+    """Inside a wide box, what one window loses and what is unspent is in the other; no other value grows.
+
+    In l2 each channel keeps its own norm; in l1 what is drawn back leaves fewer values.
+    """
     generator = torch.Generator().manual_seed(0)
     x, eps = torch.zeros(50, *shape), 2.0
     unit = Streams(0, torch.arange(50), ("move",)).uniform((5 + square._as_images(x).shape[1],))
     x_adv = x + 0.1 * torch.randn(50, *shape, generator=generator)
-    x_adv *= (0.9 * eps / x_adv.flatten(1).norm(dim=1)).view(-1, *[1] * len(shape))
-    there = square._move_mass(x_adv, x, eps, (-9.0, 9.0), 0.05, unit)
-    torch.testing.assert_close(there.flatten(1).norm(dim=1), torch.full((50,), eps))
+    x_adv *= (0.9 * eps / x_adv.flatten(1).norm(p=power, dim=1)).view(-1, *[1] * len(shape))
+    there = square._move_mass(x_adv, x, Threat(norm, str(eps), (-9.0, 9.0)), 0.05, unit)
+    torch.testing.assert_close(there.flatten(1).norm(p=power, dim=1), torch.full((50,), eps))
     before, after = (square._as_images(point).flatten(2) for point in (x_adv, there))
-    spare = eps**2 * (1 - 0.9**2) / before.shape[1]
-    torch.testing.assert_close(after.square().sum(2), before.square().sum(2) + spare, rtol=1e-4, atol=1e-5)
+    if norm == "l2":
+        spare = eps**2 * (1 - 0.9**2) / before.shape[1]
+        torch.testing.assert_close(
+            after.square().sum(2), before.square().sum(2) + spare, rtol=1e-4, atol=1e-5
+        )
     side = max(3, round((0.05 * square._as_images(x)[0, 0].numel()) ** 0.5)) | 1
-    changed = (after - before).abs().gt(1e-5).sum(2)
-    assert (changed >= 1).all()
-    assert (changed <= 2 * side**2).all()
+    grown = (after.abs() - before.abs()).gt(1e-5) if norm == "l1" else (after - before).abs().gt(1e-5)
+    assert (grown.sum((1, 2)) >= 1).all()
+    assert (grown.sum(2) <= 2 * side**2).all()
+
+
+@given(values=st.integers(1, 40), data=st.data())
+def test_what_comes_is_distinct_and_was_not_there(values: int, data: st.DataObject) -> None:
+    most = data.draw(st.integers(0, values - 1))
+    count = data.draw(st.integers(1, values - most))
+    seed = data.draw(st.integers(0, 99))
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.stack([torch.randperm(values, generator=generator)[:most] for _ in range(4)])
+    coming = sparse_rs._outside(places, torch.rand(4, count, generator=generator), values - most)
+    for had, came in zip(places.tolist(), coming.tolist(), strict=True):
+        assert len(set(came)) == count
+        assert not set(came) & set(had)
+        assert set(came) <= set(range(values))
+
+
+@pytest.mark.parametrize("eps", [1, 5, 63, 64, 80])
+def test_sparse_rs_changes_no_more_values_than_it_may_and_to_the_ends_of_the_box(eps: int) -> None:
+    x, y, seen = torch.rand(6, 1, 8, 8), torch.zeros(6, dtype=torch.int64), []
+
+    class Seen(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.clone())
+            return torch.stack([x.flatten(1).sum(1) + 99, -x.flatten(1).sum(1)], 1)
+
+    search(SparseRS(queries=60), Seen(), x, y, Threat("l0", str(eps)))
+    for points in seen[-59:]:
+        changed = (points != x).flatten(1)
+        assert (changed.sum(1) <= eps).all()
+        assert set(points.flatten(1)[changed].unique().tolist()) <= {0.0, 1.0}
+    assert len({str(points) for points in seen[-59:]}) > 40
+
+
+def test_sparse_rs_comes_near_the_fewest_values() -> None:
+    """Two classes, linear: the fewest values are those that gain most by going to an end of the box."""
+    model, x, y, gap = plane(64, n=8)
+    gains = torch.where(gap > 0, gap * x, -gap * (1 - x)).sort(1, descending=True).values.cumsum(1)
+    least = 1 + (gains <= (x * gap).sum(1, keepdim=True)).sum(1)
+    reached = []
+    for i, fewest in enumerate(least.tolist()):
+        for eps, list_ in ((fewest - 1, None), (fewest + 1, reached)):
+            if eps:
+                broken = search(
+                    SparseRS(queries=3000, proposals=4), model, x[[i]], y[[i]], Threat("l0", str(eps))
+                ).broken
+                assert list_ is not None or not broken.any()
+                reached += broken.tolist() if list_ is not None else []
+    assert sum(reached) >= 7, (least, reached)
 
 
 def test_spsa_follows_the_slope() -> None:
@@ -269,17 +340,16 @@ def test_what_showing_progress_raises_is_no_crash_of_the_attack(
         )
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_squares_side_by_side_cost_the_same_queries_and_break_as_many(
-    norm: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+@pytest.mark.parametrize(("norm", "eps"), [("linf", "0.1"), ("l2", "0.5"), ("l1", "3"), ("l0", "2")])
+def test_searches_side_by_side_cost_the_same_queries_and_break_as_many(
+    norm: str, eps: str, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    eps = {"linf": "0.1", "l2": "0.5"}[norm]
 
     calls: list[int] = []
     handle = net.register_forward_hook(lambda *_: calls.append(1))
 
     def run(proposals: int, seed: int) -> robust.Report:
-        attack = Square(queries=200, proposals=proposals)
+        attack = (SparseRS if norm == "l0" else Square)(queries=200, proposals=proposals)
         return robust.evaluate(
             net, digits, threat=f"{norm}:{eps}", suite=attack, device="cpu", seed=seed, batch_size=256
         )
@@ -332,6 +402,7 @@ def test_noise_is_the_floor(net: nn.Module, digits: tuple[Tensor, Tensor]) -> No
         (Square(), {"proposals": 0}),
         (Square(), {"pace": 0.0}),
         (Square(), {"queries": 15, "proposals": 8}),
+        (SparseRS(), {"p_init": 0}),
         (Transfer(), {"steps": 0}),
     ],
     ids=str,

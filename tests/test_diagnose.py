@@ -81,6 +81,10 @@ def turned(x: Tensor) -> Tensor:
     return out
 
 
+def halves(x: Tensor) -> Tensor:
+    return (2 * x).round() / 2
+
+
 FLAWS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "noise at inference": ("randomized", lambda x: x + 0.05 * torch.randn_like(x), same),
     "dropout at inference": ("randomized", lambda x: nn.functional.dropout(x, 0.2, training=True), same),
@@ -169,6 +173,15 @@ def test_random_search_exposes_gradients_that_lead_nowhere(
     honest = robust.evaluate(net, digits, threat="linf:0.12", suite=suite, device="cpu")
     assert "black-box-wins" in {finding["check"] for finding in masked.findings}
     assert "black-box-wins" not in {finding["check"] for finding in honest.findings}
+
+
+@pytest.mark.parametrize(("threat", "before"), [("l1:4", halves), ("l0:20", turned)], ids=["l1", "l0"])
+def test_standard_probes_at_random_in_l1_and_l0_too(
+    threat: str, before: Callable[[Tensor], Tensor], net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    masked = robust.evaluate(Wrap(net, before, same).eval(), digits, threat=threat, device="cpu")
+    assert "black-box-wins" in {finding["check"] for finding in masked.findings}, masked.findings
+    assert robust.evaluate(net, digits, threat=threat, device="cpu").trust == "trusted"
 
 
 def waves(x: Tensor) -> Tensor:

@@ -236,6 +236,16 @@ def test_autoattack_has_the_original_budgets() -> None:
     ]  # fmt: skip
 
 
+def test_autoattack_in_l1_restarts_and_aims_as_the_original_does() -> None:
+    attacks = [stage.attack for stage in resolve("autoattack", Threat("l1", "12"))[1]]
+    assert [attack.label for attack in attacks] == [
+        "apgd(restarts=5)",
+        "apgd(targets=5)",
+        "fab",
+        "square(stretched=False)",
+    ]
+
+
 def test_standard_breaks_no_less_than_its_parts(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     whole = robust.evaluate(net, digits, threat="linf:0.06", suite="standard", device="cpu")
     for stage in resolve("standard", whole.threat)[1][:2]:

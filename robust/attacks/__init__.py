@@ -24,6 +24,7 @@ from robust.attacks.pgd import PGD
 from robust.attacks.pma import PMA
 from robust.attacks.rays import RayS
 from robust.attacks.sigma_zero import SigmaZero
+from robust.attacks.sparse_rs import SparseRS
 from robust.attacks.spsa import SPSA
 from robust.attacks.square import Square
 from robust.attacks.superdeepfool import SuperDeepFool
@@ -57,6 +58,7 @@ __all__ = [
     "PatchPGD",
     "RayS",
     "SigmaZero",
+    "SparseRS",
     "SpatialGrid",
     "Square",
     "SuperDeepFool",

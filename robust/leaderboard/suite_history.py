@@ -256,4 +256,27 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
+    ("standard", 17): {
+        "linf": "82f89ada4193a35ea4491d32b9535e2e",
+        "l2": "149242fc6925b3280876ce87c854bbfa",
+        "l1": "3f33b7fb935cf1f38db3417943be69ff",
+        "l0": "596abe8ebee1ebeda6a5ff94577c37da",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("thorough", 17): {
+        "linf": "153632f9e16a6de55b1f2a748e7d6f11",
+        "l2": "a8413dcb025b15afbe83ce2fd3aeb594",
+        "l1": "4efad70bfa4783a22ed84a8971793c76",
+        "l0": "f00073cc98b515c6d41374f495f280ca",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("autoattack", 6): {
+        "linf": "4adcc59782323a72cff5da2926ba4722",
+        "l2": "4adcc59782323a72cff5da2926ba4722",
+        "l1": "abdcfc4a01b579ba835ebf2cbf18fadf",
+    },
 }

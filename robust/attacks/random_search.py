@@ -1,0 +1,115 @@
+"""Random search on the gap: what Square and Sparse-RS share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from robust.attacks.aims import aimed_margin
+from robust.attacks.apgd import likeliest_wrong
+from robust.attacks.base import Attack
+from robust.attacks.geometry import replace
+from robust.errors import InputError
+from robust.oracle import Access, Oracle, State
+from robust.rng import Streams
+
+_AT_ONCE: Final = 25  # steps whose random numbers are drawn together: a draw costs little more than its call
+_PACED: Final = 5  # steps after which a sample's pace is looked at
+
+
+class RandomSearch(Attack):
+    """Random changes of the best point so far, kept where the gap to the aim grows. Sees scores alone.
+
+    Subclasses say where it begins, what a change is, and how large it is by the queries spent.
+    """
+
+    access: ClassVar[Access] = "score"
+    carried: ClassVar[tuple[str, ...]] = ("x_adv",)  # the names in the state of what a change replaces
+
+    queries: int
+    restarts: int
+    p_init: float
+    stretched: bool
+    targets: int
+    proposals: int
+    pace: float | None
+
+    def __post_init__(self) -> None:
+        if (
+            min(self.restarts, self.proposals) < 1
+            or self.queries < 2 * self.proposals
+            or not 0 < self.p_init <= 1
+            or self.targets < 0
+        ):
+            raise InputError(
+                f"{self.name}: expected restarts and proposals >= 1, queries >= 2 for each proposal, p_init in (0, 1] and "
+                f"targets >= 0, got {self.restarts}, {self.proposals}, {self.queries}, {self.p_init} and {self.targets}"
+            )
+        if self.pace is not None and self.pace <= 0:
+            raise InputError(f"{self.name}: expected pace > 0, got {self.pace}")
+
+    @abstractmethod
+    def _begin(self, oracle: Oracle, s: State, streams: Streams) -> None:
+        """Set what is `carried`: the first point, and what goes with it."""
+
+    @abstractmethod
+    def _numbers(self, oracle: Oracle) -> int:
+        """How many random numbers a change takes."""
+
+    @abstractmethod
+    def _change(self, oracle: Oracle, s: State, size: float, unit: Tensor) -> tuple[Tensor, ...]:
+        """What is `carried`, after a change of a size by random numbers in [0, 1), (N, numbers)."""
+
+    @abstractmethod
+    def _size(self, query: int) -> float:
+        """Of a change, after so many of 10,000 queries."""
+
+    def run(self, oracle: Oracle) -> Tensor:
+        if self.proposals == 1:
+            return self._run(oracle)
+        with oracle.multiplied(self.proposals) as many:
+            x_adv = self._run(many)
+        return x_adv[:: self.proposals] if len(x_adv) == self.proposals * len(oracle) else oracle.x
+
+    def _run(self, oracle: Oracle) -> Tensor:
+        s = oracle.state()
+        s.ranking = likeliest_wrong(oracle.logits(oracle.x), oracle.y) if self.targets else oracle.y[:, None]
+        for rank in oracle.steps(min(max(self.targets, 1), s.ranking.shape[1])):
+            s.aim = s.ranking[:, rank : rank + 1]
+            for restart in oracle.steps(self.restarts):
+                self._search(oracle, s, rank * self.restarts + restart)
+        return s.x_adv
+
+    def _search(self, oracle: Oracle, s: State, run: int) -> None:
+        if self.pace is not None:
+            s.clean = oracle.clean_margin
+        self._begin(oracle, s, oracle.random(run))
+        s.best = aimed_margin(oracle.logits(s.x_adv), oracle.y, s.aim)
+        numbers = self._numbers(oracle)
+        steps = self.queries // self.proposals - 1
+        for step in oracle.steps(steps):
+            if step % _AT_ONCE == 0:
+                s.unit = oracle.random(run, step).uniform((_AT_ONCE, numbers))
+            self._share(s)
+            if self.pace is not None and step % _PACED == 0:
+                oracle.rest(step / steps * s.best < self.pace * s.clean)
+            query = step * self.proposals
+            size = self._size(query * 10_000 // self.queries if self.stretched else query)
+            changed = self._change(oracle, s, size, s.unit[:, step % _AT_ONCE])
+            value = aimed_margin(oracle.logits(changed[0]), oracle.y, s.aim)
+            better = value > s.best
+            s.best = torch.where(better, value, s.best)
+            replace(better, *zip((getattr(s, name) for name in self.carried), changed, strict=True))
+        self._share(s)
+
+    def _share(self, s: State) -> None:
+        """Give all copies of a sample the best point among them."""
+        if self.proposals > 1:
+            best = s.best.view(-1, self.proposals).argmax(1)
+            best += torch.arange(0, len(s.best), self.proposals, device=best.device)
+            best = best.repeat_interleave(self.proposals)
+            for name in ("best", *self.carried):
+                setattr(s, name, getattr(s, name)[best])

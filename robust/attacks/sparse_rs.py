@@ -1,0 +1,106 @@
+"""Sparse-RS, random search over which values change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from robust.attacks.base import ATTACKS
+from robust.attacks.random_search import RandomSearch
+from robust.oracle import Oracle, State
+from robust.rng import Streams
+
+# Of 10,000 queries, those after which a smaller part of the values moves, and the divisors of p_init from there on.
+_SHRINKING: Final = tuple(
+    zip((0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000), (2, 4, 5, 6, 8, 10, 12, 15, 20), strict=True)
+)
+
+
+@ATTACKS.register("sparse-rs")
+@dataclass(frozen=True)
+class SparseRS(RandomSearch):
+    """Score-based random search of the values that change and the ends of the box they go to.
+
+    Croce et al. 2022 (arXiv 2006.12834), for values where the paper has pixels: eps values at most. An end is drawn the
+    more likely the more room there is towards it, so that on black and white nearly every change is one. Sees no
+    gradient, so masking does not stop it.
+
+    Args:
+        queries: forward passes a restart, >= 2.
+        restarts: independent searches, >= 1.
+        p_init: part of the values that the first changes move, in (0, 1].
+        stretched: the paper's schedule of shrinking, made for 10,000 queries, ends with the queries; else they see
+            only its first part.
+        targets: 0 against any class; else one search (and its restarts) for each of so many likeliest
+            classes, on the gap to it.
+        proposals: changes that are tried at once, as for Square, >= 1.
+        pace: as for Square.
+    """
+
+    name: ClassVar[str] = "sparse-rs"
+    norms: ClassVar[tuple[str, ...]] = ("l0",)
+    paper: ClassVar[str] = "Croce et al. 2022"
+    carried: ClassVar[tuple[str, ...]] = ("x_adv", "places", "ends")
+
+    queries: int = 5000
+    restarts: int = 1
+    p_init: float = 0.3
+    stretched: bool = True
+    targets: int = 0
+    proposals: int = 1
+    pace: float | None = None
+
+    def _begin(self, oracle: Oracle, s: State, streams: Streams) -> None:
+        values = oracle.x[0].numel()
+        order = streams.child("places").uniform((values,)).topk(_most(oracle), dim=1)
+        s.places = order.indices
+        s.ends = _ends(oracle, s.places, streams.child("ends").uniform((_most(oracle),)))
+        s.x_adv = _with(oracle, s.places, s.ends)
+
+    def _numbers(self, oracle: Oracle) -> int:
+        return 3 * _most(oracle)
+
+    def _change(self, oracle: Oracle, s: State, size: float, unit: Tensor) -> tuple[Tensor, ...]:
+        most, values = _most(oracle), oracle.x[0].numel()
+        leave, come, to = unit.split(most, dim=1)
+        count = max(1, round(size * most))
+        leaving = leave.topk(count, dim=1).indices
+        free = values - most
+        coming = s.places.gather(1, leaving)  # where all may change, ends alone are drawn anew
+        if moving := min(count, free):
+            coming = coming.clone()
+            coming[:, :moving] = _outside(s.places, come[:, :moving], free)
+        places = s.places.scatter(1, leaving, coming)
+        ends = s.ends.scatter(1, leaving, _ends(oracle, coming, to[:, :count]))
+        return _with(oracle, places, ends), places, ends
+
+    def _size(self, query: int) -> float:
+        """Part of the values that moves."""
+        return self.p_init / max([1, *(divisor for at, divisor in _SHRINKING if query > at)])
+
+
+def _most(oracle: Oracle) -> int:
+    return min(int(oracle.threat.radius), oracle.x[0].numel())
+
+
+def _ends(oracle: Oracle, places: Tensor, unit: Tensor) -> Tensor:
+    """An end of the box for each place, the likelier the more room is towards it: (N, k) int64, (N, k) -> (N, k)."""
+    low, high = oracle.threat.bounds
+    share = (oracle.x.flatten(1).gather(1, places) - low) / (high - low)
+    return torch.where(unit < share, low, high).to(oracle.x.dtype)
+
+
+def _with(oracle: Oracle, places: Tensor, ends: Tensor) -> Tensor:
+    return oracle.x.flatten(1).scatter(1, places, ends).view_as(oracle.x)
+
+
+def _outside(places: Tensor, unit: Tensor, free: int) -> Tensor:
+    """Distinct places that are not among those given: (N, k) int64, (N, m) in [0, 1), their number -> (N, m) int64."""
+    count = unit.shape[1]
+    rank = (unit * (free - count + 1)).long().clamp_(max=free - count).sort(dim=1).values
+    rank += torch.arange(count, device=rank.device)  # of those left, no two alike
+    before = places.sort(dim=1).values - torch.arange(places.shape[1], device=places.device)
+    return rank + torch.searchsorted(before, rank, right=True)
