@@ -525,3 +525,19 @@ def test_with_several_processes(session: Session) -> None:
     assert written["totals"] == {"pass": 1, "fail": 1, "undecided": 1, "done": 1, "written": 1}
     assert (session.path / "robust-baselines" / "test_it.py_test_regression.json").is_file()
     assert "robust_outcome" in (session.path / "j.xml").read_text()
+    session.run("--robust-json", "alone.json", "-p", "no:cacheprovider")
+    alone = json.loads((session.path / "alone.json").read_text())
+    shared_rows, rows = (
+        {(r["test"], r["kind"]): found(r) for r in some["results"]} for some in (written, alone)
+    )
+    same = ("test_passes", "test_fails", "test_undecided")
+    assert {key: row for key, row in shared_rows.items() if key[0].endswith(same)} == {
+        key: row for key, row in rows.items() if key[0].endswith(same)
+    }
+
+
+def found(result: dict[str, Any]) -> dict[str, Any]:
+    """What does not depend on the machine's pace, or on where evidence went."""
+    return {
+        k: v for k, v in result.items() if k not in ("seconds", "device", "forwards", "backwards", "evidence")
+    }
