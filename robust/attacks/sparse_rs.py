@@ -36,8 +36,9 @@ class SparseRS(RandomSearch):
             only its first part.
         targets: 0 against any class; else one search (and its restarts) for each of so many likeliest
             classes, on the gap to it.
-        proposals: changes that are tried at once, as for Square, >= 1.
-        pace: as for Square.
+        proposals: changes that are tried at once, of which the best is taken if it gains, >= 1.
+        pace: a sample goes on while its best gap, as a share of the clean margin, times the part of the queries that are
+            spent is at most this, > 0. None: to the last query.
     """
 
     name: ClassVar[str] = "sparse-rs"

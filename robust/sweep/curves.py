@@ -1,4 +1,4 @@
-"""Robust accuracy over many radii of one norm, for about twice the dearest of them or less.
+"""Robust accuracy over many radii of one norm, for one to two and a half times the dearest of them.
 
 An adversarial example within a radius lies within every larger one: breaks carry upward. And who stands
 at a radius is asked nothing at smaller ones. So a short minimum-norm attack first places every sample, then
