@@ -116,7 +116,7 @@ def standard(threat: Threat) -> list[Stage]:
     break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
     disagree or the boundary is near, and APGD and random search as probes. A survivor costs some tens to some hundreds of
     passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 17): APGD, which comes in from three
-    times the radius, on two losses, and where that came near towards three and five classes and from five starts, FAB, and
+    times the radius, on two losses, and FAB; where that came near APGD towards three and five classes and from five starts;
     random search as a probe. l0 (version 17): sigma-zero and FMN, against the leading class and the nearest ones, and
     random search as a probe. spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise,
     which says whether gradients tell.
@@ -267,12 +267,13 @@ def _l1() -> list[Stage]:
     return [
         Stage(margin),
         Stage(replace(margin, loss="mifpe")),
+        # Where gradients inside see nothing of what is near, as on Madry's nets, the boundary is found from outside.
+        Stage(FAB(steps=30, targets=9)),
         _OFF_PLATEAU,
         Stage(APGD(steps=30, targets=3), near=0.5),
         Stage(APGD(steps=60, targets=5), near=0.2),
         # Without momentum it is the starts that tell.
         Stage(replace(margin, steps=50, restarts=5), near=0.2),
-        Stage(FAB(steps=30, targets=3), near=0.1),
         *_probed(_PROBE),
     ]
 
