@@ -25,8 +25,9 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 querie
 class Square(RandomSearch):
     """Score-based random search with squares of shrinking side (Andriushchenko et al. 2020, arXiv 1912.00049).
 
-    Sees no gradient, so masking does not stop it. In l1 as in Croce & Hein 2021 (arXiv 2103.01208). In l2 a move turns a window by about 45 degrees at least, so that
-    the search ends some way short of the best direction: on random linear images at 1.2 to 1.5 times the minimum.
+    Sees no gradient, so masking does not stop it. In l1 as in Croce & Hein 2021 (arXiv 2103.01208). In l2 a move turns a
+    window by about 45 degrees at least, so that the search ends some way short of the best direction: on random linear
+    images at 1.2 to 1.5 times the minimum.
 
     Args:
         queries: forward passes a restart, >= 2.

@@ -35,8 +35,9 @@ class _Strict(BaseModel):
 
 def _distinct(entries: list[Any] | None) -> list[Any] | None:
     """The list as it came; ValueError where an entry is there twice, as its cells would be."""
-    for at, entry in enumerate(entries or ()):
-        if entry in (entries or ())[:at]:
+    there = entries or []
+    for at, entry in enumerate(there):
+        if entry in there[:at]:
             raise ValueError(f"{entry} is there twice; give each once")
     return entries
 
