@@ -88,7 +88,7 @@ _LATER: Final = ("behind", "unless_behind", "closer", "flat")
 Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
-VERSIONS: Final = {"quick": 1, "standard": 17, "thorough": 17, "autoattack": 6, "demo": 1}
+VERSIONS: Final = {"quick": 1, "standard": 18, "thorough": 18, "autoattack": 7, "demo": 1}
 
 
 @SUITES.register("quick")
@@ -115,9 +115,9 @@ def standard(threat: Threat) -> list[Stage]:
     margin, and FAB, which ends early where the surface is straight; the same ratio; ascents and hops from the nearest
     break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
     disagree or the boundary is near, and APGD and random search as probes. A survivor costs some tens to some hundreds of
-    passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 17): APGD, which comes in from three
-    times the radius, on two losses, and FAB; where that came near APGD towards three and five classes and from five starts;
-    random search as a probe. l0 (version 17): sigma-zero and FMN, against the leading class and the nearest ones, and
+    passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 18): APGD, which comes in from outside,
+    on two losses, from 4 and from 16 times the radius; from five more starts where the latter came nearer, and where they came
+    near from nine, towards three and five classes and from five starts less far out; random search as a probe. l0 (version 17): sigma-zero and FMN, against the leading class and the nearest ones, and
     random search as a probe. spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise,
     which says whether gradients tell.
     """
@@ -151,6 +151,7 @@ _FROM_OUTSIDE: Final = replace(_HOPS, steps=12, targets=1, odi_steps=0, near=0.2
 # What squares bring nearer than all gradients did is searched on.
 _MOVED: Final = Stage(Square(queries=2000, proposals=8), follows=True)
 _PROBE: Final = Square(queries=100, proposals=4)
+_WIDE_STARTS: Final = APGD(steps=30, restarts=9, loss="margin", outside=16)
 _SPARSE_PROBE: Final = SparseRS(queries=100, proposals=4)
 # Where gradients see the surface well, squares fall behind them in the first hundred queries.
 _SQUARES: Final = Square(queries=2000, proposals=8, pace=0.025)
@@ -263,17 +264,17 @@ def _standard_below(threat: Threat) -> list[Stage]:
 
 
 def _l1() -> list[Stage]:
-    margin = APGD(steps=30, loss="margin")
     return [
-        Stage(margin),
-        Stage(replace(margin, loss="mifpe")),
-        # Where gradients inside see nothing of what is near, as on Madry's nets, the boundary is found from outside.
-        Stage(FAB(steps=30, targets=9)),
-        _OFF_PLATEAU,
-        Stage(APGD(steps=30, targets=3), near=0.5),
-        Stage(APGD(steps=60, targets=5), near=0.2),
+        Stage(APGD(steps=15, loss="margin", outside=4)),
+        # Where gradients near the sample see nothing of what is near, as on Madry's nets, far more is seen from farther out.
+        Stage(APGD(steps=15, restarts=2, loss="mifpe", outside=16)),
+        Stage(replace(_WIDE_STARTS, restarts=5), follows=True),
         # Without momentum it is the starts that tell.
-        Stage(replace(margin, steps=50, restarts=5), near=0.2),
+        Stage(_WIDE_STARTS, near=0.2),
+        _OFF_PLATEAU,
+        Stage(APGD(steps=30, targets=3), near=0.3),
+        Stage(APGD(steps=60, targets=5), near=0.1),
+        Stage(APGD(steps=50, restarts=5, loss="margin"), near=0.1),
         *_probed(_PROBE),
     ]
 
@@ -284,7 +285,7 @@ def thorough(threat: Threat) -> list[Stage]:
 
     linf (version 15) and l2 (version 16): a longer ascent towards each class with hops where it came near, one or two
     long chains of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
-    where the 1,000 brought a sample nearer. l1 and l0 (version 17): the long forms of the same attacks.
+    where the 1,000 brought a sample nearer. l1 (version 18) and l0 (version 17): the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)
@@ -330,7 +331,7 @@ def _longer_l2() -> list[Stage]:
 
 def _longer_l1() -> list[Stage]:
     wide = MultiTargeted(steps=60, restarts=3, random_start=True, radii=(3, 2, 1))
-    searches = APGD(restarts=5), APGD(targets=9), FAB(), wide
+    searches = APGD(restarts=5), replace(_WIDE_STARTS, steps=60), APGD(targets=9), FAB(), wide
     return [*_all(*searches), *_widened(Square(queries=1000, proposals=4))]
 
 

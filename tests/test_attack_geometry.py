@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
+from robust.attacks import APGD
 from robust.attacks.geometry import (
     ahead,
     brought_in,
@@ -15,6 +17,7 @@ from robust.attacks.geometry import (
     steepest,
     uphill,
 )
+from robust.errors import InputError
 from robust.oracle import Oracle
 from robust.target import Target
 from robust.threat import Threat
@@ -38,6 +41,35 @@ def test_l2_steps_spend_nothing_on_values_at_the_end_of_the_box() -> None:
     torch.testing.assert_close(step, torch.tensor([[0.0, 0.0, -0.6, 0.0, 0.8]]))
     nowhere = uphill(torch.tensor([[-9.0, 8.0, 0.0, 0.0, -1.0]]), x, Threat("l2", "1"))
     assert nowhere.tolist() == [[0.0] * 5]
+
+
+@pytest.mark.parametrize(
+    ("outside", "steps"), [(None, {3: 9, 2: 9, 1: 12}), (1, {1: 30}), (16, {16: 6, 8: 6, 4: 6, 2: 6, 1: 6})]
+)
+def test_apgd_in_l1_comes_in_from_far_changes_of_single_values(
+    outside: float | None, steps: dict[int, int]
+) -> None:
+    """Noise as wide as the box is brought in to the largest radius: so the first point is as far out, and sparse."""
+    x, seen = torch.full((3, 1, 28, 28), 0.5), list[Tensor]()
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 2))
+    target = Target(model, device="cpu")
+    with torch.no_grad():
+        model[1].bias.copy_(-1e6 * torch.tensor([0.0, 1.0]))
+    y = torch.zeros(3, dtype=torch.int64)
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    APGD(steps=30, outside=outside).run(Oracle(target, x, y, torch.arange(3), Threat("l1", "1")))
+    radii = [radius for radius, count in steps.items() for _ in range(count + 1)]
+    norms = [float((point - x).flatten(1).norm(p=1, dim=1).max()) for point in seen]
+    assert norms[0] == pytest.approx(radii[0], rel=1e-4)
+    assert (seen[0] != 0.5).flatten(1).sum(1).max() < 30 * radii[0]
+    assert all(norm <= radius * 1.0001 for norm, radius in zip(norms, radii, strict=True))
+
+
+def test_where_apgd_comes_in_from_is_at_least_eps() -> None:
+    with pytest.raises(
+        InputError, match=r"apgd: outside: expected a radius in units of eps, 1 or more, got 0\.5"
+    ):
+        APGD(outside=0.5)
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-2.0, 3.0)])

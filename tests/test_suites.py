@@ -222,28 +222,42 @@ def test_no_sample_costs_more_than_is_stated(
     assert standing.median() < standing.max()
 
 
-def test_autoattack_has_the_original_budgets() -> None:
-    attacks = [stage.attack for stage in resolve("autoattack", Threat("linf", "8/255"))[1]]
-    assert [attack.label for attack in attacks] == [
-        "apgd",
-        "apgd(targets=9)",
-        "fab",
-        "square(stretched=False)",
-    ]
+@pytest.mark.parametrize(
+    ("threat", "labels"),
+    [
+        ("linf:8/255", ["apgd", "apgd(targets=9)", "fab", "square(stretched=False)"]),
+        ("l2:0.5", ["apgd", "apgd(targets=9)", "fab", "square(stretched=False)"]),
+        ("l1:12", ["apgd(restarts=5)", "apgd(targets=5)", "fab", "square(stretched=False)"]),
+    ],
+)
+def test_autoattack_has_the_original_budgets(threat: str, labels: list[str]) -> None:
+    attacks = [stage.attack for stage in resolve("autoattack", Threat.parse(threat))[1]]
+    assert [attack.label for attack in attacks] == labels
     found = [attack.parameters for attack in attacks]
     assert [found[0]["steps"], found[1]["steps"], found[2]["steps"], found[2]["targets"], found[3]["queries"]] == [
         100, 100, 100, 9, 5000,
     ]  # fmt: skip
 
 
-def test_autoattack_in_l1_restarts_and_aims_as_the_original_does() -> None:
-    attacks = [stage.attack for stage in resolve("autoattack", Threat("l1", "12"))[1]]
-    assert [attack.label for attack in attacks] == [
-        "apgd(restarts=5)",
-        "apgd(targets=5)",
-        "fab",
-        "square(stretched=False)",
-    ]
+class Gated(nn.Module):
+    """Two classes; a hundred of 784 values count, and none of them before it is over .7: three make the second class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        counts = torch.randperm(784, generator=torch.Generator().manual_seed(0)) < 100
+        self.weight = nn.Parameter(counts / 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = (torch.relu(x.flatten(1) - 0.7) * self.weight).sum(1) - 2.5
+        return torch.stack([-score, score], 1)
+
+
+def test_in_l1_starts_far_outside_see_what_the_papers_radii_do_not() -> None:
+    samples = torch.zeros(20, 1, 28, 28), torch.zeros(20, dtype=torch.int64)
+    paper = robust.evaluate(Gated(), samples, threat="l1:3.5", suite=APGD(restarts=5), device="cpu")
+    report = robust.evaluate(Gated(), samples, threat="l1:3.5", suite="standard", device="cpu")
+    assert report.robust_accuracy < paper.robust_accuracy - 0.2
+    assert report.trust != "trusted"  # every one can be broken
 
 
 def test_standard_breaks_no_less_than_its_parts(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -33,6 +34,9 @@ class APGD(Attack):
         targets: 0 for untargeted; else how many of the likeliest wrong classes to run against, in order.
         rho: share of steps that must raise the loss between checkpoints; not in l1.
         momentum: weight of the new step against the previous move; not in l1.
+        outside: in l1, where the search comes in from, in units of eps, >= 1: it runs at this radius, at half of it and so on
+            to eps, with as many steps at each. None: at 3, 2 and 1 times eps, as in the paper. Where gradients are masked,
+            as by the first layer of Madry's MNIST nets, more is to be seen from 16.
     """
 
     name: ClassVar[str] = "apgd"
@@ -46,12 +50,17 @@ class APGD(Attack):
     targets: int = 0
     rho: float = 0.75
     momentum: float = 0.75
+    outside: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.steps, self.restarts) < 1 or self.targets < 0:
             raise InputError(
                 "apgd: expected steps >= 1, restarts >= 1 and targets >= 0, got "
                 f"{self.steps}, {self.restarts} and {self.targets}"
+            )
+        if self.outside is not None and not 1 <= self.outside < math.inf:
+            raise InputError(
+                f"apgd: outside: expected a radius in units of eps, 1 or more, got {self.outside}"
             )
 
     @property
@@ -73,11 +82,11 @@ class APGD(Attack):
         return s.x_adv
 
     def _ascend(self, oracle: Oracle, s: State, loss: Callable[..., Tensor], *run: int) -> None:
-        threat = oracle.threat
-        s.x_adv = random_boundary_start(oracle.x, threat, oracle.random("start", *run))
+        threat, streams = oracle.threat, oracle.random("start", *run)
         if threat.norm == "l1":
-            ascend_l1(oracle, s, loss, lambda: (s.aim,) if self.targets else (), self.steps)
+            ascend_l1(oracle, s, loss, lambda: self._columns(s), streams, self.steps, self.outside)
             return
+        s.x_adv = random_boundary_start(oracle.x, threat, streams)
         s.previous = s.x_adv
         s.step = torch.full_like(oracle.y, 2 * threat.radius, dtype=s.x_adv.dtype)
         s.best = torch.full_like(s.step, -torch.inf)
@@ -87,8 +96,7 @@ class APGD(Attack):
         s.rises = torch.zeros_like(s.step)
         checkpoints = dict(_checkpoints(self.steps))
         for step in oracle.steps(self.steps + 1):
-            columns = (s.aim,) if self.targets else ()
-            gradient, value, _ = oracle.gradient(s.x_adv, loss, *columns)
+            gradient, value, _ = oracle.gradient(s.x_adv, loss, *self._columns(s))
             self._note(s, gradient, value, first=step == 0)
             if step in checkpoints:
                 gradient = self._checkpoint(s, gradient, checkpoints[step])
@@ -96,6 +104,9 @@ class APGD(Attack):
             z = brought_in(oracle, moved(s.x_adv, gradient, threat.norm, s.step))
             move = z.mul_(weight).add_(s.x_adv, alpha=2 * (1 - weight)).sub_(s.previous, alpha=1 - weight)
             s.previous, s.x_adv = s.x_adv, brought_in(oracle, move)
+
+    def _columns(self, s: State) -> tuple[Tensor, ...]:
+        return (s.aim,) if self.targets else ()
 
     def _note(self, s: State, gradient: Tensor, value: Tensor, *, first: bool) -> None:
         if not first:

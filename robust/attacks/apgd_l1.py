@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import torch
@@ -10,14 +10,18 @@ from torch import Tensor
 
 from robust.attacks.geometry import choose, count_of, per_row, replace, signs_of_largest
 from robust.oracle import Oracle, State
+from robust.rng import Streams
 from robust.threat import norm_of, project
 
-RADII: Final = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # radius in units of eps, share of the steps
+Schedule = Sequence[tuple[float, float]]  # radius in units of eps, share of the steps
+
+_PAPER: Final = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 _THINNER: Final = (
     0.95  # the best point lost more than a twentieth of its changed values: the step starts anew
 )
 _SHRINK: Final = 1.5  # else the step is divided by this,
 _LEAST: Final = 10.0  # down to a tenth of the first
+_WIDEST: Final = 100.0  # eps: the noise of the start, where the box has no ends
 
 
 def ascend_l1(
@@ -25,29 +29,44 @@ def ascend_l1(
     s: State,
     loss: Callable[..., Tensor],
     columns: Callable[[], tuple[Tensor, ...]],
+    streams: Streams,
     steps: int,
+    outside: float | None,
 ) -> None:
-    """Croce & Hein 2021 (arXiv 2103.01208): from `s.x_adv`, raise the loss in the ball and box together.
+    """Croce & Hein 2021 (arXiv 2103.01208): from a random point outside, raise the loss in the ball and box together.
 
     A step goes along the signs of the largest gradient values; how many is two thirds of the values that
-    the best point so far changes. The search runs at 3, 2 and 1 times eps, each from the best of the last.
+    the best point so far changes. The search runs at 3, 2 and 1 times eps, each from the best of the last, or from farther
+    outside inwards. It begins with noise as large as the box, projected: few values changed, and these by much.
 
     Args:
         s: state; the best point inside the threat is left in `s.x_adv`.
         columns: the loss's further columns, of the rows that are live at the time.
+        streams: where the noise is drawn from.
         steps: gradient steps, all radii together.
+        outside: the first radius in units of eps, then half of it and so on, each with as many steps; None: as in the paper.
     """
-    for number, (factor, length) in enumerate(_stages(steps)):
-        _ascend(oracle, s, loss, columns, factor * oracle.threat.radius, length, first=number == 0)
+    low, high = oracle.threat.bounds
+    size = min(high - low, _WIDEST * oracle.threat.radius)
+    s.x_adv = oracle.x + size * streams.normal(oracle.x.shape[1:])
+    for factor, length in _stages(steps, _PAPER if outside is None else _halved(outside)):
+        _ascend(oracle, s, loss, columns, factor * oracle.threat.radius, length)
 
 
-def _stages(steps: int) -> Iterator[tuple[float, int]]:
+def _halved(outside: float) -> Schedule:
+    radii = [outside]
+    while radii[-1] > 1:
+        radii.append(max(radii[-1] / 2, 1.0))
+    return [(factor, 1 / len(radii)) for factor in radii]
+
+
+def _stages(steps: int, schedule: Schedule) -> Iterator[tuple[float, int]]:
     """Radii with their steps; a budget too short for all of them stays inside."""
-    counts = [int(share * steps) for _, share in RADII[:-1]]
-    if min(counts) > 0:
-        yield from zip([factor for factor, _ in RADII[:-1]], counts, strict=True)
+    counts = [int(share * steps) for _, share in schedule[:-1]]
+    if min(counts, default=0) > 0:
+        yield from zip([factor for factor, _ in schedule[:-1]], counts, strict=True)
         steps -= sum(counts)
-    yield RADII[-1][0], steps
+    yield schedule[-1][0], steps
 
 
 def _ascend(
@@ -57,15 +76,11 @@ def _ascend(
     columns: Callable[[], tuple[Tensor, ...]],
     radius: float,
     steps: int,
-    *,
-    first: bool,
 ) -> None:
     bounds, values = oracle.threat.bounds, oracle.x.shape[1:].numel()
     s.x_adv = project(s.x_adv, oracle.x, "l1", radius, bounds)
     s.changed = norm_of((s.x_adv - oracle.x).flatten(1), "l0")
     s.density = s.changed / values / _SHRINK
-    if first:
-        s.changed, s.density = torch.full_like(s.changed, values), torch.full_like(s.density, 0.2)
     s.step = torch.full_like(s.changed, radius)
     s.best, s.best_x = torch.full_like(s.step, -torch.inf), s.x_adv.clone()
     s.best_gradient = torch.zeros_like(s.x_adv)

@@ -279,4 +279,27 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "l2": "4adcc59782323a72cff5da2926ba4722",
         "l1": "abdcfc4a01b579ba835ebf2cbf18fadf",
     },
+    ("standard", 18): {
+        "linf": "b2d3517d1b7b9d5f7018b53f64ca8e0b",
+        "l2": "d5e46e451250651168ce3b6a66bffb3f",
+        "l1": "1e7b5d3b46642c266f6e46ecf49cf40b",
+        "l0": "596abe8ebee1ebeda6a5ff94577c37da",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("thorough", 18): {
+        "linf": "b149a82e1a8765240a3134c0cd2f02d8",
+        "l2": "def6c3393c456c51937f48a54c366440",
+        "l1": "dd30b536cca721f9db18f4d8946741e1",
+        "l0": "f00073cc98b515c6d41374f495f280ca",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("autoattack", 7): {
+        "linf": "78958cecaffdf443337bede59483e96c",
+        "l2": "78958cecaffdf443337bede59483e96c",
+        "l1": "4d58ef496f1de7b0658996c40cdea447",
+    },
 }
