@@ -12,7 +12,6 @@ from robust.attacks import (
     CW,
     FAB,
     FGSM,
-    FMN,
     PGD,
     Attack,
     BasinHopping,
@@ -116,18 +115,17 @@ def standard(threat: Threat) -> list[Stage]:
     break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
     disagree or the boundary is near, and APGD and random search as probes. A survivor costs some tens to some hundreds of
     passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 18): APGD, which comes in from outside,
-    on two losses, from 4 and from 16 times the radius; from five more starts where the latter came nearer, and where they came
-    near from nine, towards three and five classes and from five starts less far out; random search as a probe. l0 (version 17): sigma-zero and FMN, against the leading class and the nearest ones, and
-    random search as a probe. spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise,
-    which says whether gradients tell.
+    on two losses, from 4 and from 16 times the radius; from six more starts where the latter came nearer, and where they came
+    near from nine, and towards three and five classes; random search as a probe. l0 (version
+    18): sigma-zero, and random search for all; where these came near, both for longer. spatial and corruptions: all there are.
+    patch (version 15): ascent at ten places, and noise, which says whether gradients tell.
     """
     if threat.norm in _FAMILIES:
         return _all(*_FAMILIES[threat.norm])
     if threat.norm == "l1":
         return _l1()
     if threat.norm == "l0":
-        searches = SigmaZero(), FMN(steps=60, targets=2), SigmaZero(steps=200, targets=3)
-        return [*_all(*searches), *_probed(_SPARSE_PROBE)]
+        return _l0()
     margin = PGD(steps=7, loss="margin", schedule="cosine", random_start=False)
     if threat.norm == "l2":
         return [Stage(margin), *_l2()]
@@ -152,7 +150,6 @@ _FROM_OUTSIDE: Final = replace(_HOPS, steps=12, targets=1, odi_steps=0, near=0.2
 _MOVED: Final = Stage(Square(queries=2000, proposals=8), follows=True)
 _PROBE: Final = Square(queries=100, proposals=4)
 _WIDE_STARTS: Final = APGD(steps=30, restarts=9, loss="margin", outside=16)
-_SPARSE_PROBE: Final = SparseRS(queries=100, proposals=4)
 # Where gradients see the surface well, squares fall behind them in the first hundred queries.
 _SQUARES: Final = Square(queries=2000, proposals=8, pace=0.025)
 
@@ -162,7 +159,7 @@ _SQUARES: Final = Square(queries=2000, proposals=8, pace=0.025)
 _OFF_PLATEAU: Final = Stage(APGD(steps=10, targets=9), flat=0.95)
 
 
-def _probed(search: Square | SparseRS) -> list[Stage]:
+def _probed(search: Square) -> list[Stage]:
     """Random search of what is near and of a share of the others; what it brings nearer is searched on."""
     return [
         Stage(search, near=0.03, share=0.03),
@@ -268,14 +265,28 @@ def _l1() -> list[Stage]:
         Stage(APGD(steps=15, loss="margin", outside=4)),
         # Where gradients near the sample see nothing of what is near, as on Madry's nets, far more is seen from farther out.
         Stage(APGD(steps=15, restarts=2, loss="mifpe", outside=16)),
-        Stage(replace(_WIDE_STARTS, restarts=5), follows=True),
+        Stage(replace(_WIDE_STARTS, steps=20, restarts=6), follows=True),
         # Without momentum it is the starts that tell.
-        Stage(_WIDE_STARTS, near=0.2),
+        Stage(replace(_WIDE_STARTS, steps=15), near=0.6),
+        Stage(_WIDE_STARTS, near=0.15),
         _OFF_PLATEAU,
-        Stage(APGD(steps=30, targets=3), near=0.3),
+        Stage(APGD(steps=30, targets=3), near=0.2),
         Stage(APGD(steps=60, targets=5), near=0.1),
-        Stage(APGD(steps=50, restarts=5, loss="margin"), near=0.1),
         *_probed(_PROBE),
+    ]
+
+
+# What has found nothing within half of the clean margin after a fifth of the queries seldom finds more.
+_SPARSE: Final = SparseRS(queries=2000, proposals=4, pace=0.1)
+
+
+def _l0() -> list[Stage]:
+    """Random search breaks what sigma-zero leaves, most of all where gradients are masked, at a smaller cost."""
+    return [
+        Stage(SigmaZero()),
+        Stage(_SPARSE),
+        Stage(SigmaZero(steps=200, targets=3), near=0.4),
+        Stage(replace(_SPARSE, proposals=8, restarts=3), near=0.15),
     ]
 
 
@@ -285,7 +296,7 @@ def thorough(threat: Threat) -> list[Stage]:
 
     linf (version 15) and l2 (version 16): a longer ascent towards each class with hops where it came near, one or two
     long chains of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
-    where the 1,000 brought a sample nearer. l1 (version 18) and l0 (version 17): the long forms of the same attacks.
+    where the 1,000 brought a sample nearer. l1 and l0 (version 18): the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)
@@ -306,7 +317,7 @@ def _longer(threat: Threat) -> list[Stage]:
     ]
 
 
-def _widened(search: Square | SparseRS) -> list[Stage]:
+def _widened(search: Square) -> list[Stage]:
     """Random search for all, and of what it brought nearer five times as long."""
     return [Stage(search), Stage(replace(search, queries=5000, proposals=8), follows=True)]
 
@@ -336,8 +347,7 @@ def _longer_l1() -> list[Stage]:
 
 
 def _longer_l0() -> list[Stage]:
-    searches = SigmaZero(steps=1000), SigmaZero(steps=500, targets=9), FMN(steps=300, targets=9)
-    return [*_all(*searches), *_widened(SparseRS(queries=1000, proposals=4))]
+    return _all(SigmaZero(steps=1000), SigmaZero(steps=500, targets=9), SparseRS(queries=10_000, proposals=4))
 
 
 @SUITES.register("autoattack")

@@ -282,8 +282,8 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     ("standard", 18): {
         "linf": "b2d3517d1b7b9d5f7018b53f64ca8e0b",
         "l2": "d5e46e451250651168ce3b6a66bffb3f",
-        "l1": "1e7b5d3b46642c266f6e46ecf49cf40b",
-        "l0": "596abe8ebee1ebeda6a5ff94577c37da",
+        "l1": "6be20c6217a624d659e9833ea53ba0d9",
+        "l0": "c603be48390a8e8fee6b7123d0179511",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "5d87e198c6415843cd495eec542267ff",
@@ -291,8 +291,8 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     ("thorough", 18): {
         "linf": "b149a82e1a8765240a3134c0cd2f02d8",
         "l2": "def6c3393c456c51937f48a54c366440",
-        "l1": "dd30b536cca721f9db18f4d8946741e1",
-        "l0": "f00073cc98b515c6d41374f495f280ca",
+        "l1": "622d5080c6d399cfaecb8b8cfbdda6a7",
+        "l0": "5e51aa8d4d10aee130b0c4f6fc14b047",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "5d87e198c6415843cd495eec542267ff",
