@@ -315,6 +315,23 @@ def test_what_squares_break_is_a_share_of_what_stood(
     assert [finding.check for finding in found] == ["black-box-wins"] * fires
 
 
+@pytest.mark.parametrize(("broke", "fires"), [(30, False), (60, True)])
+def test_random_search_in_l0_breaks_a_good_part_of_what_gradients_leave_on_honest_nets(
+    broke: int, fires: bool
+) -> None:
+    descent = {
+        "label": "sigma-zero",
+        "name": "sigma-zero",
+        "access": "gradient",
+        "attacked": 200,
+        "broke": 100,
+    }
+    search = {"label": "sparse-rs", "name": "sparse-rs", "access": "score", "attacked": 100, "broke": broke}
+    entries = [entry | {"rejected": 0, "silent": 0, "selection": {}} for entry in (descent, search)]
+    found = review(entries, 200, cascade=True)
+    assert [finding.check for finding in found] == ["black-box-wins"] * fires
+
+
 def test_diagnose_is_named_when_it_is_wrong(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(InputError, match="diagnose: expected 'standard' or 'full', got 'all'"):
         robust.evaluate(net, digits, threat="linf:0.1", diagnose="all")  # type: ignore[arg-type]

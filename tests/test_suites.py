@@ -260,6 +260,14 @@ def test_in_l1_starts_far_outside_see_what_the_papers_radii_do_not() -> None:
     assert report.trust != "trusted"  # every one can be broken
 
 
+def test_in_l0_random_search_sees_what_gradients_do_not() -> None:
+    samples = torch.zeros(20, 1, 28, 28), torch.zeros(20, dtype=torch.int64)
+    descent = robust.evaluate(Gated(), samples, threat="l0:6", suite="sigma-zero", device="cpu")
+    report = robust.evaluate(Gated(), samples, threat="l0:6", suite="standard", device="cpu")
+    assert report.robust_accuracy == 0 < descent.robust_accuracy
+    assert report.trust != "trusted"
+
+
 def test_standard_breaks_no_less_than_its_parts(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     whole = robust.evaluate(net, digits, threat="linf:0.06", suite="standard", device="cpu")
     for stage in resolve("standard", whole.threat)[1][:2]:
