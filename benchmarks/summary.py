@@ -14,7 +14,7 @@ import pandas as pd
 from tabulate import tabulate
 
 RESULTS = Path(__file__).parent / "results"
-TABLES = ("mnist", "cifar", "unseen", "masked", "published", "vnncomp")
+TABLES = ("mnist", "cifar", "unseen", "masked", "published", "vnncomp", "l1")
 _FIGURES = ("robust %", "broken here only", "left here only", "forwards", "backwards", "seconds")
 
 
