@@ -164,6 +164,11 @@ class Oracle:
         _ = self.gaps
         return self._observer.ledger.margin
 
+    @property
+    def reached(self) -> Tensor | None:
+        """Live rows that are broken, (N,) bool, and here only to be broken nearer; None where those leave at once."""
+        return self.ledger.broken[self._rows] if self._minimize else None
+
     # -- what an attack asks --------------------------------------------------------------------
 
     def gradient(self, x_adv: Tensor, loss: Callable[..., Tensor], *columns: Tensor) -> Evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import robust
 from robust.attacks import (
     ATTACKS,
     SPSA,
+    Attack,
     HopSkipJump,
     Noise,
     RayS,
@@ -420,3 +422,17 @@ def test_where_no_class_can_be_aimed_at_it_is_said(name: str, option: str) -> No
         match=f"attack '{name}': no option '{option}'; it has no targeted variant.*`multitargeted`",
     ):
         make_attack(name, **{option: "3"})
+
+
+@pytest.mark.parametrize(("attack", "threat"), [(Square(queries=400, proposals=4), "l2:1"), (SparseRS(queries=400), "l0:8")])  # fmt: skip
+def test_random_search_ends_at_a_break_where_nearer_points_are_asked_for(
+    attack: Attack, threat: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Its changes are all as large as eps: no later one is nearer."""
+    settings: dict[str, Any] = {"suite": [attack], "device": "cpu", "precision": "float32"}
+    plain = robust.evaluate(net, digits, threat=threat, **settings).verdicts
+    nearest = robust.evaluate(net, digits, threat=threat, minimize=True, **settings)
+    searched = next(entry for entry in nearest.attacks if entry["name"] == attack.name)
+    assert (plain["status"] == "broken").sum() > 0
+    assert (nearest.verdicts["status"] == plain["status"]).all()
+    assert searched["forwards"] <= plain["forwards"].sum() + 5 * 4 * len(plain)

@@ -94,8 +94,8 @@ class RandomSearch(Attack):
             if step % _AT_ONCE == 0:
                 s.unit = oracle.random(run, step).uniform((_AT_ONCE, numbers))
             self._share(s)
-            if self.pace is not None and step % _PACED == 0:
-                oracle.rest(step / steps * s.best < self.pace * s.clean)
+            if step % _PACED == 0:
+                self._end(oracle, s, step / steps)
             query = step * self.proposals
             size = self._size(query * 10_000 // self.queries if self.stretched else query)
             changed = self._change(oracle, s, size, s.unit[:, step % _AT_ONCE])
@@ -104,6 +104,17 @@ class RandomSearch(Attack):
             s.best = torch.where(better, value, s.best)
             replace(better, *zip((getattr(s, name) for name in self.carried), changed, strict=True))
         self._share(s)
+
+    def _end(self, oracle: Oracle, s: State, spent: float) -> None:
+        """End the search of samples that are behind the pace, or broken: no change is smaller than those that broke them."""
+        done = oracle.reached
+        if done is not None:
+            done = done.view(-1, self.proposals).any(1).repeat_interleave(self.proposals)
+        if self.pace is not None:
+            behind = spent * s.best < self.pace * s.clean
+            done = behind if done is None else done | behind
+        if done is not None:
+            oracle.rest(done)
 
     def _share(self, s: State) -> None:
         """Give all copies of a sample the best point among them."""
