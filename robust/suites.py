@@ -116,9 +116,9 @@ def standard(threat: Threat) -> list[Stage]:
     disagree or the boundary is near, and APGD and random search as probes. A survivor costs some tens to some hundreds of
     passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 18): APGD, which comes in from outside,
     on two losses, from 4 and from 16 times the radius; from six more starts where the latter came nearer, and where they came
-    near from nine, and towards three and five classes; random search as a probe. l0 (version
-    18): sigma-zero, and random search for all; where these came near, both for longer. spatial and corruptions: all there are.
-    patch (version 15): ascent at ten places, and noise, which says whether gradients tell.
+    near from nine, and towards three and five classes; random search as a probe. l0 (version 18): sigma-zero, and random
+    search for all; where these came near, both for longer. spatial and corruptions: all there are. patch (version 15):
+    ascent at ten places, and noise, which says whether gradients tell.
     """
     if threat.norm in _FAMILIES:
         return _all(*_FAMILIES[threat.norm])
@@ -159,12 +159,8 @@ _SQUARES: Final = Square(queries=2000, proposals=8, pace=0.025)
 _OFF_PLATEAU: Final = Stage(APGD(steps=10, targets=9), flat=0.95)
 
 
-def _probed(search: Square) -> list[Stage]:
-    """Random search of what is near and of a share of the others; what it brings nearer is searched on."""
-    return [
-        Stage(search, near=0.03, share=0.03),
-        Stage(replace(search, queries=2000, proposals=8), follows=True),
-    ]
+# Random search of what is near and of a share of the others; what it brings nearer is searched on.
+_PROBED: Final = [Stage(_PROBE, near=0.03, share=0.03), _MOVED]
 
 
 def _linf() -> list[Stage]:
@@ -223,7 +219,7 @@ def _l2() -> list[Stage]:
         Stage(_MIFPE, near=0.5),
         # From a start and on a loss of its own: what the others left a little short of the boundary.
         Stage(APGD(steps=20, targets=3), near=0.03),
-        *_probed(_PROBE),
+        *_PROBED,
     ]
 
 
@@ -272,7 +268,7 @@ def _l1() -> list[Stage]:
         _OFF_PLATEAU,
         Stage(APGD(steps=30, targets=3), near=0.2),
         Stage(APGD(steps=60, targets=5), near=0.1),
-        *_probed(_PROBE),
+        *_PROBED,
     ]
 
 
@@ -313,13 +309,15 @@ def _longer(threat: Threat) -> list[Stage]:
     return [
         *(_longer_l2() if threat.norm == "l2" else _longer_linf()),
         *_all(APGD(), APGD(loss="dlr")),
-        *_widened(Square(queries=1000, proposals=4)),
+        *_WIDENED,
     ]
 
 
-def _widened(search: Square) -> list[Stage]:
-    """Random search for all, and of what it brought nearer five times as long."""
-    return [Stage(search), Stage(replace(search, queries=5000, proposals=8), follows=True)]
+# Random search for all, and of what it brought nearer five times as long.
+_WIDENED: Final = [
+    Stage(Square(queries=1000, proposals=4)),
+    Stage(Square(queries=5000, proposals=8), follows=True),
+]
 
 
 def _longer_linf() -> list[Stage]:
@@ -343,7 +341,7 @@ def _longer_l2() -> list[Stage]:
 def _longer_l1() -> list[Stage]:
     wide = MultiTargeted(steps=60, restarts=3, random_start=True, radii=(3, 2, 1))
     searches = APGD(restarts=5), replace(_WIDE_STARTS, steps=60), APGD(targets=9), FAB(), wide
-    return [*_all(*searches), *_widened(Square(queries=1000, proposals=4))]
+    return [*_all(*searches), *_WIDENED]
 
 
 def _longer_l0() -> list[Stage]:

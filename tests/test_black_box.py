@@ -428,7 +428,7 @@ def test_where_no_class_can_be_aimed_at_it_is_said(name: str, option: str) -> No
 def test_random_search_ends_at_a_break_where_nearer_points_are_asked_for(
     attack: Attack, threat: str, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    """Its changes are all as large as eps: no later one is nearer."""
+    """Its changes are as large as eps, or what the box leaves of it: looking for smaller ones is others' work."""
     settings: dict[str, Any] = {"suite": [attack], "device": "cpu", "precision": "float32"}
     plain = robust.evaluate(net, digits, threat=threat, **settings).verdicts
     nearest = robust.evaluate(net, digits, threat=threat, minimize=True, **settings)

@@ -106,7 +106,7 @@ class RandomSearch(Attack):
         self._share(s)
 
     def _end(self, oracle: Oracle, s: State, spent: float) -> None:
-        """End the search of samples that are behind the pace, or broken: no change is smaller than those that broke them."""
+        """End the search of samples that are behind the pace, or broken: changes are as large as eps, and seldom smaller later."""
         done = oracle.reached
         if done is not None:
             done = done.view(-1, self.proposals).any(1).repeat_interleave(self.proposals)

@@ -259,7 +259,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     ("standard", 17): {
         "linf": "82f89ada4193a35ea4491d32b9535e2e",
         "l2": "149242fc6925b3280876ce87c854bbfa",
-        "l1": "fdaaff708b141e691a4801041205c4ee",
+        "l1": "9dc6980b2d2e5f54730494ff009f295e",
         "l0": "596abe8ebee1ebeda6a5ff94577c37da",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
@@ -268,7 +268,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     ("thorough", 17): {
         "linf": "153632f9e16a6de55b1f2a748e7d6f11",
         "l2": "a8413dcb025b15afbe83ce2fd3aeb594",
-        "l1": "79d9bfd1df212c3d9e87f6e66eac2ce5",
+        "l1": "37e0d3486cf409773dbdb78227b9470f",
         "l0": "f00073cc98b515c6d41374f495f280ca",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
