@@ -1,12 +1,13 @@
 """The standard suite against the public AutoAttack: verdicts, passes and seconds on the same images.
 
-python benchmarks/verdict.py --auto-attack DIR [--a3 DIR] [--peers] [--suite NAME ...] [--limit 100] [--repeats 3] \\
+python benchmarks/verdict.py --auto-attack DIR [--a3 DIR] [--sparse-rs DIR] [--peers] [--suite NAME ...] [--limit 100] [--repeats 3] \\
     [--results NAME] --case MODEL,WEIGHTS,DATA,THREAT [--case ...]
 
 Of a model onnx:FILE, which has its weights, WEIGHTS names the normalisation that it expects (published.MOMENTS). DIR
-holds the public implementation (the package `autoattack`; A3's script); without it, it is left out. Passes of
-the other libraries are counted by hooks on the model; A3 counts its own, and says of no image whether it stands. "Broken here only" and "left here only" are against the public
-AutoAttack; overhead is the seconds over the passes times the cost of a pass of the model as it is, batched well.
+holds the public implementation (the package `autoattack`; A3's script; Sparse-RS's `rs_attacks.py`, which with adv_lib's
+sigma-zero takes AutoAttack's place in l0); without it, it is left out. Passes of the other libraries are counted by hooks on
+the model; A3 counts its own, and says of no image whether it stands. "Broken here only" and "left here only" are against
+the public AutoAttack; overhead is the seconds over the passes times the cost of a pass of the model as it is, batched well.
 An evaluation of a few samples goes before the first case: what a process does once, such as imports, is in no figure.
 The suites of this project take seconds where AutoAttack takes minutes, over which a machine's speed evens out: they run
 --repeats times, once before the other libraries and then after them, and the median of their seconds is given. A pass is
@@ -25,6 +26,7 @@ from typing import NamedTuple
 
 import numpy
 import public_a3
+import public_l0
 import published
 import torch
 from torch import Tensor, nn
@@ -219,7 +221,10 @@ def compare(case: str, options: argparse.Namespace) -> list[str]:
     reference = runs[0][0]
     found: dict[str, Measured | public_a3.Printed] = {}
     model.requires_grad_(False)  # no library is made to pay for gradients of the weights
-    if options.auto_attack:
+    if threat.norm == "l0" and options.sparse_rs:
+        attack = public_l0.attack(options.sparse_rs, model, x, y, threat)
+        reference = found[public_l0.NAME] = measured(model, x, y, attack)
+    elif options.auto_attack:
         reference = found["public AutoAttack"] = public_autoattack(options.auto_attack, model, x, y, threat)
     if options.a3:
         found["public A3"] = public_a3.attack(options.a3, model, x, y, threat)
@@ -249,6 +254,7 @@ def _warm_up(case: str) -> None:
 def _command(options: argparse.Namespace) -> str:
     suites = "".join(f" --suite {suite}" for suite in options.suite or ())
     public = " --auto-attack DIR" * bool(options.auto_attack) + " --a3 DIR" * bool(options.a3)
+    public += " --sparse-rs DIR" * bool(options.sparse_rs)
     return (
         f"Command: python benchmarks/verdict.py{public}{' --peers' * options.peers} --limit {options.limit}"
         f" --repeats {options.repeats}{suites}, "
@@ -267,6 +273,7 @@ def main() -> None:
     parser.add_argument("--case", action="append", required=True, metavar="MODEL,WEIGHTS,DATA,THREAT")
     parser.add_argument("--auto-attack", metavar="DIR")
     parser.add_argument("--a3", metavar="DIR")
+    parser.add_argument("--sparse-rs", metavar="DIR")
     parser.add_argument("--peers", action="store_true", help="torchattacks' and ART's AutoAttack too")
     parser.add_argument("--suite", action="append")
     parser.add_argument("--limit", type=int, default=100)

@@ -32,6 +32,20 @@ def test_the_default_suite_works_for_every_norm_it_claims(
 
 
 @pytest.mark.parametrize(
+    "threat", ["linf:0.08", "l2:0.5", "l1:1", "l0:2", "spatial:40,0.2", "corruptions:1-5", "patch:3x4"]
+)
+def test_a_smoke_test_works_under_every_threat_for_no_more_passes(
+    threat: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    quick, standard = (
+        robust.evaluate(net, digits, threat=threat, suite=suite, device="cpu")
+        for suite in ("quick", "standard")
+    )
+    assert standard.robust_accuracy <= quick.robust_accuracy < quick.clean_accuracy
+    assert quick.forwards + quick.backwards <= standard.forwards + standard.backwards
+
+
+@pytest.mark.parametrize(
     ("norm", "passes"), [("linf", 3 * 11 + 13 + 100), ("l2", 8 + 12 + 6 + 100 + 12 + 53)]
 )
 def test_what_is_far_from_its_boundary_costs_little(
