@@ -51,6 +51,8 @@ class EOT(Target):
         InputError: samples < 2, unknown vote, options beside a Target.
     """
 
+    randomized = True
+
     def __init__(
         self,
         model: nn.Module | Target,
@@ -69,9 +71,11 @@ class EOT(Target):
         if isinstance(model, Target) and options:
             raise InputError(f"{', '.join(options)}: the model is a Target, which has its own; give it there")
         inner = self.inner = model if isinstance(model, Target) else Target(model, **options)
+        found = inner.found_probabilities
         super().__init__(
             inner.model, bounds=inner.bounds, device=inner.device, probabilities=inner.probabilities
         )
+        self.found_probabilities = found
         self.normalize, self.preprocessing = inner.normalize, inner.preprocessing
         self.samples, self.vote, self.seed = samples, vote, seed
         self.draws = _JUDGED * samples
@@ -87,6 +91,15 @@ class EOT(Target):
     @probabilities.setter
     def probabilities(self, value: bool) -> None:
         self.inner.probabilities = value
+
+    @property
+    def found_probabilities(self) -> bool:
+        """Of the target inside, which other evaluations may be given."""
+        return self.inner.found_probabilities
+
+    @found_probabilities.setter
+    def found_probabilities(self, value: bool) -> None:
+        self.inner.found_probabilities = value
 
     def searcher(self) -> Self:
         """The same expectation by fewer draws, and other ones."""

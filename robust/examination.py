@@ -80,7 +80,8 @@ def examine(target: Target, samples: Samples, *, seed: int = 0) -> list[Line]:
             for hit in hits:
                 patient.lines.append(_line(what, hit))
         patient.lines += [_line("other", finding) for finding in findings.values()]
-        target.probabilities |= seen.probabilities
+        if seen.probabilities:
+            target.take_for_probabilities()
         _accuracy(patient, few, randomized=any(f.check == checks.RANDOMIZED.name for f in seen.findings))
         _normalization(patient)
         _types(patient)

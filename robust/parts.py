@@ -68,6 +68,7 @@ class Part:
     seconds: float
     failures: list[str]
     eot: dict[str, Any] | None = None
+    draws: int = 1  # passes of the model that an answer to a search takes
     examples: dict[str, Tensor] | None = None
 
 
@@ -164,6 +165,7 @@ def part_of(run: Run, rows: range, model: dict[str, Any], seconds: float, before
         seconds=seconds,
         failures=run.failures,
         eot={"samples": target.samples, "vote": target.vote} if isinstance(target, EOT) else None,
+        draws=target.searcher().draws,
         examples=run.examples() if run.settings.keep_examples else None,
     )
 
@@ -203,10 +205,10 @@ def join(
     reviewed = diagnose.review(attacks, sum(part.correct for part in parts), cascade=cascade, checks=checks)
     findings = [*_in_order(parts), *reviewed]
     verdicts = pd.concat([part.verdicts for part in parts], ignore_index=True)
-    whole = not stopped and len(attacks) == len(plan.stages)
+    whole = all(_attacked_to_the_end(part, plan) for part in parts)
     detached = any(finding.check == diagnose.DETACHED.name for finding in findings)
     if whole and not detached and plan.threat.family is None:
-        findings += diagnose.review_passes(verdicts, parts[0].eot["samples"] if parts[0].eot else 1)
+        findings += diagnose.review_passes(verdicts, parts[0].draws)
     return Report(
         threat=plan.threat,
         suite=plan.suite,
@@ -245,6 +247,10 @@ def _check_cover(parts: Sequence[Part], n: int, *, stopped: bool) -> None:
     for key, holds in same.items():
         if not holds:
             raise InputError(f"parts: they differ in {key}; join only what one plan made")
+
+
+def _attacked_to_the_end(part: Part, plan: Plan) -> bool:
+    return len(part.attacks) == len(plan.stages) or not (part.verdicts["status"] == "survived").any()
 
 
 def _in_order(parts: Sequence[Part]) -> list[Finding]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 STATUSES = ("misclassified", "broken", "survived", "error")
 Trust = Literal["trusted", "suspect", "unreliable"]
+STOPPED = " (stopped)"  # after a suite's name: a gate failed before the last attack, and what still stood counts as survived
 
 
 @dataclass
@@ -78,6 +79,11 @@ class Report:
     def n(self) -> int:
         """Samples evaluated."""
         return len(self.verdicts)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a gate ended the suite early: its robust accuracy is then more than the whole suite would leave."""
+        return self.suite.endswith(STOPPED)
 
     @property
     def statuses(self) -> dict[str, int]:
@@ -140,11 +146,12 @@ class Report:
 
         Returns:
             A row per eps: eps (as a number), robust_accuracy and its 95 % interval (low, high), all
-            fractions. As every verdict by attack, an upper bound.
+            fractions. As every verdict by attack, an upper bound, and a looser one than an evaluation at that radius.
 
         Raises:
-            InputError: the evaluation did not minimize, no attack searched so far out, or the threat is no norm ball: its
-                strengths are not nested, or not told by a distance.
+            InputError: the evaluation did not minimize, no attack searched at that radius (those that are no minimum-norm
+                attacks do at the threat's alone), or the threat is no norm ball: its strengths are not nested, or not told
+                by a distance.
         """
         if not self.minimize:
             raise InputError(
@@ -305,7 +312,7 @@ def curve_radii(threat: Threat, eps: Iterable[float | str], *, unlimited: bool) 
     Args:
         threat: that is evaluated.
         eps: as the user gave them.
-        unlimited: whether a minimum-norm attack searches beyond the threat.
+        unlimited: whether a minimum-norm attack searches at every radius, beyond the threat, too.
 
     Raises:
         InputError: a radius that is none, or that is not searched; a threat that is no norm ball.
@@ -315,10 +322,11 @@ def curve_radii(threat: Threat, eps: Iterable[float | str], *, unlimited: bool) 
             f"curve: expected a threat in linf, l2, l1 or l0, got {threat}; evaluate each strength by itself"
         )
     radii = [0.0 if str(e).strip() in ("0", "0.0") else replace(threat, eps=str(e)).radius for e in eps]
-    if radii and not unlimited and max(radii) > threat.radius:
+    unsearched = [] if unlimited else [radius for radius in radii if radius not in (0.0, threat.radius)]
+    if unsearched:
         raise InputError(
-            f"curve: eps: expected at most {threat.eps}, the radius that was searched, got {max(radii)}; "
-            "add a minimum-norm attack such as fmn to the suite"
+            f"curve: eps: expected {threat.eps}, at which alone these attacks search, got {unsearched[0]:g}; "
+            "add a minimum-norm attack such as fmn to them, or evaluate each radius by itself"
         )
     return radii
 

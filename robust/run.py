@@ -133,7 +133,8 @@ class Run:
         start = time.perf_counter()
         seen, x, y = self._look_at_few(min(diagnose.PREFLIGHT_SAMPLES, len(self.whole)))
         self.findings += seen.findings
-        self.target.probabilities |= seen.probabilities
+        if seen.probabilities:
+            self.target.take_for_probabilities()
         self.differentiable = seen.differentiable
         self._few_logits = None if seen.probabilities else seen.logits
         self.checks |= {
@@ -325,6 +326,7 @@ class Run:
             judge=None if self.search is self.target else self.judge,
             prior=prior, stays_inside=attack.stays_inside, minimize=self.settings.minimize, tick=tick,
         )  # fmt: skip
+        told = oracle.ledger.margin > 0  # by an earlier attack, where all go on after a break
         try:
             attack(oracle)
         except KeyboardInterrupt:  # what was found is kept
@@ -343,8 +345,8 @@ class Run:
         if stuck:
             entry["unstarted"] += stuck
             self.find(diagnose.NO_START, f"{attack.label} found nowhere to begin")
-        if self.target.draws == 1:  # over draws the judge's are others than the search's, and more
-            entry["silent"] += int(((ledger.margin > 0) & ~ledger.broken & ~ledger.failed).sum())
+        if not self.target.randomized:  # there the judge's draws are others than the search's, and more
+            entry["silent"] += int(((ledger.margin > 0) & ~told & ~ledger.broken & ~ledger.failed).sum())
         failed = (ledger.failed & ~ledger.broken).cpu()
         if bool(failed.any()):
             v.fail(rows[failed])

@@ -61,6 +61,7 @@ class Target:
     """
 
     draws: int = 1  # forward passes of the model that an answer takes
+    randomized: bool = False  # these are drawn anew, so that the judge's are others than the search's
     blur: float = (
         0.0  # how far logits may be off those of the model itself, of their spread: for copies of it
     )
@@ -90,6 +91,7 @@ class Target:
         self.device = resolve_device(device)
         self.normalize = normalize
         self.probabilities = probabilities
+        self.found_probabilities = False  # by an evaluation, which later ones are to say, too
         self.size, self.preprocessing = size, preprocessing
         self._mean, self._std = _moments(normalize, self.device)
         self._tf32 = tf32
@@ -108,6 +110,10 @@ class Target:
             self._hand_back()
             raise
         return self
+
+    def take_for_probabilities(self) -> None:
+        """From now on give the logarithm of what the model returns: an evaluation found that out by itself."""
+        self.probabilities = self.found_probabilities = True
 
     def _take_over(self) -> None:
         self._step_out_of_ambient_modes()

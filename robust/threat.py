@@ -166,7 +166,23 @@ def project(
     sign = delta.sign()  # and no masks: one costs more than ten of these
     room = base.add(sign, alpha=min(high - low, MOST)).clamp_(low, high).sub_(base).abs_()
     size = _shrink_l1(delta.abs_(), room, radius)
-    return sign.mul_(size).add_(base).clamp_(low, high).view_as(x)
+    return _moved_l1(base, sign, size, radius).clamp_(low, high).view_as(x)
+
+
+def _moved_l1(base: Tensor, sign: Tensor, size: Tensor, eps: float | Tensor) -> Tensor:
+    """base + sign * size: (N, D), its sum of changes no more than eps, a float's rounding of every value included.
+
+    Many small changes of like binades may all be rounded upwards.
+    """
+    moved = torch.mul(sign, size).add_(base)
+    for _ in range(3):
+        whole = (moved - base).abs_().sum(1, keepdim=True, dtype=torch.float64)
+        outside = whole > eps * (1 + 5e-7)
+        if not bool(outside.any()):
+            break
+        size = size * torch.where(outside, eps / whole * (1 - 1e-6), 1.0).to(size.dtype)
+        moved = torch.where(outside, torch.mul(sign, size).add_(base), moved)
+    return moved
 
 
 def norm_of(flat: Tensor, norm: str) -> Tensor:

@@ -194,7 +194,10 @@ def test_attack_prints_a_table_of_eighty_columns(files: Path, inside: Callable[.
         (("--limit", "ten"), "got 'ten'"),
         (("--limit=1.5",), "got '1.5'"),
         (("--curve", "0.1,abc"), "--curve"),
-        (("--curve", "0.2", "--attack", "pgd"), "--curve: eps: expected at most 0.1"),
+        (
+            ("--curve", "0.2", "--attack", "pgd"),
+            "--curve: eps: expected 0.1, at which alone these attacks search, got 0.2",
+        ),
         (("--curve", "1,2", "--threat", "corruptions:2"), "--curve: expected a threat in linf"),
         (("--save-examples",), "--out"),
         (("--out", "data.npz/below"), "--out"),

@@ -15,6 +15,7 @@ from toy import ENOUGH
 import robust
 from robust.attacks import FGSM, PGD, Attack, SigmaZero
 from robust.diagnose import CHECKS, Subject, checks_page, review, review_passes
+from robust.diagnose.probes import monotone, step_size
 from robust.errors import InputError
 from robust.report import Report
 from robust.run import Run, Settings
@@ -315,21 +316,56 @@ def test_what_squares_break_is_a_share_of_what_stood(
     assert [finding.check for finding in found] == ["black-box-wins"] * fires
 
 
-@pytest.mark.parametrize(("broke", "fires"), [(30, False), (60, True)])
-def test_random_search_in_l0_breaks_a_good_part_of_what_gradients_leave_on_honest_nets(
-    broke: int, fires: bool
+@pytest.mark.parametrize(("by_gradients", "broke", "fires"), [(100, 85, False), (40, 60, True)])
+def test_random_search_in_l0_breaks_most_of_what_gradients_leave_on_honest_nets(
+    by_gradients: int, broke: int, fires: bool
 ) -> None:
     descent = {
         "label": "sigma-zero",
         "name": "sigma-zero",
         "access": "gradient",
         "attacked": 200,
-        "broke": 100,
+        "broke": by_gradients,
     }
     search = {"label": "sparse-rs", "name": "sparse-rs", "access": "score", "attacked": 100, "broke": broke}
     entries = [entry | {"rejected": 0, "silent": 0, "selection": {}} for entry in (descent, search)]
     found = review(entries, 200, cascade=True)
     assert [finding.check for finding in found] == ["black-box-wins"] * fires
+
+
+@pytest.mark.parametrize("draws", [None, 4])
+def test_what_one_evaluation_finds_of_the_outputs_the_next_one_finds_again(
+    draws: int | None, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    target = Target(Wrap(net, same, lambda logits: logits.softmax(1)).eval(), device="cpu")
+    threats = ("linf:0.1", "linf:0.1", "l2:0.5")
+    reports = [robust.evaluate(target, digits, threat=threat, suite="fgsm", eot=draws) for threat in threats]
+    assert all("probabilities" in {f["check"] for f in report.findings} for report in reports)
+    assert reports[0].findings == reports[1].findings
+    declared = Target(target.model, device="cpu", probabilities=True)
+    quiet = robust.evaluate(declared, digits, threat="linf:0.1", suite="fgsm")
+    assert "probabilities" not in {f["check"] for f in quiet.findings}
+
+
+def test_probes_of_the_step_leave_alone_what_pgd_does_not_know(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    report = robust.evaluate(net, digits, threat="l0:4", device="cpu", diagnose="full")
+    assert not {"step-size", "monotone"} & {finding["check"] for finding in report.findings}
+    x, y = digits[0][:8], digits[1][:8]
+    with Target(net, device="cpu") as target:
+        subject = Subject(
+            target, Threat.parse("l0:4"), x, y, torch.arange(8), torch.ones(8, dtype=torch.bool), [SigmaZero()], 8, 0
+        )  # fmt: skip
+        assert (step_size(subject), monotone(subject), subject.forwards) == (None, None, 0)
+
+
+def test_searches_for_the_nearest_point_pass_no_break_in_silence(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    for threat in ("linf:0.1", "l2:0.6"):
+        found = robust.evaluate(net, digits, threat=threat, device="cpu", minimize=True).findings
+        assert "silent-success" not in {finding["check"] for finding in found}
 
 
 def test_diagnose_is_named_when_it_is_wrong(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

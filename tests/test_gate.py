@@ -20,6 +20,7 @@ from robust.gate.baseline import Baseline, compare
 from robust.gate.check import GateResult, check, evaluate_some
 from robust.gate.evidence import keep, message, worst
 from robust.gate.portions import shuffled
+from robust.leaderboard.record import Record
 from robust.oracle import Oracle
 from robust.report import Report
 from robust.sources import as_samples
@@ -54,6 +55,17 @@ def test_a_bad_model_fails_before_the_costly_attacks() -> None:
     last = gate(Threshold(), samples(1000, 0.7), at_least=0.6, gate="fixed", max_samples=100)
     assert 0 < len(result.report.attacks) < len(last.report.attacks)
     assert result.report.suite == "standard (stopped)"
+    assert result.report.stopped
+    with pytest.raises(InputError, match="stopped this suite early"):
+        Baseline.of(result.report)
+    with pytest.raises(InputError, match="which a gate stopped early"):
+        Record.from_report(result.report, name="x", defense={"name": "none", "parameters": {}})
+
+
+def test_a_whole_gate_tells_a_short_search() -> None:
+    result = gate(Threshold(), samples(100, 0.9), at_least=0.5, suite="fgsm", gate="fixed")
+    assert result.complete
+    assert "short-search" in {finding["check"] for finding in result.report.findings}
 
 
 def test_portions_find_what_one_run_finds(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

@@ -279,8 +279,10 @@ def test_a_curve_needs_a_search_that_went_there(net: nn.Module, digits: tuple[Te
         plain.curve([0.01])
     bounded = evaluate(net, digits, threat="linf:0.05", suite="fgsm", device="cpu", minimize=True)
     assert bounded.curve([0.05])["robust_accuracy"][0] == plain.robust_accuracy
-    with pytest.raises(InputError, match="minimum-norm"):
-        bounded.curve([0.06])
+    assert bounded.curve([0])["robust_accuracy"][0] == plain.clean_accuracy
+    for radius in (0.06, 0.02):  # a search at eps alone tells nothing of less
+        with pytest.raises(InputError, match=r"expected 0\.05, at which alone these attacks search"):
+            bounded.curve([radius])
     with pytest.raises(ThreatError, match="eps"):
         bounded.curve(["much"])
     turned = evaluate(net, digits, threat="spatial:10", minimize=True, device="cpu")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import Linear
 from scipy.stats import norm
-from torch import nn
+from torch import Tensor, nn
 
 import robust
 from robust.cli import main
@@ -88,6 +88,21 @@ def test_no_certified_sample_is_broken_by_an_attack() -> None:
     broken = report.verdicts[report.verdicts.status == "broken"]
     assert len(certified) > 2
     assert not set(certified.sample_id) & set(broken.sample_id)
+
+
+def test_a_smoothed_target_is_checked_as_the_deterministic_model_that_it_is(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    class OtherGradients(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = net(1 - x if torch.is_grad_enabled() else x)
+            return out
+
+    x, y = digits[0][:40], digits[1][:40]
+    for model, named in ((net, "short-search"), (OtherGradients(), "gradient-model")):
+        target = SmoothedTarget(model, sigma=0.1, draws=32, device="cpu")
+        report = robust.evaluate(target, (x, y), threat="linf:0.02", suite="fgsm")
+        assert named in {finding["check"] for finding in report.findings}
 
 
 def test_the_smoothed_target_is_the_mean_probability_and_passes_gradients() -> None:

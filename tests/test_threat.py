@@ -91,6 +91,20 @@ def test_l1_projections_at_the_ends_of_float32_stay_inside(x: Tensor, v: Tensor,
     assert threat.contains(threat.project(v, x), x).all()
 
 
+@pytest.mark.parametrize(
+    ("values", "eps", "spread"), [(3072, "5", 0.01), (150_528, "5", 1e-4), (150_528, "12", 1e-4)]
+)
+def test_l1_projections_of_many_small_changes_stay_inside_when_each_is_rounded(
+    values: int, eps: str, spread: float
+) -> None:
+    threat, generator = Threat("l1", eps), torch.Generator().manual_seed(1)
+    x = torch.rand(8, values, generator=generator)
+    x_adv = threat.project(x + spread * torch.randn(x.shape, generator=generator), x)
+    whole = (x_adv.double() - x.double()).abs().sum(1)
+    assert (whole <= threat.radius * (1 + 1e-5)).all()
+    assert (whole >= threat.radius * (1 - 5e-3)).all()
+
+
 def test_a_value_that_is_no_number_has_no_distance() -> None:
     x_adv = torch.tensor([[0.0, torch.nan, 0.5], [0.0, 1.0, 0.5]])
     for norm in NORMS:

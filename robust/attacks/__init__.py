@@ -28,6 +28,7 @@ from robust.attacks.sparse_rs import SparseRS
 from robust.attacks.spsa import SPSA
 from robust.attacks.square import Square
 from robust.attacks.superdeepfool import SuperDeepFool
+from robust.attacks.swap_search import SwapSearch
 from robust.attacks.transfer import Transfer
 from robust.attacks.vfga import VFGA
 
@@ -62,6 +63,7 @@ __all__ = [
     "SpatialGrid",
     "Square",
     "SuperDeepFool",
+    "SwapSearch",
     "Transfer",
     "make_attack",
 ]

@@ -56,16 +56,16 @@ class SparseRS(RandomSearch):
 
     def _begin(self, oracle: Oracle, s: State, streams: Streams) -> None:
         values = oracle.x[0].numel()
-        order = streams.child("places").uniform((values,)).topk(_most(oracle), dim=1)
+        order = streams.child("places").uniform((values,)).topk(most_changes(oracle), dim=1)
         s.places = order.indices
-        s.ends = _ends(oracle, s.places, streams.child("ends").uniform((_most(oracle),)))
-        s.x_adv = _with(oracle, s.places, s.ends)
+        s.ends = drawn_ends(oracle, s.places, streams.child("ends").uniform((most_changes(oracle),)))
+        s.x_adv = with_ends(oracle, s.places, s.ends)
 
     def _numbers(self, oracle: Oracle) -> int:
-        return 3 * _most(oracle)
+        return 3 * most_changes(oracle)
 
     def _change(self, oracle: Oracle, s: State, size: float, unit: Tensor) -> tuple[Tensor, ...]:
-        most, values = _most(oracle), oracle.x[0].numel()
+        most, values = most_changes(oracle), oracle.x[0].numel()
         leave, come, to = unit.split(most, dim=1)
         count = max(1, round(size * most))
         leaving = leave.topk(count, dim=1).indices
@@ -73,32 +73,32 @@ class SparseRS(RandomSearch):
         coming = s.places.gather(1, leaving)  # where all may change, ends alone are drawn anew
         if moving := min(count, free):
             coming = coming.clone()
-            coming[:, :moving] = _outside(s.places, come[:, :moving], free)
+            coming[:, :moving] = outside(s.places, come[:, :moving], free)
         places = s.places.scatter(1, leaving, coming)
-        ends = s.ends.scatter(1, leaving, _ends(oracle, coming, to[:, :count]))
-        return _with(oracle, places, ends), places, ends
+        ends = s.ends.scatter(1, leaving, drawn_ends(oracle, coming, to[:, :count]))
+        return with_ends(oracle, places, ends), places, ends
 
     def _size(self, query: int) -> float:
         """Part of the values that moves."""
         return self.p_init / max([1, *(divisor for at, divisor in _SHRINKING if query > at)])
 
 
-def _most(oracle: Oracle) -> int:
+def most_changes(oracle: Oracle) -> int:
     return min(int(oracle.threat.radius), oracle.x[0].numel())
 
 
-def _ends(oracle: Oracle, places: Tensor, unit: Tensor) -> Tensor:
+def drawn_ends(oracle: Oracle, places: Tensor, unit: Tensor) -> Tensor:
     """An end of the box for each place, the likelier the more room is towards it: (N, k) int64, (N, k) -> (N, k)."""
     low, high = oracle.threat.bounds
     share = (oracle.x.flatten(1).gather(1, places) - low) / (high - low)
     return torch.where(unit < share, low, high).to(oracle.x.dtype)
 
 
-def _with(oracle: Oracle, places: Tensor, ends: Tensor) -> Tensor:
+def with_ends(oracle: Oracle, places: Tensor, ends: Tensor) -> Tensor:
     return oracle.x.flatten(1).scatter(1, places, ends).view_as(oracle.x)
 
 
-def _outside(places: Tensor, unit: Tensor, free: int) -> Tensor:
+def outside(places: Tensor, unit: Tensor, free: int) -> Tensor:
     """Distinct places that are not among those given: (N, k) int64, (N, m) in [0, 1), their number -> (N, m) int64."""
     count = unit.shape[1]
     rank = (unit * (free - count + 1)).long().clamp_(max=free - count).sort(dim=1).values

@@ -89,7 +89,9 @@ def attack(
     curve: Annotated[
         str | None,
         typer.Option(
-            "--curve", metavar="EPS,...", help="also robust accuracy at these radii, from one search"
+            "--curve",
+            metavar="EPS,...",
+            help="also robust accuracy at these radii, from one search: upper bounds, looser than an evaluation at each",
         ),
     ] = None,
     json_: Annotated[

@@ -191,7 +191,7 @@ FLAT_MARGINS = _declare(
 )
 BLACK_BOX_WINS = _declare(
     "black-box-wins",
-    rule="score and decision attacks break > 5 % (sparse-rs > 50 %; at least 2) of the samples that they were given after the gradient "
+    rule="score and decision attacks break > 5 % (sparse-rs and swap-search > 50 %, and more than all gradient attacks before; at least 2) of the samples that they were given after the gradient "
     "attacks of the suite, or of all that stood, where they were given those that were near or moved last; or, of some 16 and more survivors "
     "of attacks inside the threat of 10 steps and more, above all such as many passes were spent on, 48 queries of random search "
     "bring > 10 % (at least 2) nearer than all gradients did, by over a tenth of the clean margin",

@@ -62,6 +62,15 @@ def preflight(
     Raises:
         ModelError: the output is not logits (N, C), or a label is not among the C classes.
     """
+    declared = target.probabilities and not target.found_probabilities
+    target.probabilities = declared  # what one evaluation found the next one finds again
+    try:
+        return _looked(target, x, y, threat, highest)
+    finally:
+        target.probabilities = declared or target.found_probabilities
+
+
+def _looked(target: Target, x: Tensor, y: Tensor, threat: Threat | None, highest: int | None) -> Preflight:
     seen = Preflight()
     with torch.no_grad(), _autograd_calls() as calls:
         logits = _ask(target, x, seen)
@@ -80,7 +89,7 @@ def preflight(
     if not seen.randomized:
         seen.logits = logits
         _company(target, x, logits, seen)
-        if target.draws > 1:
+        if target.randomized:
             _steadiness(target, x, y, logits, seen)
         else:
             _moved(_stability, target, x, y, logits, seen)
@@ -220,7 +229,7 @@ def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
             seen.findings.append(checks.DETACHED.finding(f"no gradient reaches the input ({reason})"))
             return None
         gradients.append(gradient.flatten(1))
-    if target.draws == 1:
+    if not target.randomized:
         _deployed(tracked.detach(), logits, seen)
     of_ce, of_margin = (gradient.abs().amax(1) for gradient in gradients)
     dead = float((~_passed(of_margin)).float().mean())

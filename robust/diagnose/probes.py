@@ -186,6 +186,8 @@ def doubled_budget(subject: Subject) -> Finding | None:
 def step_size(subject: Subject) -> Finding | None:
     """Is a quarter or four times the step better than the step?"""
     plain = subject.pgd
+    if subject.threat.norm not in plain.norms:
+        return None
     size = plain.step_size or (1.0 if plain.schedule == "cosine" else 2.5 / plain.steps)
     usual = int(subject.search(plain).broken.sum())
     for factor in (0.25, 4):
@@ -199,6 +201,8 @@ def step_size(subject: Subject) -> Finding | None:
 
 def monotone(subject: Subject) -> Finding | None:
     """Is what breaks at eps broken at twice eps?"""
+    if subject.threat.norm not in subject.pgd.norms:
+        return None
     wider = replace(subject.threat, eps=repr(2 * subject.threat.radius))
     near = subject.search(subject.pgd).broken
     far = subject.search(subject.pgd, threat=wider).broken
@@ -214,7 +218,7 @@ def monotone(subject: Subject) -> Finding | None:
 def random_noise(subject: Subject) -> Finding | None:
     """Do random points inside the threat break what gradients left?"""
     rows = subject.survivors(_FEW)
-    random = subject.target.draws > 1  # thousands of points would profit from lucky draws
+    random = subject.target.randomized  # thousands of points would profit from lucky draws
     if random or not len(rows) or all(attack.access != "gradient" for attack in subject.attacks):
         return None
     x, y = subject.x[rows], subject.y[rows]

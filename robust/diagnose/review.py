@@ -10,8 +10,9 @@ import pandas as pd
 from robust.diagnose import checks as named
 from robust.diagnose.checks import Finding
 
-# What gradients leave of honest models falls to some attacks all the same: in l0 they see little of what whole changes do.
-_USUAL: Final = {"sparse-rs": 0.5}
+# In l0 gradients see little of what whole changes do: of honest models, too, these break most of what gradients leave, or
+# more than gradients broke, but not both.
+_OF_WHOLE_CHANGES: Final = ("sparse-rs", "swap-search")
 _APPROACHED: Final = 5  # samples; fewer tell nothing
 _FEW: Final = 50  # passes
 _FEW_OF_TWO: Final = 35  # where there is one boundary to search
@@ -80,7 +81,7 @@ def _others(entries: list[dict[str, Any]]) -> str:
 
 def _black_box(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
     """Does an attack without gradients break what those with gradients left?"""
-    after_gradients, standing = False, correct
+    after_gradients, standing, by_gradients = False, correct, 0
     for entry in attacks:
         # Of a few that were chosen because they are near, or searches move them still, some always fall.
         selection = entry.get("selection", {})
@@ -88,8 +89,10 @@ def _black_box(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]
         given = standing if chosen else entry["attacked"]
         standing -= entry["broke"]
         if entry["access"] == "gradient":
-            after_gradients = True
-        elif after_gradients and entry["broke"] >= max(2, _USUAL.get(entry["name"], 0.05) * given):
+            after_gradients, by_gradients = True, by_gradients + entry["broke"]
+            continue
+        share, least = (0.5, by_gradients + 1) if entry["name"] in _OF_WHOLE_CHANGES else (0.05, 2)
+        if after_gradients and entry["broke"] >= max(2, share * given, least):
             yield named.BLACK_BOX_WINS.finding(
                 f"{entry['label']} breaks {entry['broke']} of {given} samples that gradient attacks left"
             )

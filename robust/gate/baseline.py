@@ -52,6 +52,8 @@ class Baseline(BaseModel):
             raise InputError(
                 f"baseline: the verdict is unreliable ({_named(report)}); nothing can be held against it"
             )
+        if report.stopped:
+            raise InputError("baseline: the gate stopped this suite early; use the report of evaluate()")
         table = report.verdicts
         return cls(
             schema_version=SCHEMA_VERSION,

@@ -16,7 +16,7 @@ from robust.gate.options import Gate, check_values
 from robust.gate.plan import looks
 from robust.gate.portions import Search, rule_of, search, shuffled
 from robust.parts import Plan, join
-from robust.report import Report
+from robust.report import STOPPED, Report
 from robust.run import Precision
 from robust.sources import Samples, as_samples
 from robust.stats import Outcome
@@ -133,7 +133,7 @@ def check(
     used = order.take(slice(0, found.n))
     report = join(
         found.parts,
-        plan if found.complete else replace(plan, suite=f"{name} (stopped)"),
+        plan if found.complete else replace(plan, suite=f"{name}{STOPPED}"),
         data=used.about,
         n=found.n,
         seed=seed,

@@ -128,7 +128,7 @@ class Robustness:
             _fail(f"no_regression: expected the report of evaluate(), got {type(report).__name__}")
         path = self._baseline_path(baseline)
         try:
-            if measured.suite.endswith("(stopped)"):
+            if measured.stopped:
                 raise InputError(
                     "no_regression: the gate stopped this suite early; use the report of evaluate()"
                 )

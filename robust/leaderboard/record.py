@@ -206,6 +206,11 @@ class Record(Part):
             InputError: something that a record cannot hold, such as a parameter that is not finite; or a trust that
                 the report's findings do not give.
         """
+        if report.stopped:
+            raise InputError(
+                f"report: suite: expected all of its attacks, got {report.suite!r}, which a gate stopped early; "
+                "use the report of evaluate()"
+            )
         try:
             content = _content(report, name, dict(model or {}))
             _place(content, derive(report.verdicts, class_names or report.data.get("class_names")))
