@@ -113,6 +113,35 @@ def test_changed_code_is_trained_anew(project: Path) -> None:
     assert len(list((project / "out" / "models").iterdir())) == 2
 
 
+def test_another_surrogate_of_the_same_name_is_another_attack(project: Path) -> None:
+    (project / "other.py").write_text(NET.replace("return scale(x)", "return -scale(x)"))
+    suite = [{"name": "transfer", "surrogate": f"{project}/other.py:make", "steps": 2}]
+    assert sweep(project, suites=[suite]).computed == 1
+    assert sweep(project, suites=[suite]).reused == 1
+    (project / "other.py").write_text(NET)
+    assert sweep(project, suites=[suite]).computed == 1
+
+
+def test_another_teacher_of_the_same_name_trains_another_model(project: Path) -> None:
+    (project / "teacher.py").write_text(NET)
+    options = {"teacher": f"{project}/teacher.py:make", "steps": 1}
+    trained = {
+        "train": "builtin:digits:train",
+        "defenses": [
+            {
+                "name": "ard",
+                "options": options,
+                "threat": "linf:0.1",
+                "training": {"epochs": 1, "batch_size": 256},
+            }
+        ],
+    }
+    assert sweep(project, **trained).computed == 1
+    (project / "teacher.py").write_text(NET.replace("return scale(x)", "return -scale(x)"))
+    assert sweep(project, **trained).computed == 1
+    assert len(list((project / "out" / "models").iterdir())) == 2
+
+
 class Scores(nn.Module):
     """A layer, and what is done with its logits."""
 

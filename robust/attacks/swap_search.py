@@ -45,6 +45,7 @@ class SwapSearch(Attack):
     norms: ClassVar[tuple[str, ...]] = ("l0",)
     access: ClassVar[Access] = "score"
     paper: ClassVar[str] = "Croce & Hein 2019"
+    stays_inside: ClassVar[bool] = False  # what a value adds is measured on top of all that are changed
 
     queries: int = 3000
     alone: int = 800

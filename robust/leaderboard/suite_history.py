@@ -311,4 +311,22 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "a2858624df5020ebb28000d1b745060e",
     },
+    ("standard", 19): {
+        "linf": "b2d3517d1b7b9d5f7018b53f64ca8e0b",
+        "l2": "d5e46e451250651168ce3b6a66bffb3f",
+        "l1": "1ba8219e62c653ef43bc22283a2457a2",
+        "l0": "1e6a2a13115268bba53092b52eadd352",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("thorough", 19): {
+        "linf": "b149a82e1a8765240a3134c0cd2f02d8",
+        "l2": "def6c3393c456c51937f48a54c366440",
+        "l1": "3251d8e653cb2e3abca89625a8466b2d",
+        "l0": "0240f5dbb78fcf89e8b548c275e3d9b5",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
 }

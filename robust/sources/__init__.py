@@ -12,7 +12,7 @@ from robust.sources.architectures import (
 from robust.sources.builtin_data import DATASETS, SPLITS
 from robust.sources.data import as_samples, check_groups, load_data
 from robust.sources.models import Opened, load, load_model, open_model, untrained
-from robust.sources.origin import origin_sha256
+from robust.sources.origin import named_sha256, origin_sha256
 from robust.sources.preprocess import Preprocessing
 from robust.sources.samples import Samples, check_samples
 from robust.sources.weights import load_weights, model_sha256, save_weights
@@ -38,6 +38,7 @@ __all__ = [
     "load_model",
     "load_weights",
     "model_sha256",
+    "named_sha256",
     "open_model",
     "origin_sha256",
     "save_weights",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+_NAMING: Final = {"surrogate", "weights", "teacher", "teacher_weights"}
 GRAPHS: Final = ("onnx", "onnxruntime", "torchscript", "export")
 
 
@@ -26,6 +27,20 @@ def origin_sha256(spec: str) -> str | None:
     for name, file in sorted((os.path.relpath(file, folder), file) for file in files):
         digest.update(f"{name}\0{_sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def named_sha256(options: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of the files that options of an attack or a defense name, as the SPEC of a model or its weights."""
+    found = {}
+    for option in _NAMING & options.keys():
+        value = options[option]
+        if isinstance(value, str) and (sha256 := origin_sha256(value) or _of_weights(value)):
+            found[option] = sha256
+    return dict(sorted(found.items()))
+
+
+def _of_weights(name: str) -> str | None:
+    return _sha256(Path(name)) if Path(name).is_file() else None
 
 
 def _sha256(file: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
-from robust.sources import Preprocessing
+from robust.sources import Preprocessing, named_sha256
 from robust.suites import Stage, resolve
 from robust.sweep.config import Curve, DefenseEntry, Exclusion, ModelEntry, Suite, SweepConfig
 from robust.sweep.curves import stages_below
@@ -265,7 +265,9 @@ def stages_identity(suite: Suite, threat: Threat) -> list[Any]:
 def _stage(stage: Stage) -> list[Any]:
     attack = stage.attack
     name = attack.name if attack.source == "robust" else f"{attack.name} of {attack.source}"
-    return [name, attack.parameters, *(value for key, value in vars(stage).items() if key != "attack")]
+    conditions = (value for key, value in vars(stage).items() if key != "attack")
+    files = named_sha256(attack.parameters)
+    return [name, attack.parameters, *conditions, *([files] if files else [])]
 
 
 def content_key(content: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from robust.defenses import make_defense
 from robust.hardening import training_options
+from robust.sources import named_sha256
 from robust.sweep.cells import CurveCell, Origin, Pair, content_key
 from robust.sweep.config import SweepConfig
 from robust.sweep.finish import Open
@@ -26,15 +27,18 @@ def training_key(pair: Pair, config: SweepConfig, initial: str, held: Held, orig
     """
     inner = pair.inner
     options = training_options(config.recipe, {"seed": pair.seed, **pair.defense.training})
-    recipe = {
+    defense = make_defense(str(inner.name), **inner.options).parameters
+    recipe: dict[str, Any] = {
         "model": [pair.model.spec, pair.model.normalize, origin.identity],
         "initial": initial,
-        "defense": make_defense(str(inner.name), **inner.options).parameters,
+        "defense": defense,
         "name": inner.name,
         "threat": pair.defense.threat,
         "train": held.sha256,
         "training": {key: value for key, value in asdict(options).items() if key != "device"},
     }
+    if files := named_sha256(defense):
+        recipe["files"] = files
     return content_key(recipe)
 
 
