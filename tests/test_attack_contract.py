@@ -39,6 +39,7 @@ CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attac
     "spsa": {"queries": 140, "samples": 6},
     "superdeepfool": {"rounds": 3, "steps": 4},
     "sparse-rs": {"queries": 300, "proposals": 2},
+    "swap-search": {"queries": 300, "alone": 64, "kept": 8, "fresh": 4, "swaps": 8, "at_once": 4},
     "square": {"queries": 300, "proposals": 2},
     "vfga": {"draws": 4},
     "transfer": {"surrogate": f"{Path(__file__).parent / 'surrogate.py'}:digits"},

@@ -55,7 +55,7 @@ class SparseRS(RandomSearch):
     pace: float | None = None
 
     def _begin(self, oracle: Oracle, s: State, streams: Streams) -> None:
-        values = oracle.x[0].numel()
+        values = oracle.x.shape[1:].numel()
         order = streams.child("places").uniform((values,)).topk(most_changes(oracle), dim=1)
         s.places = order.indices
         s.ends = drawn_ends(oracle, s.places, streams.child("ends").uniform((most_changes(oracle),)))
@@ -65,7 +65,7 @@ class SparseRS(RandomSearch):
         return 3 * most_changes(oracle)
 
     def _change(self, oracle: Oracle, s: State, size: float, unit: Tensor) -> tuple[Tensor, ...]:
-        most, values = most_changes(oracle), oracle.x[0].numel()
+        most, values = most_changes(oracle), oracle.x.shape[1:].numel()
         leave, come, to = unit.split(most, dim=1)
         count = max(1, round(size * most))
         leaving = leave.topk(count, dim=1).indices
@@ -84,7 +84,7 @@ class SparseRS(RandomSearch):
 
 
 def most_changes(oracle: Oracle) -> int:
-    return min(int(oracle.threat.radius), oracle.x[0].numel())
+    return min(int(oracle.threat.radius), oracle.x.shape[1:].numel())
 
 
 def drawn_ends(oracle: Oracle, places: Tensor, unit: Tensor) -> Tensor:

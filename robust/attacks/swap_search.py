@@ -74,7 +74,7 @@ class SwapSearch(Attack):
         s.clean = oracle.clean_margin
         self._measure_alone(oracle, s)
         self._combine(oracle, s)
-        most, free = most_changes(oracle), oracle.x[0].numel() - most_changes(oracle)
+        most, free = most_changes(oracle), oracle.x.shape[1:].numel() - most_changes(oracle)
         spent = self.at_once * (self._steps(self._some(oracle)) + 1)
         parts = (min(self.kept + self.fresh, free), most, self.swaps)
         a_round = self.at_once * sum(map(self._steps, parts))
@@ -89,7 +89,7 @@ class SwapSearch(Attack):
 
     def _some(self, oracle: Oracle) -> int:
         """How many values are measured alone: enough to choose from."""
-        return min(oracle.x[0].numel(), max(self.alone, 2 * most_changes(oracle)))
+        return min(oracle.x.shape[1:].numel(), max(self.alone, 2 * most_changes(oracle)))
 
     def _steps(self, queries: int) -> int:
         return -(-queries // self.at_once)
@@ -104,6 +104,8 @@ class SwapSearch(Attack):
         s.gain = oracle.x.flatten(1)[:, :0]
         for step in oracle.steps(self._steps(s.pool.shape[1])):
             self._measure_added(oracle, s, step)
+        if not len(oracle):
+            return  # before all was measured
         self._note_scores(oracle, s)
         best = s.gain.topk(min(2 * most_changes(oracle), s.pool.shape[1]), dim=1).indices
         s.pool, s.to = s.pool.gather(1, best), s.to.gather(1, best)
@@ -140,6 +142,8 @@ class SwapSearch(Attack):
         s.gain = s.loss = oracle.x.flatten(1)[:, :0]
         for step in oracle.steps(self._steps(s.pool.shape[1])):
             self._measure_added(oracle, s, step)
+        if not len(oracle):
+            return  # before all was measured
         self._note_scores(oracle, s)
         for step in oracle.steps(self._steps(s.places.shape[1])):
             self._measure_removed(oracle, s, step)
@@ -150,7 +154,7 @@ class SwapSearch(Attack):
 
     def _choose_candidates(self, oracle: Oracle, s: State, done: int) -> None:
         """`pool` and `to`: values that are not changed, those of the best scores and some at random."""
-        free = oracle.x[0].numel() - s.places.shape[1]
+        free = oracle.x.shape[1:].numel() - s.places.shape[1]
         scores = self._of_sample(oracle, s.scores)
         order = self._of_sample(oracle, self._unit(oracle, "fresh", done))
         changed = s.places[:: self.at_once]
@@ -232,11 +236,11 @@ class SwapSearch(Attack):
 
     def _unit(self, oracle: Oracle, *purpose: str | int) -> Tensor:
         """Random numbers in [0, 1), dealt out: (N, part)."""
-        return oracle.random(*purpose).uniform((self._steps(oracle.x[0].numel()),))
+        return oracle.random(*purpose).uniform((self._steps(oracle.x.shape[1:].numel()),))
 
     def _of_sample(self, oracle: Oracle, dealt: Tensor) -> Tensor:
         """(N, part) -> (samples, values)."""
-        return dealt.reshape(-1, self.at_once * dealt.shape[1])[:, : oracle.x[0].numel()]
+        return dealt.reshape(-1, self.at_once * dealt.shape[1])[:, : oracle.x.shape[1:].numel()]
 
     def _dealt(self, value: Tensor) -> Tensor:
         """(samples, values) -> (N, part)."""

@@ -314,7 +314,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     ("standard", 19): {
         "linf": "b2d3517d1b7b9d5f7018b53f64ca8e0b",
         "l2": "d5e46e451250651168ce3b6a66bffb3f",
-        "l1": "1ba8219e62c653ef43bc22283a2457a2",
+        "l1": "cd7df6ffd773f10aafcb012d01f0621a",
         "l0": "1e6a2a13115268bba53092b52eadd352",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
@@ -323,7 +323,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     ("thorough", 19): {
         "linf": "b149a82e1a8765240a3134c0cd2f02d8",
         "l2": "def6c3393c456c51937f48a54c366440",
-        "l1": "3251d8e653cb2e3abca89625a8466b2d",
+        "l1": "df23bf471f0a3181f8c0719cf230d7ec",
         "l0": "0240f5dbb78fcf89e8b548c275e3d9b5",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
