@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from robust.errors import InputError, StoreError
 from robust.stats import interval
-from robust.threat import TOLERANCE, Threat
+from robust.threat import Threat
 
 if TYPE_CHECKING:
     from robust.target import Target
@@ -163,7 +163,7 @@ class Report:
         intact = self.verdicts["status"].isin(["survived", "broken"])
         rows = []
         for radius in radii:
-            reached = self.verdicts["nearest"] <= radius + TOLERANCE * max(1.0, radius)
+            reached = self.verdicts["nearest"] <= self.threat.farthest(radius)
             k = int((intact & ~reached).sum())
             rows.append((radius, k / self.n, *interval(k, self.n)))
         return pd.DataFrame(rows, columns=["eps", "robust_accuracy", "low", "high"])

@@ -122,9 +122,17 @@ class Threat:
 
     def within(self, distance: Tensor, *, tolerance: float = TOLERANCE) -> Tensor:
         """Whether points so far from x are in the ball, up to `tolerance` as of `contains`: (N,) -> (N,) bool."""
+        return distance <= self.farthest(tolerance=tolerance)
+
+    def farthest(self, radius: float | None = None, *, tolerance: float = TOLERANCE) -> float:
+        """The largest distance that counts as in the ball, up to `tolerance` as of `contains`.
+
+        Args:
+            radius: of another ball of this kind in this box, 0 for x alone; None for the threat's own.
+        """
+        radius = self.radius if radius is None else radius
         ends = max(1.0, *map(abs, self.bounds))
-        slack = min(tolerance * max(ends, self.radius), 1e-3 * self.radius + _ROUNDING * ends)
-        return distance <= self.radius + slack
+        return radius + min(tolerance * max(ends, radius), 1e-3 * radius + _ROUNDING * ends)
 
     def in_box(self, x_adv: Tensor, *, tolerance: float = TOLERANCE) -> Tensor:
         """Whether all values are within the bounds, up to `tolerance` of the larger: -> (N,) bool, False for NaN."""

@@ -19,6 +19,9 @@ from robust import Report, evaluate
 from robust.attacks import ATTACKS, FMN, Attack, make_attack
 from robust.attacks.planes import plane_distance, project_on_plane
 from robust.errors import InputError, ThreatError
+from robust.leaderboard import Record
+from robust.leaderboard.derive import curve as derived_curve
+from robust.leaderboard.verify import row_problems
 from robust.ledger import Ledger
 from robust.oracle import Oracle
 from robust.target import Target
@@ -258,6 +261,22 @@ def test_one_run_gives_the_whole_curve(net: nn.Module, digits: tuple[Tensor, Ten
         alone = evaluate(net, digits, threat=f"linf:{eps}", **options).robust_accuracy
         assert abs(alone - report.curve([eps])["robust_accuracy"][0]) <= 2 / len(digits[0])
     pd.testing.assert_frame_equal(Report.load(report.save(tmp_path)).curve(radii), curve)
+
+
+def test_a_curve_in_a_wide_box_has_the_tolerance_of_the_verdicts() -> None:
+    """Rounding at 255 is far over that at 1: who breaks at the edge of the ball is broken in the curve and the record too."""
+    draw = torch.Generator().manual_seed(0)
+    x = 255 * torch.rand(200, 20, generator=draw)
+    model, threat = (
+        Linear(torch.randn(2, 20, generator=draw), torch.zeros(2)),
+        Threat("linf", "0.3", (0.0, 255.0)),
+    )
+    report = evaluate(model, (x, model(x).argmax(1)), threat=threat, suite="pgd", minimize=True, device="cpu")
+    assert (report.verdicts["distance"] > 0.3 + 2e-6).any(), "rounding carries none past the edge"
+    assert report.curve(["0.3"])["robust_accuracy"][0] == report.robust_accuracy
+    record = Record.from_report(report, name="linear", defense={"name": "none", "parameters": {}})
+    assert list(row_problems(record, report.verdicts)) == []
+    assert derived_curve(report.verdicts, threat)[-1][1].value == report.robust_accuracy
 
 
 def test_nearest_points_are_audited_and_independent_of_the_batch(

@@ -14,7 +14,7 @@ from robust.leaderboard.artefacts import indices_sha256, verdicts_sha256
 from robust.leaderboard.schema import Fairness, Group, Rate
 from robust.report import STATUSES
 from robust.stats import interval
-from robust.threat import TOLERANCE
+from robust.threat import Threat
 
 
 def derive(verdicts: pd.DataFrame, class_names: Sequence[str] | None = None) -> dict[str, Any]:
@@ -84,13 +84,13 @@ def fairness(classes: Sequence[Group]) -> Fairness | None:
     )
 
 
-def curve(verdicts: pd.DataFrame, radius: float, steps: int = 10) -> list[tuple[float, Rate]]:
-    """Robust accuracy at `steps` radii up to `radius`, from the nearest adversarial points (column nearest)."""
+def curve(verdicts: pd.DataFrame, threat: Threat, steps: int = 10) -> list[tuple[float, Rate]]:
+    """Robust accuracy at `steps` radii up to the threat's, from the nearest adversarial points (column nearest)."""
     intact = verdicts["status"].isin(["survived", "broken"]).to_numpy()
     found = []
     for step in range(1, steps + 1):
-        at = radius * step / steps
-        reached = (verdicts["nearest"] <= at + TOLERANCE * max(1.0, at)).to_numpy()
+        at = threat.radius * step / steps
+        reached = (verdicts["nearest"] <= threat.farthest(at)).to_numpy()
         found.append((at, Rate.of(int((intact & ~reached).sum()), len(verdicts))))
     return found
 

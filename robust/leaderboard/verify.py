@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from robust.errors import StoreError
 from robust.leaderboard.artefacts import read_verdicts
-from robust.leaderboard.claims import check_findings, check_suite, check_trust
+from robust.leaderboard.claims import check_findings, check_suite, check_trust, threat_of
 from robust.leaderboard.derive import derive
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
@@ -19,7 +19,6 @@ from robust.leaderboard.reforward import check_data, check_examples, check_model
 from robust.leaderboard.rerun import check_rerun
 from robust.leaderboard.store import Store
 from robust.target import Target
-from robust.threat import TOLERANCE
 
 _DIGEST: Final = 64  # digits of a sha256
 
@@ -79,14 +78,14 @@ def row_problems(record: Record, verdicts: pd.DataFrame) -> Iterator[str]:
     """What is wrong with single rows of a verdict table."""
     status, attack, distance = verdicts["status"], verdicts["attack"], verdicts["distance"].to_numpy(float)
     right, broken = verdicts["prediction"] == verdicts["label"], status == "broken"
-    limit = record.threat.radius + TOLERANCE * max(1.0, record.threat.radius)
+    farthest = threat_of(record).farthest()
     rules = {
         "a sample id that occurs twice": verdicts["sample_id"].duplicated(),
         "misclassified though the prediction is the label": (status == "misclassified") & right,
         "broken or survived though the clean prediction is wrong": status.isin(["broken", "survived"])
         & ~right,
         "broken by no attack of the suite": broken & ~attack.isin([entry.label for entry in record.attacks]),
-        "broken outside the ball": broken & ~(distance <= limit),
+        "broken outside the ball": broken & ~(distance <= farthest),
         "not broken, yet with an attack or a distance": ~broken & ((attack != "") | ~np.isnan(distance)),
         "no class, yet no error": (verdicts["prediction"] < 0) & (status != "error"),
         "negative passes": (verdicts["forwards"] < 0) | (verdicts["backwards"] < 0),

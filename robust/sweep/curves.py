@@ -28,7 +28,7 @@ from robust.sources import Samples
 from robust.stats import interval
 from robust.suites import Stage, resolve, resolve_below
 from robust.target import Target, in_parts, naming_failures
-from robust.threat import TOLERANCE, Threat
+from robust.threat import Threat
 
 _PLACER: Final = {
     "name": "fmn",
@@ -182,8 +182,8 @@ class _Curve:
         nearer = distance < self.distance[rows]
         self.near[rows[nearer]] = x_adv[nearer]
         self.distance[rows] = self.distance[rows].fmin(distance)
-        slack = [threat.radius + TOLERANCE * max(1.0, threat.radius) for threat in self.threats]
-        index = torch.searchsorted(torch.tensor(slack, dtype=torch.float64), distance)
+        farthest = [threat.farthest() for threat in self.threats]
+        index = torch.searchsorted(torch.tensor(farthest, dtype=torch.float64), distance)
         self.falls_at[rows] = self.falls_at[rows].minimum(index)
 
     def _load(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:

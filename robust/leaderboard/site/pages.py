@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from robust.attacks.labels import told_apart
 from robust.leaderboard.artefacts import sha256
+from robust.leaderboard.claims import threat_of
 from robust.leaderboard.derive import curve
 from robust.leaderboard.layout import FLAGS, percent, plain, suite_text
 from robust.leaderboard.record import Record
@@ -160,7 +161,7 @@ def curve_points(
     """Clean accuracy and a point per radius: of the nearest points where they were searched, else of the
     records that differ in eps alone; none where there is one radius only."""
     if record.suite.minimize and "nearest" in verdicts:
-        near = [(at, f"{at:.3g}", rate) for at, rate in curve(verdicts, record.threat.radius)]
+        near = [(at, f"{at:.3g}", rate) for at, rate in curve(verdicts, threat_of(record))]
         return [(0.0, "0", record.clean), *near]
     by_radius = {one.threat.radius: one for one in sorted(group, key=lambda one: one.id)}
     if len(by_radius) < 2:
