@@ -20,6 +20,8 @@ from reports import make_record, make_report
 from torch import Tensor, nn
 
 from robust import evaluate
+from robust.attacks import make_attack
+from robust.attacks.transfer import _load_once
 from robust.errors import InputError, StoreError, UnsupportedError
 from robust.leaderboard import (
     Record,
@@ -390,6 +392,31 @@ def test_what_stays_unverified_is_status_3(net: nn.Module, tmp_path: Path, insid
     assert inside(*command, *spec(tmp_path, net), cwd=tmp_path).returncode == 0
     done = inside(*command, *spec(tmp_path, net), "--data", "nowhere.npz", cwd=tmp_path)
     assert (done.returncode, "\n?     data " in done.stdout) == (3, True), done.stdout
+
+
+def test_a_rerun_loads_no_model_that_the_record_names(net: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'a').close()\nfrom conftest import _small_net as net\n"
+    )
+
+    def rerun(surrogate: str) -> Outcome:
+        folder, attack = (
+            tmp_path / "board" / surrogate[-3:],
+            make_attack("transfer", surrogate=surrogate, steps=2),
+        )
+        report = evaluate(
+            net, load_data("builtin:digits").limit(12), threat="linf:0.1", suite=attack, device="cpu"
+        )
+        record = Record.from_report(report, name="net", defense=DEFENSE)
+        Store(folder).add(record, report.verdicts)
+        _load_once.cache_clear()
+        (tmp_path / "ran").unlink(missing_ok=True)
+        return lines(folder / "records" / f"{record.id}.json", net, rerun=6)["rerun"]
+
+    outcome = rerun(f"{tmp_path}/mine.py:net")
+    assert (outcome.ok, outcome.asked, (tmp_path / "ran").exists()) == (None, True, False)
+    assert "mine.py:net, and a model that a record names is not loaded" in outcome.message
+    assert rerun("builtin:digits-mlp").ok is True
 
 
 # -- files from strangers ---------------------------------------------------------------------------

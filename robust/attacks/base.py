@@ -71,6 +71,11 @@ class Attack(ABC):
         return False
 
     @property
+    def loads(self) -> tuple[str, ...]:
+        """SPECs of models that it loads when it runs: some run code, or are fetched."""
+        return ()
+
+    @property
     def at_once(self) -> int | None:
         """Samples that it works on at a time at most, after which progress is shown and kept; None for any number."""
         return None

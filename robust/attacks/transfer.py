@@ -68,6 +68,11 @@ class Transfer(Attack):
         return f"{self.name}({self._surrogate_name})"
 
     @property
+    def loads(self) -> tuple[str, ...]:
+        """The surrogate's SPEC, where it is one."""
+        return (self.surrogate,) if isinstance(self.surrogate, str) else ()
+
+    @property
     def _surrogate_name(self) -> str:
         given = self.surrogate.model if isinstance(self.surrogate, Target) else self.surrogate
         return given if isinstance(given, str) else type(given).__name__

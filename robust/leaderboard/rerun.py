@@ -13,7 +13,7 @@ import torch
 from robust.errors import RobustError
 from robust.leaderboard.claims import threat_of
 from robust.leaderboard.drawn import Answers, Draws, survived, weigh
-from robust.leaderboard.layout import suite_text
+from robust.leaderboard.layout import plain, suite_text
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
 from robust.leaderboard.schema import as_json
@@ -42,6 +42,10 @@ def check_rerun(
     stages = _suite(record, threat)
     if stages is None:
         reason = f"the record's suite, {suite_text(record.suite)}, is not the one that is installed"
+        yield Outcome.unverified("rerun", reason)
+        return
+    if stranger := _to_load(stages, threat):
+        reason = f"an attack of the record loads the model {plain(stranger)}, and a model that a record names is not loaded"
         yield Outcome.unverified("rerun", reason)
         return
     rows = np.sort(np.random.default_rng(draw).permutation(len(samples))[:count])
@@ -83,6 +87,12 @@ def _suite(record: Record, threat: Threat) -> Any:
             if as_json([[stage.attack.name, stage.attack.parameters] for stage in stages]) == recorded:
                 return choice
     return None
+
+
+def _to_load(suite: Any, threat: Threat) -> str | None:
+    """The SPEC of a model that an attack would load, which may run a file or fetch one; built-in ones do neither."""
+    specs = (spec for stage in resolve(suite, threat)[1] for spec in stage.attack.loads)
+    return next((spec for spec in specs if spec.partition(":")[0] != "builtin"), None)
 
 
 def _selective(selection: dict[str, Any]) -> bool:
