@@ -394,6 +394,32 @@ def test_what_stays_unverified_is_status_3(net: nn.Module, tmp_path: Path, insid
     assert (done.returncode, "\n?     data " in done.stdout) == (3, True), done.stdout
 
 
+class Overflowing(nn.Module):
+    """Gives no numbers for bright inputs."""
+
+    def __init__(self, inner: nn.Module, most: float) -> None:
+        super().__init__()
+        self.inner, self.most = inner, most
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        return out.masked_fill((x.flatten(1).mean(1) > self.most)[:, None], float("nan"))
+
+
+def test_samples_without_numbers_are_no_mismatch(net: nn.Module, tmp_path: Path) -> None:
+    model = Overflowing(net, 0.32)
+    path = filed(tmp_path, model, examples=True)
+    store, name = Store.locate(path)
+    without = int((store.verdicts(store.read(name))["prediction"] == -1).sum())
+    assert 0 < without < 60
+    found = lines(path, model, rerun=20)
+    assert [outcome for outcome in found.values() if outcome.ok is False] == []
+    assert found["clean"].ok is True
+    nowhere = lines(path, Overflowing(net, -1.0))
+    assert (nowhere["clean"].ok, nowhere["fooled"].ok) == (False, False)
+    assert "the model gives NaN or infinity for" in nowhere["fooled"].message
+
+
 def test_a_rerun_loads_no_model_that_the_record_names(net: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         f"open({str(tmp_path / 'ran')!r}, 'a').close()\nfrom conftest import _small_net as net\n"

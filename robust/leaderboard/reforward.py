@@ -170,9 +170,10 @@ def _misclassified(record: Record, rows: pd.DataFrame, x_adv: Tensor, target: Ta
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         return Outcome("fooled", False, f"the model cannot take examples of {_form(x_adv)}: {reason}")
-    standing = int((found == label).sum())
-    if standing:
+    if standing := int((found == label).sum()):
         problem = f"{standing} of {len(label)} examples are classified correctly"
+    elif unclear := int((found < 0).sum()):
+        problem = f"the model gives NaN or infinity for {unclear} of {len(label)} examples"
     elif "prediction_adv" in rows and not np.array_equal(found, rows["prediction_adv"].to_numpy()):
         problem = "the examples are taken for other classes than the verdict table says"
     else:
@@ -221,6 +222,12 @@ def _clean(record: Record, said: Predictions, samples: Samples, target: Target) 
 
 
 def _predictions(target: Target, x: Tensor) -> Predictions:
+    """Classes as a verdict table has them: -1 where logits are no numbers."""
     with target, torch.no_grad():
-        found = [target.logits(part.to(target.device)).argmax(1).cpu() for part in in_parts(x, _ROWS)]
+        found = [_classes(target.logits(part.to(target.device))) for part in in_parts(x, _ROWS)]
     return np.concatenate([np.empty(0, np.int64), *found])
+
+
+def _classes(logits: Tensor) -> Predictions:
+    found: Predictions = logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1).cpu().numpy()
+    return found
