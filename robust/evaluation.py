@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from robust.attacks import FMN, Attack
+from robust.attacks import Attack
 from robust.default_device import books_on_the_cpu
 from robust.eot import EOT, Vote
 from robust.errors import InputError
@@ -17,7 +17,7 @@ from robust.quantized import attackable
 from robust.report import Report
 from robust.run import Precision, Progress, Settings
 from robust.sources import as_samples
-from robust.suites import SUITES, Stage, resolve
+from robust.suites import resolve, resolve_minimizing
 from robust.target import Normalization, Target
 from robust.threat import Threat
 from robust.whole_box import tell, whole_box
@@ -101,9 +101,7 @@ def evaluate(
         raise InputError(f"diagnose: expected 'standard' or 'full', got {diagnose!r}")
     target = in_expectation(as_target(model, threat, normalize, bounds, device), eot, vote, seed)
     threat = Threat.parse(threat, target.bounds)
-    name, stages = resolve(suite, threat)
-    if minimize:
-        name, stages = _with_a_minimum_norm_attack(name, stages, threat)
+    name, stages = (resolve_minimizing if minimize else resolve)(suite, threat)
     samples = as_samples(data, bounds=threat.bounds)
     if groups is not None:
         samples = samples.grouped(groups)
@@ -118,17 +116,6 @@ def evaluate(
     if stopped:
         raise Interrupted(report)
     return report
-
-
-def _with_a_minimum_norm_attack(name: str, stages: list[Stage], threat: Threat) -> tuple[str, list[Stage]]:
-    """Where a suite searches at eps alone, FMN too: else a curve would show no break at any smaller radius."""
-    if (
-        name not in SUITES
-        or threat.norm not in FMN.norms
-        or any(stage.attack.minimum_norm for stage in stages)
-    ):
-        return name, stages
-    return f"{name}+fmn", [*stages, Stage(FMN())]
 
 
 def settings_of(

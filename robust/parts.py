@@ -27,7 +27,7 @@ from robust.errors import InputError
 from robust.report import Report
 from robust.run import Run, Settings
 from robust.sources import Samples, model_sha256
-from robust.suites import VERSIONS, Stage
+from robust.suites import Stage, version_of
 from robust.target import Target, naming_failures
 from robust.threat import Threat
 
@@ -212,7 +212,7 @@ def join(
     return Report(
         threat=plan.threat,
         suite=plan.suite,
-        suite_version=VERSIONS.get(plan.suite),
+        suite_version=version_of(plan.suite),
         seed=seed,
         verdicts=verdicts,
         attacks=attacks,

@@ -12,6 +12,7 @@ from robust.attacks import (
     CW,
     FAB,
     FGSM,
+    FMN,
     PGD,
     Attack,
     BasinHopping,
@@ -88,6 +89,7 @@ _LATER: Final = ("behind", "unless_behind", "closer", "flat")
 Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
+AND_FMN: Final = "+fmn"  # after the name of a suite that `resolve_minimizing` has added it to
 VERSIONS: Final = {"quick": 2, "standard": 19, "thorough": 19, "autoattack": 7, "demo": 1}
 
 
@@ -420,3 +422,19 @@ def resolve(
     for stage in stages:
         stage.attack.check(threat)
     return name, stages
+
+
+def resolve_minimizing(
+    suite: str | Attack | Mapping[str, Any] | Iterable[str | Attack | Mapping[str, Any]], threat: Threat
+) -> tuple[str, list[Stage]]:
+    """As `resolve`; where a suite searches at eps alone, FMN too: else a curve would show no break at any smaller radius."""
+    name, stages = resolve(suite, threat)
+    unlimited = any(stage.attack.minimum_norm for stage in stages)
+    if name not in SUITES or threat.norm not in FMN.norms or unlimited:
+        return name, stages
+    return name + AND_FMN, [*stages, Stage(FMN())]
+
+
+def version_of(name: str) -> int | None:
+    """The version that is installed of a suite, with FMN added or without; None where it has no versions."""
+    return VERSIONS.get(name.removesuffix(AND_FMN))

@@ -14,17 +14,20 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load
 from torch import nn
 
 from robust import evaluate
 from robust.cli import main
 from robust.leaderboard import Record, Store, examples_bytes, sha256, verify, with_clean
 from robust.leaderboard.artefacts import verdicts_bytes, verdicts_sha256
+from robust.leaderboard.claims import check_suite
 from robust.leaderboard.derive import derive
 from robust.leaderboard.record import _place
 from robust.leaderboard.verify import Outcome
 from robust.report import Report
 from robust.sources import load_data, save_weights
+from robust.suites import VERSIONS
 from robust.target import Target
 
 DEFENSE = {"name": "none", "parameters": {}}
@@ -97,6 +100,66 @@ def test_another_model_is_caught(filed: Path, model: nn.Module) -> None:
 
 def test_other_data_is_caught(filed: Path) -> None:
     assert "data" in failed(outcomes(filed, data="builtin:digits:train"))
+
+
+@pytest.mark.parametrize(
+    ("suite", "threat", "named"),
+    [
+        ("standard", "linf:0.1", "standard+fmn"),
+        ("quick", "linf:0.1", "quick+fmn"),
+        ("quick", "l2:0.5", "quick+fmn"),
+        ("standard", "l2:0.5", "standard"),
+        (["fgsm", "fmn"], "linf:0.1", "fgsm+fmn"),
+    ],
+)
+def test_a_record_of_a_whole_curve_stands(
+    model: nn.Module, tmp_path: Path, suite: Any, threat: str, named: str
+) -> None:
+    """The nearest points that were found are its examples, one a sample, and a search added for the curve is known."""
+    found = outcomes(minimized(model, tmp_path, suite, threat), model, rerun=5)
+    assert [outcome for outcome in found if not outcome.ok] == []
+    (record,) = Store(tmp_path).records()
+    assert (record.suite.name, record.suite.version) == (named, VERSIONS.get(str(suite)))
+    (path,) = (tmp_path / "examples").iterdir()
+    assert len(load(path.read_bytes())["sample_id"]) == record.statuses.broken > 0
+
+
+def minimized(model: nn.Module, folder: Path, suite: Any, threat: str, **options: Any) -> Path:
+    samples = load_data("builtin:digits").limit(40)
+    report = evaluate(
+        model, samples, threat=threat, suite=suite, minimize=True, keep_examples=True, device="cpu", **options
+    )
+    assert report.examples is not None
+    examples = examples_bytes(with_clean(report.examples, samples))
+    record = Record.from_report(report, name="means", defense=DEFENSE, examples=examples)
+    Store(folder).add(record, report.verdicts, examples=examples)
+    return folder
+
+
+def test_of_a_curve_too_the_attacks_side_by_side_stand(model: nn.Module, tmp_path: Path) -> None:
+    found = outcomes(minimized(model, tmp_path, "standard", "linf:0.1", cascade=False), model, rerun=5)
+    assert [outcome for outcome in found if not outcome.ok] == []
+
+
+def test_a_search_added_for_a_curve_is_held_to_its_suite(model: nn.Module, tmp_path: Path) -> None:
+    (record,) = Store(minimized(model, tmp_path, "quick", "linf:0.1")).records()
+    content = record.model_dump(mode="json")
+
+    def suite(change: Callable[[dict[str, Any]], Any]) -> Outcome:
+        forged = json.loads(json.dumps(content))
+        change(forged)
+        return check_suite(Record.model_validate(forged))
+
+    assert suite(lambda c: None).ok is True
+    assert suite(lambda c: c["attacks"][2]["parameters"].update(steps=1)).ok is False
+    assert suite(lambda c: c["attacks"].pop(2)).ok is False
+    assert suite(lambda c: c["suite"].update(minimize=False)).ok is None
+    assert suite(lambda c: c["suite"].update(version=1)).ok is True  # in linf it was the same
+    assert suite(lambda c: (c["suite"].update(version=1), c["attacks"].pop(0))).ok is False
+    assert (
+        suite(lambda c: (c["suite"].update(version=1), c["attacks"][2]["parameters"].update(steps=1))).ok
+        is None
+    )
 
 
 # -- single bytes -----------------------------------------------------------------------------------

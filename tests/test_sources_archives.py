@@ -232,8 +232,9 @@ def test_a_spool_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kept_rows_come_back_in_order() -> None:
+def test_kept_rows_come_back_in_order_and_once() -> None:
     kept = Kept("x")
+    kept.add(torch.tensor([3, 1]), torch.tensor([[9.0], [8.0]]))
     kept.add(torch.tensor([5, 1]), torch.tensor([[5.0], [1.0]]))
     kept.add(torch.tensor([], dtype=torch.int64), torch.empty(0, 1))
     kept.add(torch.tensor([3]), torch.tensor([[3.0]]))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from robust import __version__
+from robust.attacks import FMN
 from robust.diagnose import CHECKS, verdict
 from robust.errors import RobustError
 from robust.leaderboard.drawn import preflight_on
@@ -16,7 +17,7 @@ from robust.leaderboard.schema import AttackInfo, as_json
 from robust.leaderboard.suite_history import HISTORY, fingerprint
 from robust.leaderboard.trust import ERRORS, follows, misstated, objections
 from robust.sources import Samples
-from robust.suites import SUITES, VERSIONS, Stage, resolve
+from robust.suites import AND_FMN, SUITES, Stage, resolve, resolve_minimizing, version_of
 from robust.target import Target
 from robust.threat import Threat
 
@@ -41,12 +42,12 @@ def check_trust(record: Record) -> Outcome:
 
 def check_suite(record: Record) -> Outcome:
     """Whether the attacks are those that the suite's name stands for under this threat, in the version that is stated."""
-    name, known = plain(record.suite.name), record.suite.name in SUITES
-    stated, installed = record.suite.version, VERSIONS.get(record.suite.name)
+    name, known = plain(record.suite.name), suite_of(record) in SUITES
+    stated, installed = record.suite.version, version_of(record.suite.name)
     if stated is not None and installed is not None and stated != installed:
         return _another_version(record, stated, installed)
     try:
-        named, stages = resolve(record.suite.name if known else _attacks(record), threat_of(record))
+        named, stages = stages_of(record, suite_of(record) if known else attacks_of(record))
     except (RobustError, TypeError, ValueError) as error:
         return Outcome.unverified("suite", f"this version cannot make the attacks of {name}: {error}")
     same = [_said(entry) for entry in record.attacks] == [
@@ -73,12 +74,17 @@ def _another_version(record: Record, stated: int, installed: int) -> Outcome:
     versions, suite = f"version {installed} is installed", suite_text(record.suite)
     if stated > installed:
         return Outcome.unverified("suite", f"the record is of {suite}, and {versions}; upgrade")
-    known = HISTORY.get((record.suite.name, stated))
+    base = suite_of(record)
+    known = HISTORY.get((base, stated))
     if known is None:
-        first = min((version for name, version in HISTORY if name == record.suite.name), default=installed)
+        first = min((version for name, version in HISTORY if name == base), default=installed)
         reason = f"the record is of {suite}, yet versions are stated from {first} on"
         return Outcome("suite", False, f"{reason}; {versions}")
-    if known.get(record.threat.norm) == fingerprint(record.attacks):
+    own, added = _without_fmn(record)
+    if known.get(record.threat.norm) == fingerprint(own):
+        if [_said(entry) for entry in added] != [_made(Stage(FMN()), entry) for entry in added]:
+            reason = f"the record adds another fmn to {suite} than this version does; {versions}"
+            return Outcome.unverified("suite", reason)
         return Outcome("suite", True, f"the attacks are those that {suite} stood for; {versions}")
     if record.statuses.error:
         return Outcome.unverified("suite", f"not all attacks of {suite}: the run was cut short; {versions}")
@@ -111,7 +117,27 @@ def threat_of(record: Record) -> Threat:
     return Threat(record.threat.norm, record.threat.eps, record.threat.bounds)
 
 
-def _attacks(record: Record) -> list[dict[str, Any]]:
+def suite_of(record: Record) -> str:
+    """The name of a record's suite, without what `evaluate(minimize=True)` adds to it."""
+    name = record.suite.name
+    return name.removesuffix(AND_FMN) if record.suite.minimize else name
+
+
+def stages_of(record: Record, suite: Any) -> tuple[str, list[Stage]]:
+    """What a suite stands for under the record's threat, with FMN where the record says that it was added."""
+    added = suite_of(record) != record.suite.name
+    return (resolve_minimizing if added else resolve)(suite, threat_of(record))
+
+
+def _without_fmn(record: Record) -> tuple[list[AttackInfo], list[AttackInfo]]:
+    """The attacks of the suite itself, and what was added to it."""
+    attacks, last = record.attacks, record.attacks[-1:]
+    added = suite_of(record) != record.suite.name and [entry.name for entry in last] == [FMN.name]
+    return (attacks[:-1], last) if added else (attacks, [])
+
+
+def attacks_of(record: Record) -> list[dict[str, Any]]:
+    """The attacks by their names and options, as `evaluate` takes them."""
     return [{"name": entry.name, **entry.parameters} for entry in record.attacks]
 
 

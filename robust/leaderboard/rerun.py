@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from robust.errors import RobustError
-from robust.leaderboard.claims import threat_of
+from robust.leaderboard.claims import attacks_of, stages_of, suite_of, threat_of
 from robust.leaderboard.drawn import Answers, Draws, survived, weigh
 from robust.leaderboard.layout import plain, suite_text
 from robust.leaderboard.outcome import Outcome
@@ -19,9 +19,7 @@ from robust.leaderboard.record import Record
 from robust.leaderboard.schema import as_json
 from robust.report import Report
 from robust.sources import Samples
-from robust.suites import resolve
 from robust.target import Target
-from robust.threat import Threat
 
 
 def check_rerun(
@@ -39,59 +37,65 @@ def check_rerun(
         yield Outcome.unverified("rerun", "needs the model and the samples")
         return
     threat = threat_of(record)
-    stages = _suite(record, threat)
-    if stages is None:
+    suite = _suite(record)
+    if suite is None:
         reason = f"the record's suite, {suite_text(record.suite)}, is not the one that is installed"
         yield Outcome.unverified("rerun", reason)
         return
-    if stranger := _to_load(stages, threat):
+    if stranger := _to_load(record, suite):
         reason = f"an attack of the record loads the model {plain(stranger)}, and a model that a record names is not loaded"
         yield Outcome.unverified("rerun", reason)
         return
     rows = np.sort(np.random.default_rng(draw).permutation(len(samples))[:count])
     chosen = samples.take(torch.from_numpy(rows))
 
-    def attack() -> Report:
+    def attack(*, cascade: bool) -> Report:
         return evaluate(
-            target, chosen, threat=threat, suite=stages, seed=record.seed, cascade=record.suite.cascade
-        )
+            target, chosen, threat=threat, suite=suite, seed=record.seed, cascade=cascade, minimize=record.suite.minimize
+        )  # fmt: skip
 
-    report = attack()
-    then, now = verdicts["status"].to_numpy(dtype=object)[rows], _statuses(report)
-    off = np.flatnonzero(then != now)
-    if len(off):
-        yield Draws.of(record, samples, target).excuse(
-            "rerun",
-            f"{len(off)} of {len(rows)} samples end otherwise (draw {draw}), first sample {chosen.ids[off[0]]}: "
-            f"{then[off[0]]} in the record, {now[off[0]]} now",
-            lambda: weigh("rerun", then, now, _statuses(attack()), survived, "are robust"),
-        )
-    else:
-        done = f"{len(rows)} samples (draw {draw}) attacked again, each with the same end"
-        yield Outcome("rerun", True, done)
+    then = verdicts["status"].to_numpy(dtype=object)[rows]
+    for cascade in _cascades(record):
+        now = _statuses(attack(cascade=cascade))
+        off = np.flatnonzero(then != now)
+        if not len(off):
+            done = f"{len(rows)} samples (draw {draw}) attacked again, each with the same end"
+            yield Outcome("rerun", True, done)
+            return
+    yield Draws.of(record, samples, target).excuse(
+        "rerun",
+        f"{len(off)} of {len(rows)} samples end otherwise (draw {draw}), first sample {chosen.ids[off[0]]}: "
+        f"{then[off[0]]} in the record, {now[off[0]]} now",
+        lambda: weigh("rerun", then, now, _statuses(attack(cascade=cascade)), survived, "are robust"),
+    )
+
+
+def _cascades(record: Record) -> list[bool]:
+    """How the attacks may have been run: where they minimized, all saw every sample, and the record does not say."""
+    return [True, False] if record.suite.minimize else [record.suite.cascade]
 
 
 def _statuses(report: Report) -> Answers:
     return report.verdicts["status"].to_numpy(dtype=object)
 
 
-def _suite(record: Record, threat: Threat) -> Any:
+def _suite(record: Record) -> Any:
     """What to hand to `evaluate`: the suite by its name if it is still the same, else its attacks; or None."""
     recorded = [[entry.name, entry.parameters] for entry in record.attacks]
-    choices: list[Any] = [record.suite.name]
+    choices: list[Any] = [suite_of(record)]
     if not any(_selective(entry.selection) for entry in record.attacks):
-        choices.append([{"name": entry.name, **entry.parameters} for entry in record.attacks])
+        choices.append(attacks_of(record))
     for choice in choices:
         with suppress(RobustError):
-            _, stages = resolve(choice, threat)
+            _, stages = stages_of(record, choice)
             if as_json([[stage.attack.name, stage.attack.parameters] for stage in stages]) == recorded:
                 return choice
     return None
 
 
-def _to_load(suite: Any, threat: Threat) -> str | None:
+def _to_load(record: Record, suite: Any) -> str | None:
     """The SPEC of a model that an attack would load, which may run a file or fetch one; built-in ones do neither."""
-    specs = (spec for stage in resolve(suite, threat)[1] for spec in stage.attack.loads)
+    specs = (spec for stage in stages_of(record, suite)[1] for spec in stage.attack.loads)
     return next((spec for spec in specs if spec.partition(":")[0] != "builtin"), None)
 
 

@@ -147,7 +147,7 @@ class Spool:
 
 
 class Kept:
-    """Rows that are kept under numbers, in whatever order they come; on disk once they outgrow memory.
+    """Rows that are kept under numbers, the last that came under each; on disk once they outgrow memory.
 
     Args:
         name: of what is kept, for errors.
@@ -159,7 +159,7 @@ class Kept:
         self._name = name
 
     def add(self, numbers: Tensor, rows: Tensor) -> None:
-        """Keep rows (n, ...) under numbers (n,), each of which comes once."""
+        """Keep rows (n, ...) under numbers (n,), in place of those that were kept under them before."""
         if len(numbers):
             self._numbers.append(numbers)
             self._spool.append(rows)
@@ -168,9 +168,10 @@ class Kept:
         """The numbers in ascending order, and their rows (N, *shape)."""
         if not self._numbers:
             return torch.empty(0, dtype=torch.int64), torch.empty((0, *shape))
-        numbers, order = torch.cat(self._numbers).sort()
+        numbers, order = torch.cat(self._numbers).sort(stable=True)
+        last = numbers.diff(append=numbers.new_full((1,), -1)) != 0
         stored = self._spool.finish()
-        return numbers, gathered(stored.rows, order, stored.pages, self._name).rows
+        return numbers[last], gathered(stored.rows, order[last], stored.pages, self._name).rows
 
 
 class Slots:
