@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from robust import evaluate
 from robust.attacks import make_attack
 from robust.attacks.transfer import _load_once
+from robust.diagnose import Finding, review, verdict
 from robust.errors import InputError, StoreError, UnsupportedError
+from robust.evaluation import Interrupted
+from robust.gate.check import check
 from robust.leaderboard import (
     Record,
     Store,
@@ -40,11 +43,13 @@ from robust.leaderboard.derive import confusion, derive
 from robust.leaderboard.drawn import survived, weigh
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.rebuild import rebuild
+from robust.leaderboard.recount import check_review
 from robust.leaderboard.schema import MOST_CLASSES, AttackInfo, Group, Rate
 from robust.leaderboard.site.charts import confusion_table
 from robust.leaderboard.site.exports import badge
 from robust.leaderboard.suite_history import HISTORY, fingerprint
 from robust.report import Report
+from robust.run import Progress
 from robust.sources import load_data, save_weights
 from robust.suites import SUITES, VERSIONS, Stage, resolve
 from robust.target import Target
@@ -349,6 +354,118 @@ def test_findings_that_were_left_out_are_missed(net: nn.Module, tmp_path: Path) 
     Store(tmp_path / "older").add(older, store.verdicts_file(honest))
     found = lines(tmp_path / "older" / "records" / f"{older.id}.json", model)
     assert (found["findings"].ok, found["findings"].asked) == (None, True)
+
+
+class Rounded(nn.Module):
+    """No gradient: random search sees more."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner((x * 4).round() / 4)
+        return out
+
+
+def reviewed(report: Report, **changes: Any) -> Outcome:
+    record = Record.from_report(report, name="net", defense=DEFENSE)
+    return check_review(sealed(record, **changes), report.verdicts)
+
+
+DROPPED: dict[str, Any] = {"findings": [], "trust": "trusted"}
+
+
+@pytest.mark.parametrize(
+    ("suite", "options", "check"),
+    [
+        ("quick", {}, "short-search"),
+        (["pgd", {"name": "square", "queries": 300}], {}, "black-box-wins"),
+        (["fgsm", "pgd"], {"cascade": False}, "single-step-wins"),
+        (["pgd", {"name": "pgd", "loss": "margin"}], {"cascade": False}, "loss-gap"),
+    ],
+)
+def test_findings_that_follow_from_the_record_are_missed(
+    net: nn.Module, suite: Any, options: dict[str, Any], check: str
+) -> None:
+    samples = load_data("builtin:digits").limit(60)
+    model = Rounded(net) if check == "black-box-wins" else net
+    report = evaluate(model, samples, threat="linf:0.1", suite=suite, device="cpu", **options)
+    if check in ("single-step-wins", "loss-gap"):  # as where gradients mislead
+        weak = report.attacks[0 if check == "loss-gap" else 1]
+        weak.update(broke=0, survived=weak["attacked"])
+        report.findings += [
+            vars(found) for found in review(report.attacks, report.clean_correct, cascade=False)
+        ]
+        report.trust = verdict([Finding(**found) for found in report.findings])
+    assert check in {finding["check"] for finding in report.findings}
+    assert reviewed(report).ok is True
+    outcome = reviewed(report, **DROPPED)
+    assert (outcome.ok, f"{check}: " in outcome.message) == (False, True)
+    older = reviewed(report, environment={"robust": "0.0.1"}, **DROPPED)
+    assert (older.ok, older.asked) == (None, True)
+    one_left_out = [found for found in report.findings if found["check"] != check]
+    trust = verdict([Finding(**found) for found in one_left_out])
+    assert reviewed(report, findings=one_left_out, trust=trust).ok is False
+
+
+def test_a_record_of_another_version_of_its_suite_is_not_held_to_todays_rules(net: nn.Module) -> None:
+    samples = load_data("builtin:digits").limit(60)
+    report = evaluate(net, samples, threat="linf:0.1", suite="quick", device="cpu")
+    report.suite_version = 1
+    outcome = reviewed(report, **DROPPED)
+    assert (outcome.ok, outcome.asked) == (None, True)
+    assert "with version 1 of its suite" in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("suite", "threat", "options"),
+    [
+        ("quick", "linf:0.05", {"minimize": True}),
+        ("standard", "linf:0.1", {"minimize": True}),
+        ("standard", "l0:4", {}),
+        ("standard", "spatial:10", {}),
+        ("quick", "l2:0.5", {"cascade": False}),
+        ("quick", "linf:0.05", {"eot": 2}),
+        ([{"name": "square", "queries": 100}, "pgd"], "linf:0.05", {}),
+    ],
+)
+def test_no_honest_record_lacks_a_finding(net: nn.Module, suite: Any, threat: str, options: Any) -> None:
+    samples = load_data("builtin:digits").limit(24)
+    for model in (net,) if "eot" in options else (net, Rounded(net), Overflowing(net, 0.32)):
+        report = evaluate(model, samples, threat=threat, suite=suite, device="cpu", **options)
+        outcome = reviewed(report)
+        assert outcome.ok is True, outcome
+
+
+def test_a_run_that_was_cut_short_lacks_no_finding(net: nn.Module) -> None:
+    def stop(step: Progress) -> None:
+        if step.stage == "fgsm":
+            raise KeyboardInterrupt
+
+    samples = load_data("builtin:digits").limit(40)
+    with pytest.raises(Interrupted) as cut:
+        evaluate(net, samples, threat="linf:0.05", suite="quick", device="cpu", progress=stop)
+    outcome = reviewed(cut.value.report)
+    assert outcome.ok is True, outcome
+
+
+def test_a_whole_gate_lacks_no_finding(net: nn.Module) -> None:
+    samples = load_data("builtin:digits").limit(60)
+    result = check(
+        net, (samples.x, samples.y), threat="linf:0.05", at_least=0.02, suite="quick", gate="fixed", device="cpu"
+    )  # fmt: skip
+    assert result.complete
+    outcome = reviewed(result.report)
+    assert outcome.ok is True, outcome
+
+
+def test_an_attack_is_what_it_may_see(few: Callable[[Any], Report]) -> None:
+    """Who calls square a gradient attack hides that it won without gradients."""
+    report = few(["pgd", {"name": "square", "queries": 20}])
+    assert suite_of(report).ok is True
+    report.attacks[1]["access"] = "gradient"
+    assert suite_of(report).ok is not True
 
 
 def test_fresh_runs_of_the_same_model_seldom_contradict_it() -> None:

@@ -124,7 +124,7 @@ def _compare(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
     iterated = [a for a in attacks if a["name"] == "pgd"]
     for weak in single:
         for strong in iterated:
-            same_loss = weak["parameters"]["loss"] == strong["parameters"]["loss"]
+            same_loss = weak["parameters"].get("loss") == strong["parameters"].get("loss")
             if same_loss and weak["broke"] > strong["broke"] + max(2, 0.05 * correct):
                 yield named.SINGLE_STEP.finding(
                     f"{weak['label']} breaks {weak['broke']} samples, {strong['label']} only {strong['broke']}"
@@ -134,7 +134,7 @@ def _compare(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
             same = {**plain["parameters"], "loss": None} == {**other["parameters"], "loss": None}
             if (
                 same
-                and plain["parameters"]["loss"] == "ce"
+                and plain["parameters"].get("loss") == "ce"
                 and other["broke"] > plain["broke"] + 0.05 * correct
             ):
                 yield named.LOSS_GAP.finding(

@@ -142,11 +142,12 @@ def attacks_of(record: Record) -> list[dict[str, Any]]:
 
 
 def _said(entry: AttackInfo) -> tuple[Any, ...]:
-    return entry.name, entry.label, entry.parameters, entry.selection
+    return entry.name, entry.label, entry.parameters, entry.selection, entry.access
 
 
 def _made(stage: Stage, entry: AttackInfo) -> tuple[Any, ...]:
     """A stage as a record would say it; who is let at it only where this record says so."""
     attack = stage.attack
     selection = as_json(stage.selection) if entry.selection else {}
-    return attack.name, attack.label, as_json(attack.parameters), selection
+    access = attack.access if entry.access else None  # older records do not say
+    return attack.name, attack.label, as_json(attack.parameters), selection, access

@@ -15,6 +15,7 @@ from robust.leaderboard.claims import check_findings, check_suite, check_trust, 
 from robust.leaderboard.derive import derive
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
+from robust.leaderboard.recount import check_review
 from robust.leaderboard.reforward import check_data, check_examples, check_model, find_data
 from robust.leaderboard.rerun import check_rerun
 from robust.leaderboard.store import Store
@@ -67,6 +68,7 @@ def verify(
     yield check_suite(record)
     samples, reason = find_data(record, data)
     yield check_data(record, verdicts, samples, reason, asked=data is not None or target is not None)
+    yield check_review(record, verdicts)
     yield from check_examples(store, record, verdicts, samples, target)
     yield from check_model(record, verdicts, samples, target)
     yield from check_findings(record, samples, target)

@@ -1,0 +1,56 @@
+"""Findings that follow from what a record holds, its verdict table and its attacks, noted again."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from robust import __version__
+from robust.diagnose import NON_FINITE, Finding, review, review_passes
+from robust.diagnose.checks import DETACHED
+from robust.families import FAMILIES
+from robust.leaderboard.layout import plain
+from robust.leaderboard.outcome import Outcome
+from robust.leaderboard.record import Record
+from robust.suites import version_of
+
+
+def check_review(record: Record, verdicts: pd.DataFrame) -> Outcome:
+    """Whether the record names every finding that its attacks and its table, whose rows agree with it, give."""
+    named = {finding.check for finding in record.findings}
+    missing = [each for each in recount(record, verdicts) if each.check not in named]
+    if not missing:
+        return Outcome("review", True, "every finding that follows from the attacks and the table is named")
+    problem = (
+        f"{'; '.join(f'{each.check}: {each.message}' for each in missing)}; the record says nothing of it"
+    )
+    made_by, (stated, installed) = record.environment.get("robust"), _versions(record)
+    if made_by != __version__ or stated not in (None, installed):
+        suite = "" if stated is None else f", with version {stated} of its suite"
+        return Outcome.unverified("review", f"{problem}, and is of version {plain(made_by)}{suite}")
+    return Outcome("review", False, problem)
+
+
+def recount(record: Record, verdicts: pd.DataFrame) -> list[Finding]:
+    """The findings that an evaluation with this outcome notes, as far as the record holds what they rest on."""
+    entries = [{**attack.model_dump(), "silent": 0} for attack in record.attacks]  # of these it says nothing
+    found = review(entries, record.clean.k, cascade=record.suite.cascade)
+    if (lost := int((verdicts["prediction"] < 0).sum())) > 0:
+        found.append(NON_FINITE.finding(f"NaN or infinity on {lost} clean samples"))
+    if _passes_were_reviewed(record):
+        draws = (record.suite.eot or {}).get("samples")
+        if (
+            "prediction_adv" not in verdicts
+        ):  # of an older table: classes may be missed, which errs to its side
+            verdicts = verdicts.assign(prediction_adv=verdicts["prediction"])
+        found += review_passes(verdicts, draws if isinstance(draws, int) and draws > 0 else 1)
+    return found
+
+
+def _passes_were_reviewed(record: Record) -> bool:
+    """Whether a whole suite was run in a norm ball, with gradients."""
+    detached = any(finding.check == DETACHED.name for finding in record.findings)
+    return record.threat.norm not in FAMILIES and not detached
+
+
+def _versions(record: Record) -> tuple[int | None, int | None]:
+    return record.suite.version, version_of(record.suite.name)
