@@ -12,12 +12,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from conftest import Outcome as Ended
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 from torch import nn
 
 from robust import evaluate
+from robust.behind import name_behind, transform_of
 from robust.cli import main
 from robust.leaderboard import Record, Store, examples_bytes, sha256, verify, with_clean
 from robust.leaderboard.artefacts import verdicts_bytes, verdicts_sha256
@@ -392,6 +394,47 @@ def test_add_then_verify(
     code, out, _ = cli("verify", path, *user_model)
     assert code == 1
     assert out.startswith("FAIL  record")
+
+
+@pytest.mark.parametrize(
+    ("options", "defense"),
+    [((), "bit-depth"), (("--defense", "pgd-at", "--set", "steps=7"), "pgd-at")],
+)
+def test_what_was_attacked_behind_a_transform_is_verified_behind_it(
+    inside: Callable[..., Ended],
+    tmp_path: Path,
+    user_model: tuple[str, ...],
+    options: tuple[str, ...],
+    defense: str,
+) -> None:
+    done = inside(
+        "attack", *user_model, "--data", "builtin:digits", "--limit", "30", "--threat", "linf:0.08", "--attack", "pgd",
+        "--transform", "bit-depth,bits=2", "--save-examples", "--out", "run", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = inside("leaderboard", "add", "run", "--store", "board", "--name", "means", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (record,) = Store(tmp_path / "board").records()
+    assert record.defense.name == defense
+    assert options or (record.defense.parameters["bits"], record.defense.parameters["masks_gradients"]) == (
+        2,
+        True,
+    )
+    path = done.stdout.strip()
+    done = inside("leaderboard", "verify", path, *user_model, "--rerun", "5", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "bit-depth goes in front of the model, as the record says" in done.stderr
+    for check in ("fooled", "model", "clean", "rerun"):
+        assert f"\nok    {check} " in done.stdout, done.stdout
+
+
+def test_a_name_that_only_reads_like_a_transform_is_none() -> None:
+    assert transform_of("the one behind nothing") is None
+    assert transform_of("net.py:make behind bit-depth,bits=99") is None
+    assert transform_of("net.py:make") is None
+    found = transform_of(name_behind("nets behind walls.py:make", "bit-depth,bits=2"))
+    assert found is not None
+    assert found.parameters["bits"] == 2
 
 
 @pytest.mark.parametrize(

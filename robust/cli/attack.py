@@ -110,6 +110,7 @@ def attack(
 ) -> int:
     """Attack a model and report its robust accuracy, sample by sample."""
     from robust.attacks import make_attack
+    from robust.behind import name_behind
     from robust.errors import InputError
     from robust.evaluation import Interrupted, evaluate
     from robust.run import Progress
@@ -159,7 +160,7 @@ def attack(
                 vote=cast("Literal['expectation', 'majority']", vote),
                 keep_examples=save_examples or explain is not None,
                 minimize=bool(radii),
-                model_spec=model if transform is None else f"{model} behind {transform}",
+                model_spec=model if transform is None else name_behind(model, transform),
                 progress=show,
             )
         except Interrupted as stopped:

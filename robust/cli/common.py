@@ -15,7 +15,6 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
-    from robust.defenses import Wrapper
     from robust.sources import Samples
     from robust.target import Normalization, Target
 
@@ -180,9 +179,9 @@ def target(
     if transform is None:
         found = load(spec, weights, **options)
     else:
-        from robust.behind import load_behind
+        from robust.behind import load_behind, read_transform
 
-        found = load_behind(_wrapper(transform), spec, weights, **options)
+        found = load_behind(read_transform(transform), spec, weights, **options)
     if found.preprocessing is not None:
         print(f"robust: preprocessing: {found.preprocessing}", file=sys.stderr)
     if weights is None and untrained(spec) and not to_train:
@@ -190,23 +189,6 @@ def target(
             f"robust: {spec} has initial weights, which nothing has trained; give --weights", file=sys.stderr
         )
     return found
-
-
-def _wrapper(text: str) -> Wrapper:
-    """Read --transform."""
-    from robust.defenses import Wrapper, make_defense
-    from robust.errors import InputError
-
-    name, *pairs = text.split(",")
-    if not name.strip():
-        raise InputError(f"--transform: expected a transform's name such as jpeg, got {text!r}")
-    made = make_defense({"name": name.strip(), **settings(pairs, "--transform")})
-    if not isinstance(made, Wrapper) or made.of:
-        raise InputError(
-            f"--transform: expected an input transform (bit-depth, median, jpeg or one of art), got {name!r}; "
-            "what was trained is attacked as it is: --weights"
-        )
-    return made
 
 
 def batch(text: str) -> int | str:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from robust.cli import common
 
 if TYPE_CHECKING:
     from robust.leaderboard import Store
+    from robust.report import Report
     from robust.target import Target
 
 _INCOMPLETE = 3
@@ -225,7 +226,14 @@ def add(
     folder: Annotated[Path, typer.Argument(metavar="REPORT", help="folder that `robust attack --out` wrote")],
     store: Annotated[str, typer.Option("--store", metavar="STORE", help="a folder, or any fsspec URL")],
     name: Annotated[str, typer.Option("--name", help="of the model, to show")],
-    defense: Annotated[str, typer.Option("--defense", metavar="NAME", help="how it was hardened")] = "none",
+    defense: Annotated[
+        str | None,
+        typer.Option(
+            "--defense",
+            metavar="NAME",
+            help="how it was hardened [default: the transform that it was attacked behind, else none]",
+        ),
+    ] = None,
     set_: common.SetOption = None,
     trained_threat: Annotated[
         str | None, typer.Option("--trained-threat", metavar="NORM:EPS", help="hardened against")
@@ -265,8 +273,7 @@ def add(
         report,
         name=name,
         defense={
-            "name": defense,
-            "parameters": common.settings(set_),
+            **_defense(report, defense, common.settings(set_)),
             "trained_threat": trained_against,
             "trained_by": trained_by,
         },
@@ -278,6 +285,16 @@ def add(
     Store(store).add(record, report.verdicts, examples=examples)
     print(f"{store}/records/{record.id}.json")
     return 0
+
+
+def _defense(report: Report, name: str | None, options: dict[str, str]) -> dict[str, Any]:
+    """Name and parameters of the defense: as given, else of the transform that the report's model is behind."""
+    from robust.behind import transform_of
+
+    transform = None if name or options else transform_of(str(report.model["spec"]))
+    if transform is None:
+        return {"name": name or "none", "parameters": options}
+    return {"name": transform.title, "parameters": transform.parameters}
 
 
 @app.command(

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from torch import nn
 
+from robust.behind import transform_of
 from robust.bpda import BPDA
 from robust.defenses import Wrapper, make_defense
 from robust.eot import EOT
@@ -53,7 +54,7 @@ def rebuild(
 
 
 def wrapper_of(record: Record) -> Wrapper | None:
-    """The transform that the record says was in front of its model; None where there was none.
+    """The transform that the record says was in front of its model, by its defense or the model's name; None for none.
 
     Raises:
         InputError: options that it does not have.
@@ -62,7 +63,7 @@ def wrapper_of(record: Record) -> Wrapper | None:
     name = record.defense.name.rpartition("+")[2]
     options = dict(record.defense.parameters)
     if not options.pop("masks_gradients", False):
-        return None
+        return transform_of(record.model.spec)
     try:
         made = make_defense(name, **{k: v for k, v in options.items() if k not in ("of", "options")})
     except UnknownNameError:
