@@ -97,8 +97,8 @@ def corruption_accuracy(
             x, y = samples.rows(rows).to(target.device), samples.y[rows].to(target.device)
             for kind, counts in right.items():
                 for i, severity in enumerate(severities):
-                    answer = target.logits(corrupt(x, kind, severity, bounds=target.bounds)).argmax(1)
-                    counts[i] += int((answer == y).sum())
+                    logits = target.logits(corrupt(x, kind, severity, bounds=target.bounds))
+                    counts[i] += int(((logits.argmax(1) == y) & logits.isfinite().all(1)).sum())
     table = pd.DataFrame(right, index=list(severities)).T / len(samples)
     return table.assign(mean=table.mean(axis=1))
 

@@ -34,6 +34,7 @@ class Certificates:
         table: a row per sample: sample_id, label, prediction (-1: abstained), radius (l2; 0 where it
             abstained), count (draws that gave the predicted class).
         sigma, n0, n, alpha, seed: as given.
+        not_finite: answers of the model that were no finite logits; they count for no class.
     """
 
     table: pd.DataFrame
@@ -45,6 +46,7 @@ class Certificates:
     seconds: float
     model: dict[str, Any]
     data: dict[str, Any]
+    not_finite: int = 0
 
     @property
     def abstained(self) -> float:
@@ -74,7 +76,7 @@ class Certificates:
 
     def to_dict(self, radii: Sequence[float] | None = None) -> dict[str, Any]:
         """Everything but the table, for JSON."""
-        names = ("sigma", "n0", "n", "alpha", "seed", "seconds", "model", "data", "abstained")
+        names = ("sigma", "n0", "n", "alpha", "seed", "seconds", "model", "data", "abstained", "not_finite")
         own = {name: getattr(self, name) for name in names}
         return {**own, "samples": len(self.table), "certified": self.rows(radii)}
 
@@ -108,6 +110,8 @@ class Certificates:
             f"{len(self.table)} samples, sigma {self.sigma:g}, n0 {self.n0}, n {self.n}, alpha {self.alpha:g}; "
             f"abstained on {self.abstained:.1%}"
         )
+        if self.not_finite:
+            said += f"\n{self.not_finite} answers of the model were not finite and count for no class"
         return f"{tabulate(body, head, tablefmt='simple', disable_numparse=True)}\n{said}"
 
     def __str__(self) -> str:
@@ -133,7 +137,8 @@ def certify(
 
     The class is the commonest under n0 draws; its probability has the one-sided Clopper-Pearson lower bound
     p over n further draws; the radius is sigma Phi^-1(p), or it abstains where p <= 1/2. Each certificate is
-    wrong with probability at most alpha. A sample's noise depends on (seed, id) alone.
+    wrong with probability at most alpha. A sample's noise depends on (seed, id) alone. Answers that are not
+    finite count for no class: `not_finite` says how many they were.
 
     Args:
         model: base classifier, best trained under the same noise (defense "gaussian"); or a Target.
@@ -154,13 +159,16 @@ def certify(
     )
     samples = as_samples(data, bounds=target.bounds)
     tell(wide_noise(sigma, target.bounds))
-    start, rows = time.perf_counter(), []
+    start, rows, not_finite = time.perf_counter(), [], 0
     with target, torch.no_grad(), naming_failures():
         for i in range(len(samples)):
             x = samples.rows([i]).to(target.device)
             noise = Streams(seed, samples.ids[i : i + 1].to(target.device), ("certify",))
-            chosen = int(_counts(target, x, sigma, n0, noise.child("select")).argmax())
-            count = int(_counts(target, x, sigma, n, noise.child("estimate"))[chosen])
+            first = _counts(target, x, sigma, n0, noise.child("select"))
+            further = _counts(target, x, sigma, n, noise.child("estimate"))
+            not_finite += n0 + n - int(first.sum() + further.sum())
+            chosen = int(first.argmax())
+            count = int(further[chosen])
             radius = _radius(sigma, count, n, alpha)
             prediction = chosen if radius > 0 else ABSTAIN
             rows.append((int(samples.ids[i]), int(samples.y[i]), prediction, radius, count))
@@ -176,6 +184,7 @@ def certify(
         time.perf_counter() - start,
         {"sha256": model_sha256(target.model)},
         {"spec": samples.spec, "sha256": samples.sha256},
+        not_finite,
     )
 
 
@@ -190,13 +199,14 @@ def _check(sigma: float, n0: int, n: int, alpha: float) -> None:
 
 
 def _counts(target: Target, x: Tensor, sigma: float, draws: int, noise: Streams) -> Tensor:
-    """How often each class wins under noise: (C,)."""
+    """How often each class wins under noise, in answers that are finite: (C,)."""
     total: Tensor | None = None
     for part in range(-(-draws // _DRAWS)):
         size = min(_DRAWS, draws - part * _DRAWS)
         drawn = noise.child(part).normal((_DRAWS, *x.shape[1:]))[0, :size]
         logits = target.logits(x + sigma * drawn)
-        won = logits.argmax(1).bincount(minlength=logits.shape[1])
+        finite = logits[logits.isfinite().all(1)]
+        won = finite.argmax(1).bincount(minlength=logits.shape[1])
         total = won if total is None else total + won
     assert total is not None
     return total

@@ -189,6 +189,15 @@ def test_mean_corruption_accuracy(net: nn.Module, digits: tuple[Tensor, Tensor])
     assert table["mean"].mean() == pytest.approx((table[1].mean() + table[5].mean()) / 2)
 
 
+def test_an_answer_that_is_not_finite_is_not_right(digits: tuple[Tensor, Tensor]) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), 10), torch.nan)
+
+    table = corruption_accuracy(Broken(), (digits[0], 0 * digits[1]), severities=(1,), device="cpu")
+    assert table["mean"].max() == 0
+
+
 @pytest.mark.parametrize("spec", ["spatial:20", "corruptions:1", "patch:1x2"])
 def test_evaluation_under_a_family(spec: str, net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     x, y = digits[0][:16], digits[1][:16]

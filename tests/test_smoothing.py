@@ -55,6 +55,22 @@ def test_it_abstains_on_the_boundary_and_never_certifies_beyond_n() -> None:
     assert found.radii() == pytest.approx([0, 0.05, 0.1])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_answers_that_are_not_finite_certify_nothing(value: float) -> None:
+    class Broken(nn.Module):
+        """Says nothing on the right of x0 = 0.5, which class 0 would win there."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = linear()(x)
+            return torch.where(x[:, :1] > 0.5, torch.tensor([value, 0.0]), logits)
+
+    data = points(0.1, 0.9)
+    found = certify(Broken(), Samples(data.x, 0 * data.y, data.ids), sigma=0.05, n=1000, device="cpu")
+    assert found.table["prediction"].tolist() == [0, ABSTAIN]
+    assert found.not_finite == found.to_dict()["not_finite"] == 1100
+    assert "1100 answers of the model were not finite" in str(found)
+
+
 def test_certified_accuracy_falls_with_the_radius_and_counts_errors() -> None:
     data = points(0.1, 0.3, 0.7, 1.0)
     wrong = Samples(data.x, 1 - data.y, data.ids)
