@@ -87,8 +87,10 @@ def corruption_accuracy(
     import pandas as pd
 
     from robust.sources import as_samples
-    from robust.target import Target, naming_failures
+    from robust.target import Target, check_given, naming_failures
 
+    if isinstance(model, Target):
+        check_given(model, None, bounds)
     target = model if isinstance(model, Target) else Target(model, bounds=bounds or (0.0, 1.0), device=device)
     samples = as_samples(data, bounds=target.bounds)
     right = {kind: [0] * len(severities) for kind in CORRUPTIONS}

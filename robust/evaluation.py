@@ -18,7 +18,7 @@ from robust.report import Report
 from robust.run import Precision, Progress, Settings
 from robust.sources import as_samples
 from robust.suites import resolve, resolve_minimizing
-from robust.target import Normalization, Target
+from robust.target import Normalization, Target, check_given
 from robust.threat import Threat
 from robust.whole_box import tell, whole_box
 
@@ -71,7 +71,8 @@ def evaluate(
             forgotten /255, is logged as a warning of the logger "robust".
         suite: suite or attack name, an attack, or a list of attacks.
         normalize: (mean, std) that the model expects, applied inside the Target.
-        bounds: lowest and highest valid input value; (0, 1) unless the threat or target says otherwise.
+        bounds: lowest and highest valid input value; (0, 1) unless the threat or target says otherwise. A target's
+            are its own, and a threat's, unless they are (0, 1), must be the same.
         seed: of all random draws.
         device: "auto", "cpu", "cuda", "cuda:1".
         batch_size: rows a pass takes at most; "auto" measures.
@@ -153,8 +154,7 @@ def as_target(
 ) -> Target:
     """The model as a Target, or the Target that it is."""
     if isinstance(model, Target):
-        if normalize is not None:
-            raise InputError("normalize: the model is a Target, which has its own; give it there")
+        check_given(model, normalize, bounds)
         return model
     if bounds is None:
         bounds = threat.bounds if isinstance(threat, Threat) else (0.0, 1.0)

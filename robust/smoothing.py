@@ -19,7 +19,7 @@ from robust.errors import InputError, StoreError
 from robust.rng import Streams
 from robust.sources import as_samples, model_sha256
 from robust.stats import interval
-from robust.target import Normalization, Target, naming_failures
+from robust.target import Normalization, Target, check_given, naming_failures
 from robust.whole_box import tell, wide_noise
 
 ABSTAIN: Final = -1
@@ -128,7 +128,7 @@ def certify(
     n: int = 100_000,
     alpha: float = 0.001,
     normalize: Normalization | None = None,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: tuple[float, float] | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -146,17 +146,18 @@ def certify(
         sigma: deviation of the noise in input units, > 0.
         n0, n: draws that choose the class, and that bound its probability; at least 1.
         alpha: in (0, 1).
+        normalize, bounds, device: as for `robust.evaluate`.
         progress: called with (done, total) after every sample.
 
     Raises:
         InputError and its kin: a parameter out of its range, or a model that fails on the data.
     """
     _check(sigma, n0, n, alpha)
-    target = (
-        model
-        if isinstance(model, Target)
-        else Target(model, normalize=normalize, bounds=bounds, device=device)
-    )
+    if isinstance(model, Target):
+        check_given(model, normalize, bounds)
+        target = model
+    else:
+        target = Target(model, normalize=normalize, bounds=bounds or (0.0, 1.0), device=device)
     samples = as_samples(data, bounds=target.bounds)
     tell(wide_noise(sigma, target.bounds))
     start, rows, not_finite = time.perf_counter(), [], 0

@@ -410,6 +410,16 @@ def _prepared(x: Tensor, size: tuple[int, int] | None, mean: Tensor | None, std:
     return x
 
 
+def check_given(target: Target, normalize: Normalization | None, bounds: tuple[float, float] | None) -> None:
+    """Raise InputError for what is given beside a Target that has its own."""
+    if normalize is not None:
+        raise InputError("normalize: the model is a Target, which has its own; give it there")
+    if bounds is not None and tuple(bounds) != tuple(target.bounds):
+        raise InputError(
+            f"bounds: the model is a Target, which has its own, {target.bounds}, got {bounds}; give them there"
+        )
+
+
 def in_parts(rows: Tensor, size: int) -> Sequence[Tensor]:
     """`rows` ((N, ...)) in parts of at most `size`: none where there are no rows, which many a model cannot take."""
     return rows.split(size) if len(rows) else ()

@@ -6,7 +6,7 @@ import functools
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ _ROUNDS: Final = 40  # seen: 26 at most where float32 can tell, most often 4
 _PATIENCE: Final = 12  # rounds, after which every other halves the bracket
 MOST: Final = torch.finfo(torch.float32).max
 TOLERANCE: Final = 1e-6  # float32 rounding of x + (x_adv - x); some 4e-8 was seen
+UNIT: Final = (0.0, 1.0)  # bounds where nobody gives any
 _ROUNDING: Final = 2**-22  # of the larger end of the box
 
 
@@ -46,33 +47,37 @@ class Threat:
 
     norm: str
     eps: str
-    bounds: tuple[float, float] = (0.0, 1.0)
+    bounds: tuple[float, float] = UNIT
 
     def __post_init__(self) -> None:
         if self.norm not in KINDS:
             raise ThreatError(f"threat norm: expected one of {', '.join(KINDS)}, got {self.norm!r}")
-        try:
-            low, high = self.bounds
-            empty = not (math.isfinite(low) and math.isfinite(high) and low < high)
-        except (TypeError, ValueError):
-            empty = True
-        if empty:
-            raise ThreatError(f"bounds: expected (low, high) with low < high, got {self.bounds}")
-        object.__setattr__(self, "bounds", (low, high))  # whatever pair it was
+        object.__setattr__(self, "bounds", pair_of_bounds(self.bounds))
+        if self.norm == "l0" and self.radius < 1:
+            raise ThreatError(f"threat eps: expected at least 1 changed value in l0, got {self.eps!r}")
         _ = self.radius
 
     @staticmethod
     def parse(spec: str | Threat, bounds: tuple[float, float] | None = None) -> Threat:
-        """Read "norm:eps", as in "linf:8/255"; a Threat passes through (with new bounds if given)."""
+        """Read "norm:eps", as in "linf:8/255"; a Threat passes through.
+
+        Args:
+            bounds: of the evaluation; those of a Threat must be the same, unless they are the default.
+        """
         if isinstance(spec, Threat):
-            return spec if bounds is None else replace(spec, bounds=bounds)
+            return spec if bounds is None else spec._within(pair_of_bounds(bounds))
         norm, colon, eps = str(spec).partition(":")
         if not colon and norm.strip().lower() != "corruptions":
             raise ThreatError(f"threat: expected 'norm:eps' such as 'linf:8/255', got {spec!r}")
-        threat = Threat(norm.strip().lower(), eps.strip(), bounds or (0.0, 1.0))
-        if threat.norm == "l0" and threat.radius < 1:
-            raise ThreatError(f"threat eps: expected at least 1 changed value in l0, got {threat.eps!r}")
-        return threat
+        return Threat(norm.strip().lower(), eps.strip(), UNIT if bounds is None else bounds)
+
+    def _within(self, bounds: tuple[float, float]) -> Threat:
+        if self.bounds not in (bounds, UNIT):
+            raise ThreatError(
+                f"threat {self}: its bounds are {self.bounds}, those given or of the model's Target {bounds}; give "
+                "the same to both"
+            )
+        return replace(self, bounds=bounds)
 
     @functools.cached_property
     def radius(self) -> float:
@@ -152,6 +157,22 @@ class Threat:
         if self.family is not None:
             return self.family.project(x_adv, x, self.bounds)
         return project(x_adv, x, self.norm, self.radius, self.bounds)
+
+
+def pair_of_bounds(bounds: Any) -> tuple[float, float]:
+    """Bounds as a tuple, whatever pair they came as.
+
+    Raises:
+        ThreatError: they are no (low, high) of finite numbers with low < high.
+    """
+    try:
+        low, high = bounds
+        empty = not (math.isfinite(low) and math.isfinite(high) and low < high)
+    except (TypeError, ValueError):
+        empty = True
+    if empty:
+        raise ThreatError(f"bounds: expected (low, high) with low < high, got {bounds}")
+    return low, high
 
 
 def project(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -280,6 +281,7 @@ class Returns(nn.Module):
         ({"suite": "cw"}, UnsupportedError, "not for linf"),
         ({"device": "abacus"}, InputError, "device"),
         ({"normalize": (0.5, 0.0)}, InputError, "std > 0"),
+        ({"threat": robust.Linf("0.1", (-1, 1)), "bounds": (0, 1)}, ThreatError, "its bounds are"),
         ({"batch_size": 0}, InputError, "batch_size"),
         ({"precision": "int4"}, InputError, "precision"),
     ],
@@ -294,6 +296,26 @@ def test_bad_input_is_named(
     y = options.pop("y", lambda v: v)(y)  # type: ignore[operator]
     with pytest.raises(error, match=message):
         evaluate(options.pop("model", net), (x, y), **options)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        robust.evaluate,
+        lambda *given, threat, **options: robust.certify(*given, sigma=1.0, n=10, **options),
+        lambda *given, threat, **options: robust.corruption_accuracy(*given, severities=[1], **options),
+    ],
+    ids=["evaluate", "certify", "corruption_accuracy"],
+)
+def test_bounds_beside_a_target_must_be_its_own(
+    net: nn.Module, digits: Digits, call: Callable[..., object]
+) -> None:
+    x, y = digits[0][:4], digits[1][:4]
+    call(robust.Target(net, device="cpu"), (x, y), threat="linf:0.1", bounds=(0, 1))
+    with pytest.raises(InputError, match=r"bounds: the model is a Target, which has its own"):
+        call(robust.Target(net, device="cpu"), (2 * x - 1, y), threat="linf:0.1", bounds=(-1, 1))
+    with pytest.raises(ThreatError, match="its bounds are"):
+        robust.evaluate(robust.Target(net), (x, y), threat=robust.Linf("0.1", (-1, 1)))
 
 
 def test_reports_survive_the_disk(net: nn.Module, digits: Digits, tmp_path: Path) -> None:

@@ -165,6 +165,7 @@ def test_eps_is_kept_as_written_and_as_a_number(a: int, b: int) -> None:
         "l2:a",
         ":1",
         "l2:1e999",
+        "l0:0.5",
     ],
 )
 def test_bad_threats_are_refused(spec: str) -> None:
@@ -172,9 +173,23 @@ def test_bad_threats_are_refused(spec: str) -> None:
         Threat.parse(spec)
 
 
-def test_bad_bounds_are_refused() -> None:
-    with pytest.raises(ThreatError, match="bounds"):
-        Threat("l2", "1", (1.0, 1.0))
+def test_a_threat_that_is_made_is_checked_as_one_that_is_read() -> None:
+    with pytest.raises(ThreatError, match="at least 1 changed value"):
+        robust.L0(0.5)
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 1.0), 5, (0.0, torch.inf)])
+def test_bad_bounds_are_refused(bounds: tuple[float, float]) -> None:
+    for make in (lambda: Threat("l2", "1", bounds), lambda: Threat.parse(robust.L2(1), bounds)):
+        with pytest.raises(ThreatError, match=r"bounds: expected \(low, high\)"):
+            make()
+
+
+def test_bounds_of_a_threat_are_its_own_unless_they_are_the_default() -> None:
+    wide = robust.Linf("0.1", (-1.0, 1.0))
+    assert Threat.parse(robust.Linf("0.1"), (-1, 1)) == Threat.parse(wide, (-1, 1)) == wide
+    with pytest.raises(ThreatError, match=r"linf:0.1: its bounds are \(-1.0, 1.0\), .* \(0.0, 1.0\)"):
+        Threat.parse(wide, (0.0, 1.0))
 
 
 def test_shorthands_name_the_norm() -> None:
