@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from toy import ENOUGH
 import robust
 from robust.attacks import FGSM, PGD, Attack, SigmaZero
 from robust.diagnose import CHECKS, Subject, checks_page, review, review_passes
+from robust.diagnose.preflight import preflight
 from robust.diagnose.probes import monotone, step_size
 from robust.errors import InputError
 from robust.report import Report
@@ -101,6 +104,39 @@ FLAWS: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
     "JPEG": ("detached-graph", lambda x: JPEG(quality=75)(x), same),
     "bit depth, searched in the whole box": ("unbounded", lambda x: (x * 7).round() / 7, same),
 }
+
+
+def test_watching_autograd_in_two_threads_leaves_it_as_it_was(digits: tuple[Tensor, Tensor]) -> None:
+    """The second would begin while the first is in its model, and end after it."""
+    inside, second = threading.Event(), threading.Event()
+
+    def first_pass(x: Tensor) -> Tensor:
+        inside.set()
+        second.wait(0.2)
+        return x
+
+    def second_pass(x: Tensor) -> Tensor:
+        if not second.is_set():
+            second.set()
+            time.sleep(0.2)
+        return x
+
+    def watch(before: Callable[[Tensor], Tensor]) -> None:
+        model = Wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), before, same)
+        with Target(model, device="cpu") as target:
+            preflight(target, *digits)
+
+    grad, backward = torch.autograd.grad, torch.autograd.backward
+    threads = [threading.Thread(target=watch, args=(before,)) for before in (first_pass, second_pass)]
+    try:
+        threads[0].start()
+        inside.wait(10)
+        threads[1].start()
+        for thread in threads:
+            thread.join()
+        assert (torch.autograd.grad, torch.autograd.backward) == (grad, backward)
+    finally:
+        torch.autograd.grad, torch.autograd.backward = grad, backward
 
 
 def look(model: nn.Module, digits: tuple[Tensor, Tensor]) -> Report:

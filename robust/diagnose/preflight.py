@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ _SHARE: Final = 0.05  # of the few samples that must show a flaw
 _DEAD_SHARE: Final = 0.15  # nets trained for verified bounds are constant around some 5 %
 _NOISE: Final = 1e-3  # of the box
 _NEAR: Final = 0.01  # of an end of [0, 1]
+_WATCHING: Final = (
+    threading.RLock()
+)  # what is put in autograd's place is taken out again in the reverse order
 _VANISHED, _VANISHED_SHARE = 1e-30, 0.25  # of the margin's gradient; of the few samples
 
 
@@ -337,19 +341,22 @@ def _deployed(tracked: Tensor, logits: Tensor, seen: Preflight) -> None:
 
 @contextmanager
 def _autograd_calls() -> Iterator[list[str]]:
-    """Collect calls into autograd made while the context is open."""
+    """Collect calls into autograd that this thread makes while the context is open; another thread waits to open its own."""
     calls: list[str] = []
-    grad, backward = torch.autograd.grad, torch.autograd.backward
+    mine = threading.get_ident()
+    with _WATCHING:
+        grad, backward = torch.autograd.grad, torch.autograd.backward
 
-    def noting(name: str, function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            calls.append(name)
-            return function(*args, **kwargs)
+        def noting(name: str, function: Any) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                if threading.get_ident() == mine:
+                    calls.append(name)
+                return function(*args, **kwargs)
 
-        return call
+            return call
 
-    torch.autograd.grad, torch.autograd.backward = noting("grad", grad), noting("backward", backward)
-    try:
-        yield calls
-    finally:
-        torch.autograd.grad, torch.autograd.backward = grad, backward
+        torch.autograd.grad, torch.autograd.backward = noting("grad", grad), noting("backward", backward)
+        try:
+            yield calls
+        finally:
+            torch.autograd.grad, torch.autograd.backward = grad, backward
