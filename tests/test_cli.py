@@ -190,9 +190,11 @@ def test_attack_prints_a_table_of_eighty_columns(files: Path, inside: Callable[.
         (("--suite", ""), "list suites"),
         (("--normalize", "a", "b"), "--normalize"),
         (("--batch-size", "-1"), "--batch-size"),
+        (("--batch-size", "²"), "--batch-size"),
         (("--limit", "100000"), "limit"),
         (("--limit", "ten"), "got 'ten'"),
         (("--limit=1.5",), "got '1.5'"),
+        (("--seed", "1", "--seed", "x"), "got 'x'"),
         (("--curve", "0.1,abc"), "--curve"),
         (
             ("--curve", "0.2", "--attack", "pgd"),
@@ -252,7 +254,7 @@ def test_whoever_stops_reading_loses_no_file(files: Path) -> None:
     ) as run:
         assert run.stdout is not None
         run.stdout.close()
-        assert run.wait(240) == 1
+        assert run.wait(240) == 141
     assert Report.load(files / "out").n > 0
 
 
@@ -367,6 +369,15 @@ def test_every_attack_and_defense_is_described_in_eighty_columns() -> None:
         for name in registry:
             assert max(map(len, common.described(registry[name]).splitlines())) <= 80, name
     assert "\n    steps: gradient steps a restart, >= 1.\n    step_size: in units" in common.described(PGD)
+
+
+@pytest.mark.parametrize("option", ["--weights=nope.safetensors", "--limit=3"])
+def test_what_is_for_a_model_is_refused_without_one(
+    tmp_path: Path, inside: Callable[..., Outcome], option: str
+) -> None:
+    done = inside("doctor", option, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "are for a MODEL" in done.stderr
 
 
 def test_doctor_names_versions_and_what_is_missing(tmp_path: Path, inside: Callable[..., Outcome]) -> None:

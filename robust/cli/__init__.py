@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, NoReturn
@@ -16,6 +17,7 @@ from robust.cli.ending import leave
 from robust.errors import RobustError
 
 _INTERRUPTED = 130
+_NOBODY_READS = 141  # as shells have it: 128 and SIGPIPE
 app = typer.Typer(
     name="robust",
     help="How robust is a PyTorch classifier really, what does hardening buy, and how does that compare?",
@@ -69,6 +71,12 @@ def main() -> None:
     log.addHandler(lines)
     try:
         _run()
+    except BrokenPipeError:
+        _end_unread()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # the parser ends so, with status 1
+            _end_unread()
+        raise
     finally:
         log.removeHandler(lines)
 
@@ -83,18 +91,24 @@ class _Lines(logging.Handler):
 def _run() -> None:
     try:
         status = app(standalone_mode=False)
+        print(end="", flush=True)  # a pipe may tell only now
         if status == _INTERRUPTED:  # the parser turns Ctrl-C into this status
             raise KeyboardInterrupt
     except RobustError as error:
         fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
         fail("interrupted before it was done; run it again", _INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
     except Exception as error:
         _usage_error(error)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _end_unread() -> NoReturn:
+    """The end where nobody reads the output any more, quiet also when Python flushes what is left."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    sys.exit(_NOBODY_READS)
 
 
 def _usage_error(error: Exception) -> None:
@@ -115,9 +129,9 @@ def _what_came(error: Exception, said: str) -> str:
     """What was given for the option that an error is about, unless it was said."""
     given = iter(sys.argv)
     names = getattr(getattr(error, "param", None), "opts", [])
+    came = ""  # the parser reads an option that is repeated as it stands last
     for word in given:
         name, equals, value = word.partition("=")
         if name in names:
             came = value if equals else next(given, "")
-            return "" if not came or repr(came) in said else f", got {came!r}"
-    return ""
+    return "" if not came or repr(came) in said else f", got {came!r}"

@@ -197,7 +197,7 @@ def batch(text: str) -> int | str:
 
     if text == "auto":
         return text
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise InputError(f"--batch-size: expected 'auto' or a positive integer, got {text!r}")
     return int(text)
 

@@ -43,6 +43,8 @@ def doctor(
     from robust.errors import InputError
 
     if model is None:
+        if weights is not None or normalize is not None or limit is not None:
+            raise InputError("doctor: --weights, --normalize and --limit are for a MODEL; give it, and DATA")
         return _installation()
     if data is None:
         raise InputError("doctor: MODEL needs DATA to look at it with, such as builtin:digits")
