@@ -86,7 +86,7 @@ def corruption_accuracy(
     """
     import pandas as pd
 
-    from robust.sources import as_samples
+    from robust.sources import as_samples, check_labels
     from robust.target import Target, check_given, naming_failures
 
     if isinstance(model, Target):
@@ -100,6 +100,7 @@ def corruption_accuracy(
             for kind, counts in right.items():
                 for i, severity in enumerate(severities):
                     logits = target.logits(corrupt(x, kind, severity, bounds=target.bounds))
+                    check_labels(samples, logits.shape[1])
                     counts[i] += int(((logits.argmax(1) == y) & logits.isfinite().all(1)).sum())
     table = pd.DataFrame(right, index=list(severities)).T / len(samples)
     return table.assign(mean=table.mean(axis=1))

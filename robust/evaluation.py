@@ -15,6 +15,7 @@ from robust.errors import InputError
 from robust.parts import PartInterrupted, Plan, attack_part, join
 from robust.quantized import attackable
 from robust.report import Report
+from robust.rng import check_seed
 from robust.run import Precision, Progress, Settings
 from robust.sources import as_samples
 from robust.suites import resolve, resolve_minimizing
@@ -128,9 +129,11 @@ def settings_of(
     progress: Callable[[Progress], None] | None = None,
 ) -> Settings:
     """Options of `evaluate`, checked, as a run takes them."""
+    check_seed(seed)
     if precision not in get_args(Precision):
         raise InputError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {precision!r}")
-    if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size >= 1):
+    counts = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
+    if batch_size != "auto" and not counts:
         raise InputError(f"batch_size: expected 'auto' or a positive integer, got {batch_size!r}")
     micro_batch = None if batch_size == "auto" else batch_size
     return Settings(seed, micro_batch, precision, keep_examples, progress)

@@ -321,6 +321,8 @@ def curve_radii(threat: Threat, eps: Iterable[float | str], *, unlimited: bool) 
         raise InputError(
             f"curve: expected a threat in linf, l2, l1 or l0, got {threat}; evaluate each strength by itself"
         )
+    if isinstance(eps, str | float | int):
+        raise InputError(f"curve: eps: expected a list of radii such as [0, {eps}], got {eps!r}")
     radii = [0.0 if str(e).strip() in ("0", "0.0") else replace(threat, eps=str(e)).radius for e in eps]
     unsearched = [] if unlimited else [radius for radius in radii if radius not in (0.0, threat.radius)]
     if unsearched:

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robust.errors import InputError
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -54,6 +56,12 @@ def _host_mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def _key(seed: int, purpose: Sequence[str | int]) -> int:
     text = "\x1f".join([str(seed), *map(str, purpose)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def check_seed(seed: object) -> None:
+    """Raise InputError unless it is an integer of 64 bits, as generators and records take it."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
+        raise InputError(f"seed: expected an integer of at most 64 bits such as 0, got {seed!r}")
 
 
 def content_ids(x: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from robust.default_device import books_on_the_cpu
 from robust.errors import InputError, StoreError
-from robust.rng import Streams
-from robust.sources import as_samples, model_sha256
+from robust.rng import Streams, check_seed
+from robust.sources import as_samples, check_labels, model_sha256
 from robust.stats import interval
 from robust.target import Normalization, Target, check_given, naming_failures
 from robust.whole_box import tell, wide_noise
@@ -153,6 +153,7 @@ def certify(
         InputError and its kin: a parameter out of its range, or a model that fails on the data.
     """
     _check(sigma, n0, n, alpha)
+    check_seed(seed)
     if isinstance(model, Target):
         check_given(model, normalize, bounds)
         target = model
@@ -166,6 +167,7 @@ def certify(
             x = samples.rows([i]).to(target.device)
             noise = Streams(seed, samples.ids[i : i + 1].to(target.device), ("certify",))
             first = _counts(target, x, sigma, n0, noise.child("select"))
+            check_labels(samples, len(first))
             further = _counts(target, x, sigma, n, noise.child("estimate"))
             not_finite += n0 + n - int(first.sum() + further.sum())
             chosen = int(first.argmax())
@@ -240,6 +242,7 @@ class SmoothedTarget(Target):
     ) -> None:
         super().__init__(model, **options)
         _check(sigma, draws, draws, 0.5)
+        check_seed(seed)
         self.sigma, self.draws, self.seed = sigma, draws, seed
 
     def logits(self, x: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ _PAYS, _AS_GOOD = 0.95, 1.02  # of the least cost of a row so far: what a larger
 _BETWEEN = 3e-4  # seconds that an attack takes between two passes
 _SHORT = 0.01  # seconds
 _FINE = 1e-5  # seconds
+_ONE_LOGIT = "; a binary net with one logit z should return two: torch.cat([-z, z], 1)"
 _NAMING: ContextVar[bool] = ContextVar("naming", default=False)
 _TINY = 1e-38  # smallest normal float32, under which log-probabilities are cut off
 
@@ -186,6 +187,7 @@ class Target:
         if out.shape[0] != x.shape[0] or out.shape[1] < 2:
             raise ModelError(
                 f"model output: expected logits (N, C) with N = {x.shape[0]} and C >= 2, got {tuple(out.shape)}"
+                + (_ONE_LOGIT if out.shape[1] == 1 else "")
             )
         out = out.float()
         return out.clamp_min(_TINY).log() if self.probabilities else out
@@ -497,8 +499,11 @@ def _moments(normalize: Normalization | None, device: torch.device) -> tuple[Ten
         raise InputError(
             f"normalize: expected (mean, std), numbers or one per channel, got {normalize!r}"
         ) from error
-    if mean.numel() != std.numel() or not bool((std > 0).all()) or not bool(mean.isfinite().all()):
-        raise InputError(f"normalize: expected mean and std of equal length with std > 0, got {normalize!r}")
+    finite = bool(mean.isfinite().all() and std.isfinite().all())
+    if mean.numel() != std.numel() or not finite or not bool((std > 0).all()):
+        raise InputError(
+            f"normalize: expected finite mean and std of equal length with std > 0, got {normalize!r}"
+        )
     return mean, std
 
 

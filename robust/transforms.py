@@ -17,6 +17,10 @@ from torch.nn import functional
 from robust.errors import InputError
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 class BitDepth(nn.Module):
     """Quantise to `bits` bits a value (feature squeezing, Xu et al. 2018, arXiv 1704.01155).
 
@@ -27,8 +31,8 @@ class BitDepth(nn.Module):
 
     def __init__(self, bits: int = 3, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
         super().__init__()
-        if not 1 <= bits <= 8:
-            raise InputError(f"bit depth: bits: expected 1 to 8, got {bits}")
+        if not (_is_whole(bits) and 1 <= bits <= 8):
+            raise InputError(f"bit depth: bits: expected an integer from 1 to 8, got {bits!r}")
         self.levels, self.bounds = 2**bits - 1, bounds
         self.register_buffer("setting", torch.tensor([bits]))
 
@@ -47,8 +51,8 @@ class Median(nn.Module):
 
     def __init__(self, size: int = 3) -> None:
         super().__init__()
-        if size < 3 or size % 2 == 0:
-            raise InputError(f"median: size: expected an odd number >= 3, got {size}")
+        if not (_is_whole(size) and size >= 3 and size % 2):
+            raise InputError(f"median: size: expected an odd number >= 3, got {size!r}")
         self.size = size
         self.register_buffer("setting", torch.tensor([size]))
 
@@ -70,8 +74,8 @@ class JPEG(nn.Module):
 
     def __init__(self, quality: int = 75, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
         super().__init__()
-        if not 1 <= quality <= 95:
-            raise InputError(f"jpeg: quality: expected 1 to 95, got {quality}")
+        if not (_is_whole(quality) and 1 <= quality <= 95):
+            raise InputError(f"jpeg: quality: expected an integer from 1 to 95, got {quality!r}")
         self.quality, self.bounds = quality, bounds
         self.register_buffer("setting", torch.tensor([quality]))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -329,6 +331,19 @@ def test_a_wrapper_deploys_its_transform_and_lets_gradients_through(name: str) -
     (gradient,) = torch.autograd.grad(net(x).sum(), x)
     at = changed.detach().requires_grad_()
     assert torch.allclose(gradient, torch.autograd.grad(model(at).sum(), at)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (make, wrong)
+        for make in (transforms.BitDepth, transforms.Median, transforms.JPEG)
+        for wrong in ("a", 2.5, 0)
+    ],
+)
+def test_a_transform_takes_an_integer_of_its_range(make: Callable[[Any], object], wrong: object) -> None:
+    with pytest.raises(InputError, match=rf"expected an .*, got {wrong!r}"):
+        make(wrong)
 
 
 def test_a_transform_does_not_save_a_standard_model() -> None:

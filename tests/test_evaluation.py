@@ -274,6 +274,11 @@ class Returns(nn.Module):
         ({"model": Returns(lambda x: (x, x))}, ModelError, "tuple"),
         ({"model": Returns(lambda x: x.flatten())}, ModelError, "logits"),
         ({"model": Returns(lambda x: x.flatten(1)[:, :3])}, ModelError, "3 classes"),
+        (
+            {"model": Returns(lambda x: x.flatten(1)[:, :1])},
+            ModelError,
+            r"return two: torch.cat\(\[-z, z\], 1\)",
+        ),
         ({"model": "resnet"}, ModelError, "torch.nn.Module"),
         ({"suite": "quik"}, UnknownNameError, "did you mean 'quick'"),
         ({"suite": []}, InputError, "empty"),
@@ -281,8 +286,14 @@ class Returns(nn.Module):
         ({"suite": "cw"}, UnsupportedError, "not for linf"),
         ({"device": "abacus"}, InputError, "device"),
         ({"normalize": (0.5, 0.0)}, InputError, "std > 0"),
+        ({"normalize": (0.0, torch.inf)}, InputError, "expected finite mean and std"),
         ({"threat": robust.Linf("0.1", (-1, 1)), "bounds": (0, 1)}, ThreatError, "its bounds are"),
         ({"batch_size": 0}, InputError, "batch_size"),
+        ({"batch_size": True}, InputError, "batch_size"),
+        *(
+            ({"seed": seed}, InputError, "seed: expected an integer")
+            for seed in ("a", 1.5, None, True, 2**70)
+        ),
         ({"precision": "int4"}, InputError, "precision"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else str(value),

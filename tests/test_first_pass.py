@@ -40,13 +40,21 @@ def rgb(digits: Digits) -> Digits:
     return digits[0].repeat(1, 3, 1, 1), digits[1]
 
 
+def certify(net: nn.Module, data: Digits) -> object:
+    return robust.certify(net, data, sigma=0.1, n0=2, n=2, device="cpu")
+
+
+def corruptions(net: nn.Module, data: Digits) -> object:
+    return robust.corruption_accuracy(net, data, severities=[1], device="cpu")
+
+
 @pytest.mark.parametrize(
     "ask",
     [
         lambda net, data: robust.evaluate(net, data, threat="linf:0.1", suite="fgsm", device="cpu"),
         lambda net, data: check(net, data, threat="linf:0.1", at_least=0.5, suite="fgsm", device="cpu"),
-        lambda net, data: robust.certify(net, data, sigma=0.1, n0=2, n=2, device="cpu"),
-        lambda net, data: robust.corruption_accuracy(net, data, severities=[1], device="cpu"),
+        certify,
+        corruptions,
         lambda net, data: robust.evaluate(
             robust.EOT(net, 2, device="cpu"), data, threat="linf:0.1", suite="fgsm"
         ),
@@ -61,6 +69,14 @@ def test_the_first_pass_names_the_input(
         ask(net, rgb(digits))
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ask", [certify, corruptions], ids=["certify", "corruptions"])
+def test_a_label_without_a_class_is_told(
+    ask: Callable[[nn.Module, Digits], object], net: nn.Module, digits: Digits
+) -> None:
+    with pytest.raises(DataError, match=r"labels go up to 14, but the model has 10 classes \(0 to 9\)"):
+        ask(net, (digits[0], digits[1] + 5))
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def test_a_projection_with_a_radius_per_row_is_that_of_each_row(norm: str) -> No
     eps = torch.tensor([0.1, 0.5, 1.0, 2.0, 4.0])
     together = project(far, x, norm, eps)
     for i, radius in enumerate(eps.tolist()):
-        alone = Threat(norm, repr(radius)).project(far[i : i + 1], x[i : i + 1])
+        alone = project(far[i : i + 1], x[i : i + 1], norm, radius)
         torch.testing.assert_close(together[i : i + 1], alone)
 
 
@@ -304,6 +304,9 @@ def test_a_curve_needs_a_search_that_went_there(net: nn.Module, digits: tuple[Te
             bounded.curve([radius])
     with pytest.raises(ThreatError, match="eps"):
         bounded.curve(["much"])
+    for alone in (0.05, "0.05"):
+        with pytest.raises(InputError, match=r"curve: eps: expected a list of radii such as \[0, 0.05\]"):
+            bounded.curve(alone)  # type: ignore[arg-type]
     turned = evaluate(net, digits, threat="spatial:10", minimize=True, device="cpu")
     with pytest.raises(InputError, match="expected a threat in linf, l2, l1 or l0, got spatial"):
         turned.curve([5])

@@ -137,7 +137,9 @@ def test_the_smoothed_target_is_the_mean_probability_and_passes_gradients() -> N
     assert bool((gradient[:, 0] > 0).all())
 
 
-@pytest.mark.parametrize("wrong", [{"sigma": 0.0}, {"n0": 0}, {"n": 0}, {"alpha": 1.0}, {"sigma": math.nan}])
+@pytest.mark.parametrize(
+    "wrong", [{"sigma": 0.0}, {"n0": 0}, {"n": 0}, {"alpha": 1.0}, {"sigma": math.nan}, {"seed": 1.5}]
+)
 def test_parameters_out_of_range(wrong: dict[str, float]) -> None:
     options = {"sigma": 0.25, **wrong}
     with pytest.raises(InputError, match=next(iter(wrong))):
@@ -166,9 +168,10 @@ def test_the_command_prints_the_table_and_keeps_the_certificates(
     found = json.loads((tmp_path / "r.json").read_text())
     assert [row["radius"] for row in found["certified"]] == [0, 0.25]
     assert (tmp_path / "kept" / "certificates.parquet").exists()
-    status, out, err = run(
-        "--model", "builtin:digits-mlp", "--data", "builtin:digits", "--sigma", "1", "--radii", "x"
-    )
-    assert (status, out) == (2, "")
-    assert err.startswith("robust: --radii: expected numbers")
-    assert len(err.splitlines()) == 1
+    for radii in ("x", "0,nan", "0,inf", "-1"):
+        status, out, err = run(
+            "--model", "builtin:digits-mlp", "--data", "builtin:digits", "--sigma", "1", f"--radii={radii}"
+        )
+        assert (status, out) == (2, "")
+        assert err.startswith("robust: --radii: expected finite numbers")
+        assert len(err.splitlines()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -81,8 +82,8 @@ def _radii(text: str | None) -> list[float] | None:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         found = []
-    if not found or min(found) < 0:
-        raise InputError(f"--radii: expected numbers >= 0 such as 0,0.25,0.5, got {text!r}")
+    if not found or not all(0 <= radius < math.inf for radius in found):
+        raise InputError(f"--radii: expected finite numbers >= 0 such as 0,0.25,0.5, got {text!r}")
     return found
 
 

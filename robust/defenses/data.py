@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robust.errors import DataError, InputError, ModelError, RobustError
 from robust.rng import Streams
-from robust.sources import Samples, check_samples
+from robust.sources import Samples, check_labels, check_samples
 from robust.target import Target
 from robust.threat import Threat
 from robust.whole_box import across
@@ -84,12 +84,7 @@ def count_classes(model: nn.Module, parts: Sequence[Samples], device: torch.devi
             "the model was made for"
         ) from error
     for part in parts:
-        highest = int(part.y.max())
-        if highest >= classes:
-            raise DataError(
-                f"data: labels go up to {highest}, but the model has {classes} classes (0 to {classes - 1}); "
-                "renumber the labels, or give a model with more outputs"
-            )
+        check_labels(part, classes)
     return classes
 
 

@@ -14,7 +14,7 @@ from robust.sources.data import as_samples, check_groups, load_data
 from robust.sources.models import Opened, load, load_model, open_model, untrained
 from robust.sources.origin import named_sha256, origin_sha256
 from robust.sources.preprocess import Preprocessing
-from robust.sources.samples import Samples, check_samples
+from robust.sources.samples import Samples, check_labels, check_samples
 from robust.sources.weights import load_weights, model_sha256, save_weights
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "WideResNet",
     "as_samples",
     "check_groups",
+    "check_labels",
     "check_samples",
     "load",
     "load_data",

@@ -208,6 +208,16 @@ def check_samples(samples: Samples, bounds: Bounds = UNIT, num_classes: int | No
     )
 
 
+def check_labels(samples: Samples, classes: int) -> None:
+    """Raise DataError where there is a label that a model of so many classes has none for."""
+    highest = int(samples.y.max())
+    if highest >= classes:
+        raise DataError(
+            f"data: labels go up to {highest}, but the model has {classes} classes (0 to {classes - 1}); "
+            "renumber the labels, or give a model with more outputs"
+        )
+
+
 def _labels(y: Tensor, num_classes: int | None) -> Tensor:
     if y.ndim != 1:
         raise DataError(
