@@ -108,6 +108,8 @@ def harden(
     chosen.check(threat)
     if threat is not None:
         resolve(suite, threat)
+    if extra is None and "extra_share" in (training or {}):
+        raise InputError("extra_share: it is the share of extra data, and there is none; give `extra`")
     options = training_options(recipe, {**(training or {}), "seed": seed, "device": device})
     bounds = (0.0, 1.0) if threat is None else threat.bounds
     train = as_samples(data, bounds=bounds)

@@ -333,6 +333,14 @@ def test_a_wrapper_deploys_its_transform_and_lets_gradients_through(name: str) -
     assert torch.allclose(gradient, torch.autograd.grad(model(at).sum(), at)[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["median", "jpeg", "none+jpeg"])
+def test_a_transform_of_images_is_refused_for_rows_before_training(name: str) -> None:
+    data = Samples(torch.rand(20, 64), torch.arange(20) % 10, torch.arange(20))
+    trainer = Trainer(OPTIONS, progress=lambda _: pytest.fail("trained"))
+    with pytest.raises(InputError, match=r"images \(N, C, H, W\)"):
+        make_defense(name).fit(nn.Linear(64, 10), data, threat=None, trainer=trainer)
+
+
 @pytest.mark.parametrize(
     ("make", "wrong"),
     [

@@ -67,6 +67,8 @@ def test_unlabelled_extra_data_helps_where_labels_are_few(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "config.json").read_text())["extra"]["spec"] == "memory"
     with pytest.raises(InputError, match="pseudo_labels: they are for extra data"):
         robust.harden(seeded(), digits(0, 60), defense="none", pseudo_labels=teacher)
+    with pytest.raises(InputError, match="extra_share: it is the share of extra data"):
+        robust.harden(seeded(), digits(0, 60), defense="none", training={"extra_share": 0.5})
     with pytest.raises(InputError, match="seed: expected an integer"):
         robust.harden(seeded(), digits(0, 60), defense="none", seed="1")  # type: ignore[arg-type]
 

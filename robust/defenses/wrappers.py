@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from robust import transforms
 from robust.bpda import Substituted
 from robust.defenses.base import DEFENSES, Defense, make_defense
 from robust.defenses.training import Trainer
+from robust.errors import InputError, RobustError, told
 from robust.sources import Samples
 from robust.target import Behind
 from robust.threat import Threat
@@ -64,12 +66,27 @@ class Wrapper(Defense):
 
     def fit(self, model: nn.Module, data: Samples, *, threat: Threat | None, trainer: Trainer) -> nn.Module:
         self.check(threat)
+        bounds = (0.0, 1.0) if threat is None else threat.bounds
+        self._try(data, bounds)
         trained = (
             trainer.copy(model, data, threat)
             if self._inner is None
             else self._inner.fit(model, data, threat=threat, trainer=trainer)
         )
-        return self.deployed(trained, bounds=(0.0, 1.0) if threat is None else threat.bounds)
+        return self.deployed(trained, bounds=bounds)
+
+    @torch.no_grad()
+    def _try(self, data: Samples, bounds: tuple[float, float]) -> None:
+        """Raise InputError, before anything is trained, where the transform cannot take such samples."""
+        try:
+            self.transform(bounds)(data.rows([0]))
+        except RobustError:
+            raise
+        except Exception as error:
+            shape = tuple(data.x.shape[1:])
+            raise InputError(
+                f"{self.name}: fails on samples of shape {shape} ({told(error)}); it is for images (N, C, H, W)"
+            ) from error
 
     def deployed(self, model: nn.Module, *, bounds: tuple[float, float] = (0.0, 1.0)) -> nn.Module:
         inner = model if self._inner is None else self._inner.deployed(model, bounds=bounds)
