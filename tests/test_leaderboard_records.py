@@ -40,7 +40,7 @@ def test_round_trip(
     wrong, broken, robust, error = counts
     record = make_record(
         name=name, options=options, n=sum(counts), wrong=wrong, robust=robust, error=error,
-        alone={PGD: robust}, seconds=seconds, threat=Threat(norm, "3/7", (-1.0, 2.5)),
+        alone={PGD: robust}, seconds=seconds, threat=Threat(norm, "10/7", (-1.0, 2.5)),
     )  # fmt: skip
     assert (record.statuses.broken, record.clean.k) == (broken, sum(counts) - wrong)
     text = record.dumps()

@@ -292,7 +292,7 @@ def test_standard_breaks_no_less_than_its_parts(net: nn.Module, digits: tuple[Te
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
 def test_thorough_begins_as_standard_and_goes_on(norm: str) -> None:
-    threat = Threat(norm, "0.5")
+    threat = Threat(norm, "1")
     standard, thorough = resolve("standard", threat)[1], resolve("thorough", threat)[1]
     assert thorough[: len(standard)] == standard
     for_all = [
