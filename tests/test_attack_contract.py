@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from conftest import DEVICES
 from torch import Tensor, nn
 
 from robust.attacks import ATTACKS, Attack
-from robust.errors import UnsupportedError
+from robust.errors import InputError, UnsupportedError
 from robust.ledger import Ledger
 from robust.oracle import Oracle
 from robust.target import Target
@@ -51,6 +52,34 @@ CASES += [
     for name in ATTACKS
     if any(f.name == "targets" and f.default == 0 for f in fields(ATTACKS[name]))
 ]
+
+
+FLOATS = [
+    (name, f.name, str(f.type)) for name in ATTACKS for f in fields(ATTACKS[name]) if "float" in str(f.type)
+]
+
+
+@pytest.mark.parametrize(("name", "option", "kind"), FLOATS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_options_that_are_no_finite_numbers_are_refused(
+    name: str, option: str, kind: str, value: float
+) -> None:
+    with pytest.raises(InputError, match=rf"{name}: .*{option}"):
+        ATTACKS[name](**{option: (value, 1.0) if kind.startswith("tuple") else value})
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        (name, option)
+        for name, option, _ in FLOATS
+        if option in ("step_size", "learning_rate", "initial_const")
+    ],
+)
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_steps_that_lead_nowhere_or_back_are_refused(name: str, option: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"{name}: .*{option}"):
+        ATTACKS[name](**{option: value})
 
 
 class Counted(nn.Module):

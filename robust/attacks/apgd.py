@@ -32,8 +32,8 @@ class APGD(Attack):
         restarts: random starts (per target class), >= 1.
         loss: for untargeted runs; targeted ones use the targeted difference of logits ratio.
         targets: 0 for untargeted; else how many of the likeliest wrong classes to run against, in order.
-        rho: share of steps that must raise the loss between checkpoints; not in l1.
-        momentum: weight of the new step against the previous move; not in l1.
+        rho: share of steps that must raise the loss between checkpoints, in [0, 1]; not in l1.
+        momentum: weight of the new step against the previous move, in (0, 1]; not in l1.
         outside: in l1, where the search comes in from, in units of eps, >= 1: it runs at this radius, at half of it and so on
             to eps, with as many steps at each. None: at 3, 2 and 1 times eps, as in the paper. Where gradients are masked,
             as by the first layer of Madry's MNIST nets, more is to be seen from 16.
@@ -53,10 +53,15 @@ class APGD(Attack):
     outside: float | None = None
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if min(self.steps, self.restarts) < 1 or self.targets < 0:
             raise InputError(
                 "apgd: expected steps >= 1, restarts >= 1 and targets >= 0, got "
                 f"{self.steps}, {self.restarts} and {self.targets}"
+            )
+        if not (0 <= self.rho <= 1 and 0 < self.momentum <= 1):
+            raise InputError(
+                f"apgd: expected rho in [0, 1] and momentum in (0, 1], got {self.rho} and {self.momentum}"
             )
         if self.outside is not None and not 1 <= self.outside < math.inf:
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
@@ -92,6 +93,18 @@ class Attack(ABC):
             f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default
         ]
         return f"{self.name}({','.join(changed)})" if changed else self.name
+
+    def check_numbers(self, *positive: str) -> None:
+        """Raise InputError unless all numbers are finite and those of these names, where given, above 0."""
+        for f in fields(self):
+            value = getattr(self, f.name)
+            numbers = [
+                n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, float | int)
+            ]
+            if not all(map(math.isfinite, numbers)):
+                raise InputError(f"{self.name}: {f.name}: expected a finite number, got {value}")
+            if f.name in positive and not all(n > 0 for n in numbers):
+                raise InputError(f"{self.name}: {f.name}: expected a number above 0, got {value}")
 
     def check(self, threat: Threat) -> None:
         """Raise UnsupportedError unless the attack knows the threat's norm."""

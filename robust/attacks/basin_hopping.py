@@ -73,6 +73,7 @@ class BasinHopping(Attack):
     inward: bool = False
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if (
             min(self.steps, self.targets, self.hop_steps) < 1
             or min(self.odi_steps, self.hops, self.hop_odi_steps) < 0

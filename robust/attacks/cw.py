@@ -56,6 +56,7 @@ class CW(Attack):
     slack: float = 0.1
 
     def __post_init__(self) -> None:
+        self.check_numbers("learning_rate", "initial_const")
         if min(self.steps, self.binary_search_steps) < 1 or self.targets < 0:
             raise InputError(
                 "cw: expected steps >= 1, binary_search_steps >= 1 and targets >= 0, got "

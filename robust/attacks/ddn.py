@@ -46,6 +46,7 @@ class DDN(Attack):
     targets: int = 0
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if self.steps < 1 or not 0 < self.gamma < 1 or self.targets < 0:
             raise InputError(
                 "ddn: expected steps >= 1, 0 < gamma < 1 and targets >= 0, got "

@@ -41,6 +41,7 @@ class DeepFool(Attack):
     overshoot: float = 0.02
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if min(self.steps, self.candidates) < 1 or self.overshoot < 0:
             raise InputError(
                 "deepfool: expected steps >= 1, candidates >= 1 and overshoot >= 0, got "

@@ -48,6 +48,7 @@ class EAD(Attack):
     targets: int = 1
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if min(self.steps, self.binary_search_steps) < 1 or min(self.targets, self.beta) < 0:
             raise InputError(
                 "ead: expected steps and binary_search_steps >= 1, targets and beta >= 0, got "

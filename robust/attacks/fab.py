@@ -39,7 +39,7 @@ class FAB(Attack):
             the order in which they were seen to come near. >= 0, below targets.
         alpha_max: largest weight of the original point, in [0, 1].
         overshoot: how far beyond the linearised boundary a step goes, >= 1.
-        backward: share of the distance kept when stepping back from an adversarial point.
+        backward: share of the distance kept when stepping back from an adversarial point, in (0, 1].
         abreast: the classes are searched side by side, in batches of so many times the rows, rather than in turn.
         reuse: the plane found at an adversarial point also serves for the step after stepping back from it, so that the model
             is evaluated at no point but those that may be adversarial.
@@ -65,6 +65,7 @@ class FAB(Attack):
     abreast: bool = False
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if min(self.steps, self.restarts) < 1 or self.targets < 0:
             raise InputError(
                 "fab: expected steps >= 1, restarts >= 1 and targets >= 0, got "
@@ -73,6 +74,11 @@ class FAB(Attack):
         if not 0 <= self.skip < max(self.targets, 1):
             raise InputError(
                 f"fab: skip: expected 0 or more, below targets ({self.targets}), got {self.skip}"
+            )
+        if not (0 <= self.alpha_max <= 1 <= self.overshoot and 0 < self.backward <= 1):
+            raise InputError(
+                "fab: expected alpha_max in [0, 1], overshoot >= 1 and backward in (0, 1], got "
+                f"{self.alpha_max}, {self.overshoot} and {self.backward}"
             )
         if self.hope is not None and self.hope <= 0:
             raise InputError(f"fab: hope: expected a factor > 0, got {self.hope}")

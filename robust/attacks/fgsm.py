@@ -9,7 +9,6 @@ from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import random_start, uphill
-from robust.errors import InputError
 from robust.losses import LOSSES
 from robust.oracle import Access, Oracle
 
@@ -36,8 +35,7 @@ class FGSM(Attack):
     step_size: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.step_size <= 0:
-            raise InputError(f"fgsm: step_size: expected a number above 0, got {self.step_size}")
+        self.check_numbers("step_size")
 
     @property
     def stays_inside(self) -> bool:

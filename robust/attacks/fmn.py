@@ -48,6 +48,7 @@ class FMN(Attack):
     targets: int = 0
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if (
             self.steps < 1
             or (self.step_size is not None and self.step_size <= 0)

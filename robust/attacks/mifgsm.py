@@ -45,6 +45,7 @@ class MIFGSM(Attack):
     targets: int = 0
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if self.steps < 1 or self.step_size <= 0 or min(self.decay, self.targets) < 0:
             raise InputError(
                 "mifgsm: expected steps >= 1, step_size > 0, decay >= 0 and targets >= 0, got "

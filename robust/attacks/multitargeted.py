@@ -57,6 +57,7 @@ class MultiTargeted(Attack):
     momentum: float = 0.75
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if min(self.steps, self.targets, self.restarts) < 1 or self.odi_steps < 0:
             raise InputError(
                 "multitargeted: expected steps, targets and restarts >= 1 and odi_steps >= 0, got "

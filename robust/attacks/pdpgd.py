@@ -51,6 +51,7 @@ class PDPGD(Attack):
     targets: int = 1
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if self.steps < 1 or self.targets < 0:
             raise InputError(
                 f"pdpgd: expected steps >= 1 and targets >= 0, got {self.steps} and {self.targets}"

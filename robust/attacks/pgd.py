@@ -24,7 +24,7 @@ class PGD(Attack):
 
     Args:
         steps: gradient steps a restart, >= 1.
-        step_size: in units of eps; None for 2.5 / steps (Madry's rule), or 1 with the cosine schedule.
+        step_size: in units of eps, > 0; None for 2.5 / steps (Madry's rule), or 1 with the cosine schedule.
         schedule: "constant", or "cosine": from step_size down to a tenth of it (A3, Liu et al. 2022).
         restarts: independent random starts, >= 1.
         random_start: start at a random point of the threat set, else at x.
@@ -44,6 +44,7 @@ class PGD(Attack):
     loss: str = "ce"
 
     def __post_init__(self) -> None:
+        self.check_numbers("step_size")
         if self.steps < 1 or self.restarts < 1:
             raise InputError(
                 f"pgd: steps and restarts must be at least 1, got {self.steps} and {self.restarts}"

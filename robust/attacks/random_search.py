@@ -38,6 +38,7 @@ class RandomSearch(Attack):
     pace: float | None
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if (
             min(self.restarts, self.proposals) < 1
             or self.queries < 2 * self.proposals

@@ -48,6 +48,7 @@ class SigmaZero(Attack):
     targets: int = 0
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if self.steps < 1 or min(self.step_size, self.sigma) <= 0 or self.targets < 0:
             raise InputError(
                 "sigma-zero: expected steps >= 1, step_size > 0, sigma > 0 and targets >= 0, got "

@@ -48,6 +48,7 @@ class SPSA(Attack):
     loss: str = "margin"
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if self.samples < 1 or self.queries < 2 * self.samples + 1 or self.delta <= 0 or self.step_size <= 0:
             raise InputError(
                 "spsa: expected samples >= 1, queries >= 2 samples + 1, delta > 0 and step_size > 0, got "

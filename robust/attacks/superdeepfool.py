@@ -48,6 +48,7 @@ class SuperDeepFool(Attack):
     targets: int = 0
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if (
             min(self.rounds, self.steps, self.candidates) < 1
             or min(self.overshoot, self.bisections, self.targets) < 0

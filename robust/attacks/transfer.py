@@ -47,6 +47,7 @@ class Transfer(Attack):
     loss: str = "ce"
 
     def __post_init__(self) -> None:
+        self.check_numbers("step_size")
         if self.steps < 1 or self.momentum < 0:
             raise InputError(
                 f"transfer: expected steps >= 1 and momentum >= 0, got {self.steps} and {self.momentum}"

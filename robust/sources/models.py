@@ -217,11 +217,14 @@ def _torchscript(name: str) -> Opened:
 def _exported(name: str) -> Opened:
     path = _existing(name)
     try:
-        with _no_pickles(), _silent("torch.export"):
+        with _no_pickles(), _silent():
             program = torch.export.load(path)
     except Exception as e:  # parsing fails in as many ways as there are files
+        reason = f"{type(e).__name__}: {str(e).partition(chr(10))[0]}"
+        if "warnings above" in reason:  # which are not shown
+            reason = "damaged, or of another kind"
         raise ModelError(
-            f"model export:{path}: cannot be loaded ({type(e).__name__}: {str(e).partition(chr(10))[0]}); "
+            f"model export:{path}: cannot be loaded ({reason}); "
             "expected a file of torch.export.save without pickled objects"
         ) from e
     return Opened(ExportedModel(program.module()), beside(path))
@@ -267,14 +270,14 @@ def _no_pickles() -> Iterator[None]:
 
 
 @contextmanager
-def _silent(logger: str) -> Iterator[None]:
-    """Keep a library from logging the traceback of an error that is about to be told in a line."""
-    log = logging.getLogger(logger)
-    before, log.disabled = log.disabled, True
+def _silent() -> Iterator[None]:
+    """Keep a library's loggers, some of which are made on the way, from what is about to be told in a line."""
+    before = logging.root.manager.disable
+    logging.disable()
     try:
         yield
     finally:
-        log.disabled = before
+        logging.disable(before)
 
 
 def _existing(name: str) -> Path:
