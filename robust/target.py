@@ -20,6 +20,7 @@ from robust.default_device import callers_device
 from robust.errors import InputError, ModelError, RobustError, origin
 from robust.reentrant import differentiable_checkpoints
 from robust.tf32 import without_tf32
+from robust.threat import pair_of_bounds
 
 if TYPE_CHECKING:
     from robust.sources.preprocess import Preprocessing
@@ -416,7 +417,7 @@ def check_given(target: Target, normalize: Normalization | None, bounds: tuple[f
     """Raise InputError for what is given beside a Target that has its own."""
     if normalize is not None:
         raise InputError("normalize: the model is a Target, which has its own; give it there")
-    if bounds is not None and tuple(bounds) != tuple(target.bounds):
+    if bounds is not None and pair_of_bounds(bounds) != tuple(target.bounds):
         raise InputError(
             f"bounds: the model is a Target, which has its own, {target.bounds}, got {bounds}; give them there"
         )

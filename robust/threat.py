@@ -38,11 +38,11 @@ class Threat:
         norm: "linf", "l2", "l1" or "l0" (l0 counts changed values, not pixels), or a family's name.
         eps: radius in input units, as written ("8/255", "0.5"): ranks are never mixed over different
             spellings of nearly equal radii, so the spelling is kept.
-        bounds: lowest and highest valid input value.
+        bounds: lowest and highest valid input value; the default gives way to those of an evaluation.
 
     Raises:
-        ThreatError: unknown norm, eps that is not a positive finite number (or what the family reads),
-            empty bounds.
+        ThreatError: unknown norm, eps that is not a positive finite number, in l0 at least 1 (or what the
+            family reads), empty bounds.
     """
 
     norm: str

@@ -325,6 +325,8 @@ def test_bounds_beside_a_target_must_be_its_own(
     call(robust.Target(net, device="cpu"), (x, y), threat="linf:0.1", bounds=(0, 1))
     with pytest.raises(InputError, match=r"bounds: the model is a Target, which has its own"):
         call(robust.Target(net, device="cpu"), (2 * x - 1, y), threat="linf:0.1", bounds=(-1, 1))
+    with pytest.raises(ThreatError, match=r"bounds: expected \(low, high\)"):
+        call(robust.Target(net, device="cpu"), (x, y), threat="linf:0.1", bounds=5)
     with pytest.raises(ThreatError, match="its bounds are"):
         robust.evaluate(robust.Target(net), (x, y), threat=robust.Linf("0.1", (-1, 1)))
 

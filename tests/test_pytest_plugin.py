@@ -364,6 +364,7 @@ def test_a_stopped_gate_is_no_baseline(session: Session) -> None:
     [
         (["--robust-preset", "smok"], "*unknown preset 'smok'; did you mean 'smoke'*"),
         (["--robust-samples", "0"], "*--robust-samples: expected a positive integer, got '0'*"),
+        (["--robust-samples", "²"], "*--robust-samples: expected a positive integer, got '²'*"),
         (["--robust-seed", "x"], "*--robust-seed: expected an integer >= 0, got 'x'*"),
         (["--robust-json", "."], "*--robust-json: expected a file that can be written*"),
     ],
