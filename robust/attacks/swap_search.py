@@ -61,8 +61,7 @@ class SwapSearch(Attack):
                 "swap-search: expected queries, alone, kept, swaps and at_once >= 1 and fresh >= 0, got "
                 f"{self.queries}, {self.alone}, {self.kept}, {self.swaps}, {self.at_once} and {self.fresh}"
             )
-        if self.pace is not None and self.pace <= 0:
-            raise InputError(f"swap-search: expected pace > 0, got {self.pace}")
+        self.check_numbers("pace")
 
     def run(self, oracle: Oracle) -> Tensor:
         with oracle.multiplied(self.at_once) as many:
