@@ -81,9 +81,7 @@ class SwapSearch(Attack):
         for done in oracle.steps(max(0, rounds) + 1):
             if done:
                 self._swap(oracle, s, done)
-            self._end(
-                oracle, s, (spent + done * a_round) / self.queries
-            )  # what rests does so from the next round on
+            self._end(oracle, s, (spent + done * a_round) / self.queries)  # from the next round on
         return s.x_adv
 
     def _some(self, oracle: Oracle) -> int:
@@ -99,7 +97,7 @@ class SwapSearch(Attack):
         s.pool = self._each(unit.topk(self._some(oracle), dim=1).indices)
         s.to = self._drawn(oracle, s.pool, "ends")
         s.x_adv, s.best = oracle.x, oracle.clean_margin
-        s.scores = torch.full_like(self._unit(oracle), _WORST)
+        s.scores = self._dealt(torch.full_like(unit, _WORST))
         s.gain = oracle.x.flatten(1)[:, :0]
         for step in oracle.steps(self._steps(s.pool.shape[1])):
             self._measure_added(oracle, s, step)
