@@ -15,7 +15,7 @@ from robust.errors import InputError
 from robust.parts import PartInterrupted, Plan, attack_part, join
 from robust.quantized import attackable
 from robust.report import Report
-from robust.rng import check_seed
+from robust.rng import checked_seed
 from robust.run import Precision, Progress, Settings
 from robust.sources import as_samples
 from robust.suites import resolve, resolve_minimizing
@@ -101,6 +101,7 @@ def evaluate(
     settings = settings_of(seed, batch_size, precision, keep_examples=keep_examples, progress=progress)
     if diagnose not in get_args(Diagnose):
         raise InputError(f"diagnose: expected 'standard' or 'full', got {diagnose!r}")
+    seed = settings.seed
     target = in_expectation(as_target(model, threat, normalize, bounds, device), eot, vote, seed)
     threat = Threat.parse(threat, target.bounds)
     name, stages = (resolve_minimizing if minimize else resolve)(suite, threat)
@@ -129,14 +130,13 @@ def settings_of(
     progress: Callable[[Progress], None] | None = None,
 ) -> Settings:
     """Options of `evaluate`, checked, as a run takes them."""
-    check_seed(seed)
     if precision not in get_args(Precision):
         raise InputError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {precision!r}")
     counts = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
     if batch_size != "auto" and not counts:
         raise InputError(f"batch_size: expected 'auto' or a positive integer, got {batch_size!r}")
     micro_batch = None if batch_size == "auto" else batch_size
-    return Settings(seed, micro_batch, precision, keep_examples, progress)
+    return Settings(checked_seed(seed), micro_batch, precision, keep_examples, progress)
 
 
 def in_expectation(target: Target, eot: int | None, vote: Vote, seed: int) -> Target:

@@ -24,7 +24,7 @@ from robust.evaluation import Suite, evaluate
 from robust.leaderboard import Record, Store
 from robust.quantized import attackable
 from robust.report import Report
-from robust.rng import check_seed
+from robust.rng import checked_seed
 from robust.run import Progress
 from robust.sources import Samples, as_samples, load, save_weights
 from robust.suites import resolve
@@ -100,7 +100,7 @@ def harden(
     Raises:
         InputError and its kin before the first epoch; TrainingError when training fails.
     """
-    check_seed(seed)
+    seed = checked_seed(seed)
     chosen = make_defense(defense)
     given = model if isinstance(model, Target) else Target(model, device=device)
     prepared = given.as_module()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -58,10 +59,15 @@ def _key(seed: int, purpose: Sequence[str | int]) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def check_seed(seed: object) -> None:
-    """Raise InputError unless it is an integer of 64 bits, as generators and records take it."""
-    if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
+def checked_seed(seed: object) -> int:
+    """A seed as generators and records take it: an integer of 64 bits, NumPy's too.
+
+    Raises:
+        InputError: it is anything else.
+    """
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed: expected an integer of at most 64 bits such as 0, got {seed!r}")
+    return int(seed)
 
 
 def content_ids(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robust.default_device import books_on_the_cpu
 from robust.errors import InputError, StoreError
-from robust.rng import Streams, check_seed
+from robust.rng import Streams, checked_seed
 from robust.sources import as_samples, check_labels, model_sha256
 from robust.stats import interval
 from robust.target import Normalization, Target, check_given, naming_failures
@@ -153,7 +153,7 @@ def certify(
         InputError and its kin: a parameter out of its range, or a model that fails on the data.
     """
     _check(sigma, n0, n, alpha)
-    check_seed(seed)
+    seed = checked_seed(seed)
     if isinstance(model, Target):
         check_given(model, normalize, bounds)
         target = model
@@ -242,7 +242,7 @@ class SmoothedTarget(Target):
     ) -> None:
         super().__init__(model, **options)
         _check(sigma, draws, draws, 0.5)
-        check_seed(seed)
+        seed = checked_seed(seed)
         self.sigma, self.draws, self.seed = sigma, draws, seed
 
     def logits(self, x: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ def test_what_comes_is_distinct_and_was_not_there(values: int, data: st.DataObje
     seed = data.draw(st.integers(0, 99))
     generator = torch.Generator().manual_seed(seed)
     places = torch.stack([torch.randperm(values, generator=generator)[:most] for _ in range(4)])
-    coming = sparse_rs._outside(places, torch.rand(4, count, generator=generator), values - most)
+    coming = sparse_rs.outside(places, torch.rand(4, count, generator=generator), values - most)
     for had, came in zip(places.tolist(), coming.tolist(), strict=True):
         assert len(set(came)) == count
         assert not set(came) & set(had)

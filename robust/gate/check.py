@@ -117,6 +117,8 @@ def check(
     _on_one_device(model)
     if diagnose not in get_args(Diagnose):
         raise InputError(f"diagnose: expected 'standard' or 'full', got {diagnose!r}")
+    settings = settings_of(seed, batch_size, precision, keep_examples=True)
+    seed = settings.seed
     target = in_expectation(as_target(model, threat, normalize, bounds, device), eot, vote, seed)
     threat = Threat.parse(threat, target.bounds)
     name, stages = resolve(suite, threat)
@@ -124,7 +126,6 @@ def check(
     tell(whole_box(threat, samples.x[0].numel()))
     limit = _limit(max_samples, len(samples), strict=strict)
     rule = rule_of(gate, at_least, len(samples), confidence)
-    settings = settings_of(seed, batch_size, precision, keep_examples=True)
     order = shuffled(samples, seed, limit)
     plan = Plan(threat, name, stages, full_checks=diagnose == "full")
     sizes = looks(limit) if gate == "sequential" else [limit]

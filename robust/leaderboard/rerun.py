@@ -56,7 +56,11 @@ def check_rerun(
 
     then = verdicts["status"].to_numpy(dtype=object)[rows]
     for cascade in _cascades(record):
-        now = _statuses(attack(cascade=cascade))
+        try:
+            now = _statuses(attack(cascade=cascade))
+        except RobustError as error:
+            yield Outcome("rerun", False, f"cannot be attacked again: {error}")
+            return
         off = np.flatnonzero(then != now)
         if not len(off):
             done = f"{len(rows)} samples (draw {draw}) attacked again, each with the same end"
