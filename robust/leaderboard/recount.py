@@ -23,10 +23,11 @@ def check_review(record: Record, verdicts: pd.DataFrame) -> Outcome:
     problem = (
         f"{'; '.join(f'{each.check}: {each.message}' for each in missing)}; the record says nothing of it"
     )
-    made_by, (stated, installed) = record.environment.get("robust"), _versions(record)
-    if made_by != __version__ or stated not in (None, installed):
-        suite = "" if stated is None else f", with version {stated} of its suite"
-        return Outcome.unverified("review", f"{problem}, and is of version {plain(made_by)}{suite}")
+    made_by, stated = record.environment.get("robust"), record.suite.version
+    if made_by != __version__ or stated != version_of(record.suite.name):
+        version = "no stated version" if stated is None else f"version {stated}"
+        reason = f"{problem}, and is of version {plain(made_by)}, with {version} of its suite"
+        return Outcome.unverified("review", reason)
     return Outcome("review", False, problem)
 
 
@@ -38,9 +39,7 @@ def recount(record: Record, verdicts: pd.DataFrame) -> list[Finding]:
         found.append(NON_FINITE.finding(f"NaN or infinity on {lost} clean samples"))
     if _passes_were_reviewed(record):
         draws = (record.suite.eot or {}).get("samples")
-        if (
-            "prediction_adv" not in verdicts
-        ):  # of an older table: classes may be missed, which errs to its side
+        if "prediction_adv" not in verdicts:  # an older table may show fewer classes, which errs to its side
             verdicts = verdicts.assign(prediction_adv=verdicts["prediction"])
         found += review_passes(verdicts, draws if isinstance(draws, int) and draws > 0 else 1)
     return found
@@ -50,7 +49,3 @@ def _passes_were_reviewed(record: Record) -> bool:
     """Whether a whole suite was run in a norm ball, with gradients."""
     detached = any(finding.check == DETACHED.name for finding in record.findings)
     return record.threat.norm not in FAMILIES and not detached
-
-
-def _versions(record: Record) -> tuple[int | None, int | None]:
-    return record.suite.version, version_of(record.suite.name)
