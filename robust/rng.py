@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from numbers import Integral
 
 import numpy as np
 import torch
@@ -65,7 +64,7 @@ def checked_seed(seed: object) -> int:
     Raises:
         InputError: it is anything else.
     """
-    if not isinstance(seed, Integral) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
         raise InputError(f"seed: expected an integer of at most 64 bits such as 0, got {seed!r}")
     return int(seed)
 
