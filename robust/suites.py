@@ -105,10 +105,10 @@ _FAMILIES: Final[dict[str, list[Attack]]] = {
 def quick(threat: Threat) -> list[Stage]:
     """Smoke test: finds broken models, proves nothing.
 
-    linf, l2 and l1: FGSM, then 10 steps on the margin. l0 (version 2): 30 steps of sigma-zero. patch (version 2): 10
+    linf, l2 and l1: FGSM, then 10 steps on the margin. l0 (version 2): 20 steps of sigma-zero. patch (version 2): 10
     steps at one place. spatial and corruptions (version 2): all there are, as in `standard`.
     """
-    short: dict[str, list[Attack]] = {"l0": [SigmaZero(steps=30)], "patch": [PatchPGD(steps=10, places=1)]}
+    short: dict[str, list[Attack]] = {"l0": [SigmaZero(steps=20)], "patch": [PatchPGD(steps=10, places=1)]}
     attacks = short.get(threat.norm) or _FAMILIES.get(threat.norm)
     return _all(*attacks or (FGSM(), PGD(steps=10, loss="margin")))
 

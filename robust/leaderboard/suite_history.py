@@ -302,15 +302,6 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "l2": "78958cecaffdf443337bede59483e96c",
         "l1": "4d58ef496f1de7b0658996c40cdea447",
     },
-    ("quick", 2): {
-        "linf": "f408df9d238498e35a7d498a7fa6b0f5",
-        "l2": "f408df9d238498e35a7d498a7fa6b0f5",
-        "l1": "f408df9d238498e35a7d498a7fa6b0f5",
-        "l0": "169a5ec7e6df3afcf450a4b380c54ef6",
-        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
-        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
-        "patch": "a2858624df5020ebb28000d1b745060e",
-    },
     ("standard", 19): {
         "linf": "b2d3517d1b7b9d5f7018b53f64ca8e0b",
         "l2": "d5e46e451250651168ce3b6a66bffb3f",
@@ -328,5 +319,14 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("quick", 2): {
+        "linf": "f408df9d238498e35a7d498a7fa6b0f5",
+        "l2": "f408df9d238498e35a7d498a7fa6b0f5",
+        "l1": "f408df9d238498e35a7d498a7fa6b0f5",
+        "l0": "56e17a63763328139c49069a93c99b2e",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "a2858624df5020ebb28000d1b745060e",
     },
 }
