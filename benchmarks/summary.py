@@ -11,22 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import public_l0
 from tabulate import tabulate
 
 RESULTS = Path(__file__).parent / "results"
-TABLES = ("mnist", "cifar", "unseen", "masked", "published", "vnncomp", "l1")
+TABLES = ("mnist", "cifar", "unseen", "masked", "published", "vnncomp", "l1", "l0")
 _FIGURES = ("robust %", "broken here only", "left here only", "forwards", "backwards", "seconds")
 
 
 def rows_of(text: str) -> pd.DataFrame:
-    """A table of `verdict.py`, a row per case: figures of ours, and of AutoAttack with "aa " before their names."""
+    """A table of `verdict.py`, a row per case: figures of ours, and of its reference with "aa " before their names.
+
+    That is the public AutoAttack, in l0 the public sigma-zero and Sparse-RS.
+    """
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"
     ]
     table = pd.DataFrame(lines[2:], columns=lines[0]).set_index("model and threat")
     table = table.astype(dict.fromkeys(_FIGURES, float))
     suites = {suite: part[list(_FIGURES)] for suite, part in table.groupby("suite")}
-    return suites["robust, standard"].join(suites["public AutoAttack"].add_prefix("aa "))
+    reference = "public AutoAttack" if "public AutoAttack" in suites else public_l0.NAME
+    return suites["robust, standard"].join(suites[reference].add_prefix("aa "))
 
 
 def summed_up(name: str) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def test_the_three_outcomes(session: Session) -> None:
             "replay: pytest test_it.py::test_fails --robust-device cpu",
             "*= robustness =*",
             "     pass  test_it.py::test_passes",
-            "*(at least 45.0%), linf:0.1, trusted,",
+            "*(at least 45.0%), linf:0.1, suspect,",  # after the few passes of quick
             "           * of 300 samples",
             "     fail  test_it.py::test_fails",
             "undecided  test_it.py::test_undecided",
