@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -132,10 +133,10 @@ def settings_of(
     """Options of `evaluate`, checked, as a run takes them."""
     if precision not in get_args(Precision):
         raise InputError(f"precision: expected 'auto', 'float32' or 'bfloat16', got {precision!r}")
-    counts = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
+    counts = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool) and batch_size >= 1
     if batch_size != "auto" and not counts:
         raise InputError(f"batch_size: expected 'auto' or a positive integer, got {batch_size!r}")
-    micro_batch = None if batch_size == "auto" else batch_size
+    micro_batch = None if batch_size == "auto" else int(batch_size)
     return Settings(checked_seed(seed), micro_batch, precision, keep_examples, progress)
 
 

@@ -20,6 +20,7 @@ from robust.rng import Streams, checked_seed
 from robust.sources import as_samples, check_labels, model_sha256
 from robust.stats import interval
 from robust.target import Normalization, Target, check_given, naming_failures
+from robust.threat import UNIT
 from robust.whole_box import tell, wide_noise
 
 ABSTAIN: Final = -1
@@ -158,7 +159,7 @@ def certify(
         check_given(model, normalize, bounds)
         target = model
     else:
-        target = Target(model, normalize=normalize, bounds=bounds or (0.0, 1.0), device=device)
+        target = Target(model, normalize=normalize, bounds=UNIT if bounds is None else bounds, device=device)
     samples = as_samples(data, bounds=target.bounds)
     tell(wide_noise(sigma, target.bounds))
     start, rows, not_finite = time.perf_counter(), [], 0

@@ -54,12 +54,15 @@ CASES += [
 ]
 
 
-FLOATS = [
-    (name, f.name, str(f.type)) for name in ATTACKS for f in fields(ATTACKS[name]) if "float" in str(f.type)
+NUMBERS = [
+    (name, f.name, str(f.type))
+    for name in ATTACKS
+    for f in fields(ATTACKS[name])
+    if "float" in str(f.type) or "int" in str(f.type)
 ]
 
 
-@pytest.mark.parametrize(("name", "option", "kind"), FLOATS)
+@pytest.mark.parametrize(("name", "option", "kind"), NUMBERS)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_options_that_are_no_finite_numbers_are_refused(
     name: str, option: str, kind: str, value: float
@@ -72,7 +75,7 @@ def test_options_that_are_no_finite_numbers_are_refused(
     ("name", "option"),
     [
         (name, option)
-        for name, option, _ in FLOATS
+        for name, option, _ in NUMBERS
         if option in ("step_size", "learning_rate", "initial_const")
     ],
 )

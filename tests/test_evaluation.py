@@ -350,6 +350,6 @@ def test_reports_survive_the_disk(net: nn.Module, digits: Digits, tmp_path: Path
 
 def test_an_integer_of_numpy_is_a_seed(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     settings: dict[str, Any] = {"threat": "linf:0.05", "suite": "pgd", "device": "cpu"}
-    report = robust.evaluate(net, digits, seed=np.int64(3), **settings)  # type: ignore[arg-type]
+    report = robust.evaluate(net, digits, seed=np.int64(3), batch_size=np.int64(16), **settings)  # type: ignore[arg-type]
     assert type(report.seed) is int
     assert report.verdicts.equals(robust.evaluate(net, digits, seed=3, **settings).verdicts)

@@ -50,6 +50,7 @@ class A3(Attack):
     targets: int = 0
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if min(self.steps, self.rounds) < 1 or min(self.odi_steps, self.targets) < 0:
             raise InputError(
                 "a3: expected steps >= 1, rounds >= 1, odi_steps >= 0 and targets >= 0, got "

@@ -52,6 +52,7 @@ class HopSkipJump(Attack):
     targets: int = 0
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if (
             min(self.start_tries, self.targets + 1) < 1
             or self.probes < 2

@@ -42,6 +42,7 @@ class MD(Attack):
     targets: int = 0
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if self.steps < 2 or self.runs < 1 or self.targets < 0:
             raise InputError(
                 f"{self.name}: expected steps >= 2, runs >= 1 and targets >= 0, got "

@@ -37,6 +37,7 @@ class Noise(Attack):
     queries: int = 100
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if self.queries < 1:
             raise InputError(f"noise: expected queries >= 1, got {self.queries}")
 

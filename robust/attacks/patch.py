@@ -40,6 +40,7 @@ class PatchPGD(Attack):
     loss: str = "margin"
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if self.steps < 1 or self.places < 1:
             raise InputError(
                 f"patch: expected steps >= 1 and places >= 1, got {self.steps} and {self.places}"

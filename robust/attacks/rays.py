@@ -39,6 +39,7 @@ class RayS(Attack):
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if self.queries < 2 or not 0 < self.tolerance < 1:
             raise InputError(
                 f"rays: expected queries >= 2 and 0 < tolerance < 1, got {self.queries} and {self.tolerance}"

@@ -41,6 +41,7 @@ class VFGA(Attack):
     targets: int = 0
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if min(self.steps, self.draws) < 1 or self.targets < 0:
             raise InputError(
                 "vfga: expected steps >= 1, draws >= 1 and targets >= 0, got "
