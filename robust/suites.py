@@ -301,7 +301,7 @@ def thorough(threat: Threat) -> list[Stage]:
 
     linf (version 15) and l2 (version 16): a longer ascent towards each class with hops where it came near, one or two
     long chains of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
-    where the 1,000 brought a sample nearer. l1 and l0 (version 18): the long forms of the same attacks.
+    where the 1,000 brought a sample nearer. l1 and l0 (version 19): the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)

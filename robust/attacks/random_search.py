@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from typing import ClassVar, Final
 
 import torch
@@ -69,11 +70,7 @@ class RandomSearch(Attack):
         """Of a change, after so many of 10,000 queries."""
 
     def run(self, oracle: Oracle) -> Tensor:
-        if self.proposals == 1:
-            return self._run(oracle)
-        with oracle.multiplied(self.proposals) as many:
-            x_adv = self._run(many)
-        return x_adv[:: self.proposals] if len(x_adv) == self.proposals * len(oracle) else oracle.x
+        return self._run(oracle) if self.proposals == 1 else in_copies(oracle, self.proposals, self._run)
 
     def _run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
@@ -108,20 +105,39 @@ class RandomSearch(Attack):
 
     def _end(self, oracle: Oracle, s: State, spent: float) -> None:
         """End the search of samples that are behind the pace, or broken: changes are as large as eps, and seldom smaller later."""
-        done = oracle.reached
-        if done is not None:
-            done = done.view(-1, self.proposals).any(1).repeat_interleave(self.proposals)
-        if self.pace is not None:
-            behind = spent * s.best < self.pace * s.clean
-            done = behind if done is None else done | behind
-        if done is not None:
-            oracle.rest(done)
+        rest_where_done(oracle, s, self.proposals, self.pace, spent)
 
     def _share(self, s: State) -> None:
-        """Give all copies of a sample the best point among them."""
         if self.proposals > 1:
-            best = s.best.view(-1, self.proposals).argmax(1)
-            best += torch.arange(0, len(s.best), self.proposals, device=best.device)
-            best = best.repeat_interleave(self.proposals)
-            for name in ("best", *self.carried):
-                setattr(s, name, getattr(s, name)[best])
+            share_best(s, self.proposals, self.carried)
+
+
+# -- of searches that try several points of a sample at once, each in a copy of its row
+
+
+def in_copies(oracle: Oracle, copies: int, search: Callable[[Oracle], Tensor]) -> Tensor:
+    """What a search finds that has every live row so many times: (N, ...)."""
+    with oracle.multiplied(copies) as many:
+        x_adv = search(many)
+    return x_adv[::copies] if len(x_adv) == copies * len(oracle) else oracle.x
+
+
+def rest_where_done(oracle: Oracle, s: State, copies: int, pace: float | None, spent: float) -> None:
+    """Let samples rest that are broken, or behind the pace: `best`, as a share of `clean`, times what is spent over it."""
+    done = oracle.reached
+    if done is not None:
+        done = done.view(-1, copies).any(1).repeat_interleave(copies)
+    if pace is not None:
+        behind = spent * s.best < pace * s.clean
+        done = behind if done is None else done | behind
+    if done is not None:
+        oracle.rest(done)
+
+
+def share_best(s: State, copies: int, names: Iterable[str]) -> None:
+    """Give all copies of a sample the `best` among them, and what else goes with it by these names."""
+    best = s.best.view(-1, copies).argmax(1)
+    best += torch.arange(0, len(s.best), copies, device=best.device)
+    best = best.repeat_interleave(copies)
+    for name in ("best", *names):
+        setattr(s, name, getattr(s, name)[best])

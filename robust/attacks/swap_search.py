@@ -12,17 +12,19 @@ from torch import Tensor
 from robust.attacks.aims import aimed_margin
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import replace
+from robust.attacks.random_search import in_copies, rest_where_done, share_best
 from robust.attacks.sparse_rs import drawn_ends, most_changes, with_ends
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 
 _WORST: Final = -math.inf
+_CARRIED: Final = ("places", "ends", "x_adv", "swapped", "left")  # of the best point, and how it was come to
 
 
 @ATTACKS.register("swap-search")
 @dataclass(frozen=True)
 class SwapSearch(Attack):
-    """Score-based local search of the values that change: the worst one gives way to a better one until none is.
+    """Score-based local search of the few values that change, by swaps of one for another.
 
     As CornerSearch (Croce & Hein 2019, arXiv 1909.05040) it sets values to an end of the box one by one, and combines those
     that move the gap most; greedy local search (Narodytska & Kasiviswanathan 2017, arXiv 1612.06299) from there: in each
@@ -64,9 +66,7 @@ class SwapSearch(Attack):
         self.check_numbers("pace")
 
     def run(self, oracle: Oracle) -> Tensor:
-        with oracle.multiplied(self.at_once) as many:
-            x_adv = self._search(many)
-        return x_adv[:: self.at_once] if len(x_adv) == self.at_once * len(oracle) else oracle.x
+        return in_copies(oracle, self.at_once, self._search)
 
     def _search(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
@@ -81,7 +81,8 @@ class SwapSearch(Attack):
         for done in oracle.steps(max(0, rounds) + 1):
             if done:
                 self._swap(oracle, s, done)
-            self._end(oracle, s, (spent + done * a_round) / self.queries)  # from the next round on
+            share = (spent + done * a_round) / self.queries
+            rest_where_done(oracle, s, self.at_once, self.pace, share)  # from the next round on
         return s.x_adv
 
     def _some(self, oracle: Oracle) -> int:
@@ -131,7 +132,7 @@ class SwapSearch(Attack):
             s.x_adv = with_ends(oracle, s.places, s.ends)
             s.best = self._gap(oracle, s.x_adv)
             s.swapped = s.left = torch.full_like(oracle.y, -1)[:, None]
-            self._share(s)
+            share_best(s, self.at_once, _CARRIED)
 
     def _swap(self, oracle: Oracle, s: State, done: int) -> None:
         """A round: measure, then try the swaps that promise most, `at_once` at a time."""
@@ -184,7 +185,7 @@ class SwapSearch(Attack):
         s.left = torch.where(taken[:, None], s.places.gather(1, leave), -1)
         s.best = torch.where(taken, value, s.best)
         replace(taken, (s.places, new), (s.ends, ends), (s.x_adv, x_adv))
-        self._share(s)
+        share_best(s, self.at_once, _CARRIED)
         self._forbid(oracle, s, tried)
 
     def _forbid(self, oracle: Oracle, s: State, tried: Tensor) -> None:
@@ -197,17 +198,6 @@ class SwapSearch(Attack):
         scores, left = self._of_sample(oracle, s.scores), s.left[:: self.at_once]
         gone = torch.arange(scores.shape[1], device=left.device) == left
         s.scores = self._dealt(scores.masked_fill(gone, _WORST))
-
-    def _end(self, oracle: Oracle, s: State, spent: float) -> None:
-        """Let samples rest that are behind the pace, or broken: what is changed stays as many values."""
-        done = oracle.reached
-        if done is not None:
-            done = done.view(-1, self.at_once).any(1).repeat_interleave(self.at_once)
-        if self.pace is not None:
-            behind = spent * s.best < self.pace * s.clean
-            done = behind if done is None else done | behind
-        if done is not None:
-            oracle.rest(done)
 
     def _gap(self, oracle: Oracle, x_adv: Tensor) -> Tensor:
         return aimed_margin(oracle.logits(x_adv.view_as(oracle.x)), oracle.y, oracle.y[:, None])
@@ -244,11 +234,3 @@ class SwapSearch(Attack):
         part = self._steps(value.shape[1])
         value = torch.nn.functional.pad(value, (0, part * self.at_once - value.shape[1]), value=_WORST)
         return value.reshape(-1, part)
-
-    def _share(self, s: State) -> None:
-        """Give all copies of a sample the best point among them, and how it was come to."""
-        best = s.best.view(-1, self.at_once).argmax(1)
-        best += torch.arange(0, len(s.best), self.at_once, device=best.device)
-        best = best.repeat_interleave(self.at_once)
-        for name in ("best", "places", "ends", "x_adv", "swapped", "left"):
-            setattr(s, name, getattr(s, name)[best])

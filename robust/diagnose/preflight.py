@@ -30,9 +30,8 @@ _SHARE: Final = 0.05  # of the few samples that must show a flaw
 _DEAD_SHARE: Final = 0.15  # nets trained for verified bounds are constant around some 5 %
 _NOISE: Final = 1e-3  # of the box
 _NEAR: Final = 0.01  # of an end of [0, 1]
-_WATCHING: Final = (
-    threading.RLock()
-)  # what is put in autograd's place is taken out again in the reverse order
+# What is put in autograd's place is taken out again in the reverse order.
+_WATCHING: Final = threading.RLock()
 _VANISHED, _VANISHED_SHARE = 1e-30, 0.25  # of the margin's gradient; of the few samples
 
 
