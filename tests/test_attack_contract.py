@@ -244,6 +244,46 @@ def test_model_and_global_randomness_are_untouched(
     assert torch.equal(noise, torch.get_rng_state())
 
 
+class Shrunk(nn.Module):
+    """A model of inputs that are so many times as large."""
+
+    def __init__(self, model: nn.Module, times: float) -> None:
+        super().__init__()
+        self.model, self.times = model, times
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.model(x / self.times)
+        return out
+
+
+def test_the_same_in_a_box_of_any_width(
+    case: tuple[Attack, str], net: nn.Module, correct: tuple[Tensor, Tensor]
+) -> None:
+    """Lengths and weights that are the attack's own are in units of the box."""
+    (attack, norm), (x, y) = case, correct
+    if norm not in NORMS or attack.name == "transfer":  # its surrogate takes inputs of one box alone
+        pytest.skip("only norm balls, and only of one model")
+    found = []
+    for width in (1.0, 256.0):  # by a power of two nothing is rounded
+        unit = 1.0 if norm == "l0" else width
+        threat = Threat(norm, repr(float(RADII[norm]) * unit), (0.0, width))
+        with Target(Shrunk(net, width), bounds=threat.bounds, device="cpu") as target:
+            oracle = Oracle(
+                target, width * x, y, torch.arange(len(x)), threat,
+                purpose=attack.label, access=attack.access, minimize=attack.minimum_norm,
+            )  # fmt: skip
+            attack(oracle)
+        found.append(oracle.ledger)
+        distances = oracle.ledger.distance / unit
+    assert ties(*found) <= 1
+    torch.testing.assert_close(
+        distances.nan_to_num(posinf=0).mean(),
+        found[0].distance.nan_to_num(posinf=0).mean(),
+        rtol=0.02,
+        atol=0,
+    )
+
+
 @pytest.mark.parametrize(
     "name", [name for name, _, targets in CASES if targets and ATTACKS[name].access == "gradient"]
 )

@@ -30,8 +30,8 @@ class CW(Attack):
     Args:
         steps: Adam steps per constant, >= 1.
         binary_search_steps: constants tried, >= 1.
-        learning_rate: Adam's, in tanh space.
-        initial_const: first c; times ten after a failure, then bisected.
+        learning_rate: Adam's, in tanh space, > 0.
+        initial_const: first c, for distances in units of the box; times ten after a failure, then bisected, > 0.
         confidence: margin to reach, in logits, >= 0.
         abort_early: a sample skips the rest of a constant's steps once its objective falls by less
             than 0.01 % over a tenth of them, and ten at least: in its first few steps Adam may well lose.
@@ -75,7 +75,8 @@ class CW(Attack):
     def _search(self, oracle: Oracle, s: State) -> None:
         low, high = oracle.threat.bounds
         middle, half = (low + high) / 2, (high - low) / 2 * (1 + self.slack)
-        s.const = torch.full(oracle.y.shape, self.initial_const, device=oracle.x.device)
+        first = self.initial_const * (high - low) ** 2
+        s.const = torch.full(oracle.y.shape, first, device=oracle.x.device)
         s.lower, s.upper = torch.zeros_like(s.const), torch.full_like(s.const, torch.inf)
         s.w = self._begin(oracle)
         for _ in oracle.steps(self.binary_search_steps):

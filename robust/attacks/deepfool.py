@@ -14,7 +14,7 @@ from robust.attacks.geometry import per_row
 from robust.errors import InputError
 from robust.losses import margin
 from robust.oracle import Access, Jacobian, Oracle
-from robust.threat import norm_of
+from robust.threat import Threat, norm_of
 
 
 @ATTACKS.register("deepfool")
@@ -54,7 +54,7 @@ class DeepFool(Attack):
         oracle.rest(oracle.clean_margin > 0)
         for _ in oracle.steps(self.steps):
             near = oracle.jacobian(s.x_adv, self.candidates)
-            step = to_nearest_boundary(near, oracle.threat.norm)
+            step = to_nearest_boundary(near, oracle.threat)
             s.delta = step.add_(s.delta).add_(oracle.x).clamp_(*oracle.threat.bounds).sub_(oracle.x)
             s.x_adv = oracle.x.add(s.delta, alpha=1 + self.overshoot).clamp_(*oracle.threat.bounds)
             # A forward tells who is across: no backwards are spent where the search ends.
@@ -62,11 +62,12 @@ class DeepFool(Attack):
         return s.x_adv
 
 
-def to_nearest_boundary(near: Jacobian, norm: str) -> Tensor:
+def to_nearest_boundary(near: Jacobian, threat: Threat) -> Tensor:
     """The least step (l2 or linf) onto the nearest of the linearised boundaries: -> (N, ...)."""
+    norm, (low, high) = threat.norm, threat.bounds
     slope, gap = nearest_boundary(near, norm)
     steepness = norm_of(slope.flatten(1), "l1" if norm == "linf" else "l2").clamp_min(1e-12)
-    length = gap.abs() / steepness + 1e-4  # beyond it by as much as the authors' code goes
+    length = gap.abs() / steepness + 1e-4 * (high - low)  # beyond it by as much as the authors' code goes
     if norm == "linf":
         return slope.sign_().mul_(per_row(length, slope))
     return slope.mul_(per_row(length / steepness, slope))

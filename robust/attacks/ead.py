@@ -29,7 +29,7 @@ class EAD(Attack):
         steps: FISTA steps per constant, >= 1.
         binary_search_steps: constants tried, >= 1.
         step_size: of the first step, in units of the box, falling to 0 by a square root, > 0.
-        initial_const: first c; times ten after a failure, then bisected, > 0.
+        initial_const: first c, for distances in units of the box; times ten after a failure, then bisected, > 0.
         beta: weight of the l1 norm, by how much a step shrinks every change, in units of the box, >= 0.
         targets: one search for each of so many nearest classes; 0 for one against whichever leads.
     """
@@ -60,9 +60,9 @@ class EAD(Attack):
             )
 
     def run(self, oracle: Oracle) -> Tensor:
-        s = oracle.state()
+        s, width = oracle.state(), oracle.threat.bounds[1] - oracle.threat.bounds[0]
         for _ in runs(oracle, s, self.targets):
-            s.const = torch.full_like(oracle.y, self.initial_const, dtype=oracle.x.dtype)
+            s.const = torch.full_like(oracle.y, self.initial_const * width**2, dtype=oracle.x.dtype)
             s.lower, s.upper = torch.zeros_like(s.const), torch.full_like(s.const, torch.inf)
             s.delta = torch.zeros_like(oracle.x)
             for _ in oracle.steps(self.binary_search_steps):
@@ -80,7 +80,7 @@ class EAD(Attack):
         for step in oracle.steps(self.steps):
             gradient, value, _ = oracle.gradient(s.ahead, _hinge, s.aim)
             s.success = s.success | (value >= 0)
-            rate = self.step_size * width * (1 - step / self.steps) ** 0.5
+            rate = self.step_size * (1 - step / self.steps) ** 0.5
             moved = oracle.change(s.ahead) * (1 - 2 * rate)
             moved.addcmul_(per_row(rate * s.const, gradient), gradient)
             delta = _within(oracle, softshrink(moved, self.beta * width)).sub_(oracle.x)

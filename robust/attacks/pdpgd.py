@@ -74,6 +74,8 @@ class PDPGD(Attack):
         ratio = self.initial_ratio or (0.3 if oracle.threat.norm in ("l1", "l0") else 0.1)
         values = oracle.x.shape[1:].numel()
         unit = values ** _UNIT[oracle.threat.norm]
+        if oracle.threat.norm == "l0":  # what stands in for it grows as its values do by a power of 2/3
+            unit = (high - low) ** (1 / 3)
         s.x_adv, s.mean = oracle.x, torch.zeros_like(oracle.x)
         s.price = torch.full_like(oracle.y, math.log(ratio), dtype=oracle.x.dtype)  # log 1/lambda
         s.spread = torch.zeros_like(s.price)

@@ -83,7 +83,7 @@ class SuperDeepFool(Attack):
         """DeepFool until the boundary is crossed."""
         for _ in oracle.steps(self.steps):
             near = self._boundaries(oracle, s)
-            step = (1 + self.overshoot) * to_nearest_boundary(near, "l2")
+            step = (1 + self.overshoot) * to_nearest_boundary(near, oracle.threat)
             crossed = near.gaps[:, 0] > 0
             s.x_adv = choose(crossed, s.x_adv, oracle.clip(s.x_adv + step))
             crossed = aimed_margin(oracle.logits(s.x_adv), oracle.y, s.aim) > 0
