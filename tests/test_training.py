@@ -151,6 +151,13 @@ def test_epochs_shuffle_differently_and_leave_no_tiny_batch() -> None:
     assert not torch.equal(torch.cat(one), torch.cat(two))
 
 
+@pytest.mark.parametrize("count", [3, 25, 26])
+def test_pairs_of_an_odd_count_leave_no_sample_alone(count: int) -> None:
+    parts = mixed_batches(count, 0, 2, 0.7, 0, torch.device("cpu"))
+    assert {len(part) for part in parts} <= {2, 3}
+    assert torch.cat(parts).sort().values.tolist() == list(range(count))
+
+
 def test_ticks_count_the_batches() -> None:
     seen: list[tuple[int, int]] = []
     train(replace(OPTIONS, epochs=1), ticks=lambda done, total: seen.append((done, total)))

@@ -104,13 +104,14 @@ class OnDevice:
         return self._held.rows(rows)
 
 
-def batches(count: int, size: int, seed: int, device: torch.device) -> tuple[Tensor, ...]:
+def batches(count: int, size: int, seed: int, device: torch.device, least: int = 1) -> tuple[Tensor, ...]:
     """All positions in a random order, in as few batches as will do, of equal size up to one.
 
-    A last batch of a single sample would otherwise stop batch norm.
+    A last batch of a single sample would otherwise stop batch norm. Where some would be smaller than `least`, as of an odd
+    count in pairs, there are fewer and larger ones.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device)
-    return order.tensor_split(-(-count // size))
+    return order.tensor_split(min(-(-count // size), max(1, count // least)))
 
 
 def join(train: Samples, extra: Samples | None) -> Samples:
@@ -123,7 +124,7 @@ def join(train: Samples, extra: Samples | None) -> Samples:
 
 
 def mixed_batches(
-    count: int, extra: int, size: int, share: float, seed: int, device: torch.device
+    count: int, extra: int, size: int, share: float, seed: int, device: torch.device, least: int = 2
 ) -> tuple[Tensor, ...]:
     """Batches of which a share are extra samples; an epoch sees every other sample once.
 
@@ -132,9 +133,10 @@ def mixed_batches(
     Args:
         count, extra: positions 0 to count - 1 are the data, the next `extra` the extra data.
         size: of a batch at most.
+        least: samples of a batch, where there are as many, without extra ones.
     """
     if not extra:
-        return batches(count, size, seed, device)
+        return batches(count, size, seed, device, least)
     own = batches(count, max(1, round(size * (1 - share))), seed, device)
     wanted = [max(1, round(len(part) * share / (1 - share))) for part in own]
     order = torch.randperm(extra, generator=torch.Generator().manual_seed(seed + 1))

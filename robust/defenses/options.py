@@ -24,7 +24,8 @@ class TrainingOptions:
     """How to train.
 
     Args:
-        epochs, batch_size: at least 1; batches are of equal size up to one sample.
+        epochs: at least 1.
+        batch_size: at least 2 for each process; batches are of equal size up to one sample, and none is of a single one.
         learning_rate: the highest of the schedule, > 0.
         optimizer: "sgd" (momentum .9, Nesterov) or "adam".
         schedule: of the learning rate over the whole training. "one-cycle": linear up over a quarter,

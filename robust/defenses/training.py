@@ -303,8 +303,9 @@ class _Fit:
         """One pass over the training data; returns the mean loss."""
         options = self.options
         parts = mixed_batches(
-            self.count, self.extra, options.batch_size, options.extra_share, seed, self.device
-        )
+            self.count, self.extra, options.batch_size, options.extra_share, seed, self.device,
+            least=2 * self.devices.share[1],
+        )  # fmt: skip
         losses = torch.zeros(len(parts), device=self.device)  # read once an epoch: no wait per batch
         for i, rows in enumerate(parts):
             progress = (epoch - 1 + i / len(parts)) / options.epochs
