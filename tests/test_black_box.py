@@ -383,6 +383,25 @@ def test_transfer_needs_and_names_its_surrogate(net: nn.Module, digits: tuple[Te
     assert report.to_dict()["attacks"][0]["parameters"]["surrogate"] == "Sequential"
 
 
+@pytest.mark.parametrize(
+    ("surrogate", "said"),
+    [
+        (nn.Linear(5, 10), r"fails on samples of shape \(1, 8, 8\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "has 3 classes, and a label is 9"),
+        (
+            Target(nn.Identity(), bounds=(0, 255), device="cpu"),
+            r"its bounds are \(0(\.0)?, 255(\.0)?\), the threat's",
+        ),
+    ],
+    ids=["shape", "classes", "bounds"],
+)
+def test_a_surrogate_of_other_data_is_refused(
+    surrogate: object, said: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(InputError, match=f"transfer: surrogate: {said}"):
+        robust.evaluate(net, digits, threat="linf:0.1", suite=Transfer(surrogate=surrogate), device="cpu")
+
+
 def test_noise_is_the_floor(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     report = robust.evaluate(
         net, digits, threat="linf:0.15", suite=[Noise(), "pgd"], cascade=False, device="cpu", batch_size=64

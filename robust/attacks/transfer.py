@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row, uphill
-from robust.errors import InputError
+from robust.errors import InputError, RobustError, told
 from robust.losses import LOSSES
 from robust.oracle import Access, Oracle
 from robust.target import Target
@@ -26,7 +26,8 @@ class Transfer(Attack):
     The target answers with labels only, one query a step; the passes of the surrogate are not counted.
 
     Args:
-        surrogate: a model SPEC as for --model, an nn.Module, or a Target with its own normalisation; needed.
+        surrogate: a model SPEC as for --model, an nn.Module, or a Target with its own normalisation and the threat's bounds;
+            needed. It must take the samples and know their classes.
         weights: file of the surrogate's weights, where SPEC takes one.
         steps: gradient steps on the surrogate, >= 1.
         step_size: in units of eps; None for 2.5 / steps.
@@ -86,6 +87,10 @@ class Transfer(Attack):
                 "transfer: needs a surrogate, the model whose gradients it follows: give surrogate=SPEC "
                 "(--set surrogate=path/to/file.py:factory)"
             )
+        if isinstance(self.surrogate, Target) and self.surrogate.bounds != threat.bounds:
+            raise InputError(
+                f"transfer: surrogate: its bounds are {self.surrogate.bounds}, the threat's {threat.bounds}; give the same to both"
+            )
 
     def run(self, oracle: Oracle) -> Tensor:
         threat, loss = oracle.threat, LOSSES[self.loss]
@@ -93,7 +98,9 @@ class Transfer(Attack):
         s = oracle.state()
         s.x_adv, s.summed = oracle.x, torch.zeros_like(oracle.x)
         with self._load(threat.bounds, oracle.x.device) as surrogate:
-            for _ in oracle.steps(self.steps):
+            for step in oracle.steps(self.steps):
+                if step == 0:
+                    _try(surrogate, oracle.x, oracle.y)
                 gradient = oracle.gradient_of(surrogate, s.x_adv, loss).gradient
                 length = gradient.flatten(1).abs().mean(1).clamp_min(1e-30)
                 s.summed = self.momentum * s.summed + gradient / per_row(length, gradient)
@@ -108,6 +115,23 @@ class Transfer(Attack):
         if isinstance(model, str):
             return _load_once(model, self.weights, bounds, device)
         return Target(model, bounds=bounds, device=device)
+
+
+def _try(surrogate: Target, x: Tensor, y: Tensor) -> None:
+    """Raise InputError where the surrogate fails on such samples, or has no class for a label."""
+    try:
+        with torch.no_grad():
+            classes = surrogate.logits(x[:1]).shape[1]
+    except RobustError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"transfer: surrogate: fails on samples of shape {tuple(x.shape[1:])} ({told(error)}); give a model of the same data"
+        ) from error
+    if int(y.max()) >= classes:
+        raise InputError(
+            f"transfer: surrogate: has {classes} classes, and a label is {int(y.max())}; give a model of the same classes"
+        )
 
 
 @functools.lru_cache(maxsize=4)
