@@ -31,6 +31,7 @@ from robust.defenses import (
 )
 from robust.errors import InputError
 from robust.sources import Samples, load_data
+from robust.target import Target
 from robust.threat import Linf, Threat
 
 THREAT = Linf("0.1")
@@ -100,6 +101,44 @@ def test_a_missing_teacher_is_named_before_the_first_epoch() -> None:
     for name in ("ard", "rslad"):
         with pytest.raises(InputError, match=rf"{name}: teacher: this objective learns from a robust model"):
             make_defense(name).fit(net(), data, threat=THREAT, trainer=Trainer(TrainingOptions(epochs=1)))
+
+
+@pytest.mark.parametrize("name", ["ard", "rslad", "rslad+awp"])
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        (nn.Linear(5, 10), r"fails on samples of shape \(1, 8, 8\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "has 3 classes, the model to train 10"),
+        (3, "expected a model SPEC, a module or a Target, got 3"),
+    ],
+    ids=["shape", "classes", "type"],
+)
+def test_a_teacher_of_other_data_is_refused(name: str, teacher: object, said: str, batch: Batch) -> None:
+    with pytest.raises(InputError, match=f"{name.partition('+')[0]}: teacher: {said}"):
+        make_defense(name, teacher=teacher).step(THREAT)(net(), batch)  # type: ignore[attr-defined]
+
+
+def test_a_target_teaches_what_its_module_does(batch: Batch) -> None:
+    teacher, student = net(2).eval(), net().eval()
+    half = Target(teacher, normalize=(0.0, 2.0), device="cpu")
+    plain = nn.Sequential(Scale(0.5), teacher)
+    losses = [RSLAD(teacher=given).step(THREAT)(student, batch).item() for given in (half, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert RSLAD(teacher=half).parameters["teacher"].startswith("sha256:")
+    assert make_defense("rslad+awp", teacher=half).parameters["options"]["teacher"].startswith("sha256:")
+    with pytest.raises(InputError, match="teacher: its bounds are"):
+        RSLAD(teacher=Target(teacher, bounds=(0, 2), device="cpu")).check(THREAT)
+
+
+class Scale(nn.Module):
+    """Inputs times a factor."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.by * x
 
 
 @pytest.mark.parametrize("defense", [GradAlign(warmup=0.0), ELLE(warmup=0.0)])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robust.defenses.base import DEFENSES
-from robust.defenses.inner import Ascent, kl
+from robust.defenses.inner import Ascent, clean_logits, kl
 from robust.defenses.objective import AdversarialTraining, Step
 from robust.defenses.options import Batch
-from robust.errors import InputError
+from robust.errors import InputError, RobustError, told
 from robust.sources import load, model_sha256
 from robust.target import Target
 from robust.threat import Threat
@@ -23,7 +24,7 @@ class RobustDistillation(AdversarialTraining):
     """The base of both: finds the teacher, which stays as it is.
 
     Args:
-        teacher: a model SPEC, or a module giving logits.
+        teacher: a model SPEC, a module giving logits, or a Target; of the trained model's data and classes.
         teacher_weights: its weights' file, where it is a SPEC.
         steps: of the inner attack, >= 1.
         step_size: in units of eps, > 0; None for 2.5 / steps.
@@ -37,12 +38,14 @@ class RobustDistillation(AdversarialTraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_steps(self.steps, self.step_size)
+        known = isinstance(self.teacher, str | Path | nn.Module | Target | None)
+        self.require("teacher", known, "a model SPEC, a module or a Target")
 
     @property
     def parameters(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        if isinstance(self.teacher, nn.Module):
-            own["teacher"] = f"sha256:{model_sha256(self.teacher)}"
+        if isinstance(self.teacher, nn.Module | Target):
+            own["teacher"] = f"sha256:{model_sha256(_module(self.teacher))}"
         return own
 
     def check(self, threat: Threat | None) -> None:
@@ -52,13 +55,46 @@ class RobustDistillation(AdversarialTraining):
                 f"{self.name}: teacher: this objective learns from a robust model; give one, such as "
                 "teacher=builtin:mnist-cnn teacher_weights=FILE"
             )
+        if isinstance(self.teacher, Target) and threat is not None and self.teacher.bounds != threat.bounds:
+            raise InputError(
+                f"{self.name}: teacher: its bounds are {self.teacher.bounds}, the threat's {threat.bounds}; give the same to both"
+            )
 
     def step(self, threat: Threat | None) -> Step:
         self.check(threat)
-        if isinstance(self.teacher, nn.Module):
-            return super().step(threat)
-        loaded = load(str(self.teacher), self.teacher_weights, device="cpu").as_module()
-        return replace(self, teacher=loaded).step(threat)
+        if not isinstance(self.teacher, nn.Module):
+            given = self.teacher
+            if not isinstance(given, Target):
+                given = load(str(given), self.teacher_weights, device="cpu")
+            return replace(self, teacher=_module(given)).step(threat)
+        inner = super().step(threat)
+        tried: list[bool] = []
+
+        def points(model: nn.Module, batch: Batch) -> Tensor:
+            if not tried:
+                self._try(model, batch)
+                tried.append(True)
+            return inner.points(model, batch)
+
+        return Step(points, inner.loss)
+
+    def _try(self, model: nn.Module, batch: Batch) -> None:
+        """Raise InputError, before anything is trained, where the teacher is not of the model's data or classes."""
+        one = replace(batch, x=batch.x[:1], y=batch.y[:1], ids=batch.ids[:1])
+        try:
+            classes = self.logits(one.x).shape[1]
+        except RobustError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{self.name}: teacher: fails on samples of shape {tuple(one.x.shape[1:])} ({told(error)}); give a model of "
+                "the same data"
+            ) from error
+        own = clean_logits(model, one).shape[1]
+        if classes != own:
+            raise InputError(
+                f"{self.name}: teacher: has {classes} classes, the model to train {own}; give one of the same classes"
+            )
 
     def logits(self, x: Tensor) -> Tensor:
         """The teacher's logits (N, C), without graph."""
@@ -71,6 +107,10 @@ class RobustDistillation(AdversarialTraining):
         return Ascent(self.steps, self.step_size or 2.5 / self.steps)
 
 
+def _module(teacher: nn.Module | Target) -> nn.Module:
+    return teacher.as_module() if isinstance(teacher, Target) else teacher
+
+
 @DEFENSES.register("ard")
 @dataclass(frozen=True)
 class ARD(RobustDistillation):
@@ -81,7 +121,7 @@ class ARD(RobustDistillation):
 
     Args:
         warmup: share of the epochs over which eps grows to its full value.
-        teacher: a model SPEC, or a module giving logits.
+        teacher: a model SPEC, a module giving logits, or a Target; of the trained model's data and classes.
         teacher_weights: its weights' file, where it is a SPEC.
         steps: of the inner attack, >= 1.
         step_size: in units of eps, > 0; None for 2.5 / steps.
@@ -121,7 +161,7 @@ class RSLAD(RobustDistillation):
 
     Args:
         warmup: share of the epochs over which eps grows to its full value.
-        teacher: a model SPEC, or a module giving logits.
+        teacher: a model SPEC, a module giving logits, or a Target; of the trained model's data and classes.
         teacher_weights: its weights' file, where it is a SPEC.
         steps: of the inner attack, >= 1.
         step_size: in units of eps, > 0; None for 2.5 / steps.
