@@ -131,7 +131,7 @@ class EOT(Target):
         size = 1 if self._alone else _ROWS
         parts = []
         for start in range(0, self.draws, size):
-            _reseed(Streams.key(self.seed, (self._purpose, key, start)))
+            _reseed(Streams.key(self.seed, (self._purpose, key, start)), self.device)
             copies = row.expand(min(size, self.draws - start), *row.shape[1:])
             parts.append(self.inner.logits(copies).log_softmax(1))
         drawn = torch.cat(parts)
@@ -149,7 +149,7 @@ class EOT(Target):
         low, high = self.bounds
         streams = Streams(0, torch.zeros(1, dtype=torch.int64, device=x.device), ("eot",))
         probe = streams.uniform(x.shape[1:], low, high).to(x.dtype)
-        _reseed(0)
+        _reseed(0, self.device)
         logits = self.inner.logits(probe.expand(_PROBES, *probe.shape[1:]))
         spread = (logits.amax(1) - logits.amin(1)).amax()
         return bool((logits - logits[:1]).abs().amax() <= 1e-5 * spread)
@@ -167,7 +167,10 @@ def _own_randomness(device: torch.device) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def _reseed(key: int) -> None:
-    torch.manual_seed(key)
+def _reseed(key: int, device: torch.device) -> None:
+    """As torch.manual_seed on these devices; that one keeps a call and its stack for each kind not in use yet."""
+    torch.default_generator.manual_seed(key)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(key)
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002

@@ -42,6 +42,17 @@ class Noisy(nn.Module):
 KINDS = ["values", "batch", "python", "numpy"]
 
 
+def test_a_draw_on_the_cpu_seeds_no_other_device(
+    net: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Where CUDA is not in use yet, torch keeps every such call with its stack, which takes longer than a pass.
+    asked: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", asked.append)
+    with robust.EOT(Noisy(net), 2, device="cpu") as target, torch.no_grad():
+        target.logits(digits[0][:3])
+    assert asked == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_whatever_the_batch_and_the_global_states(
     kind: str, net: nn.Module, digits: tuple[Tensor, Tensor]
