@@ -264,6 +264,25 @@ def test_whoever_stops_reading_loses_no_file(files: Path) -> None:
     assert Report.load(files / "out").n > 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_takes_no_more_loses_no_file(files: Path, unbuffered: str) -> None:
+    certify = ("certify", *COMMON, "--sigma", "0.2", "--n", "100", "--limit", "3", "--json", "certified.json")
+    attack = ("attack", *COMMON, "--threat", "linf:0.1", "--suite", "quick", "--json", "kept.json")
+    for command, kept in ((("list", "suites"), None), (certify, "certified.json"), (attack, "kept.json")):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "robust", *command],
+                cwd=files, stdout=full, stderr=subprocess.PIPE, text=True, timeout=240, check=False,
+                env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            )  # fmt: skip
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+        assert done.stderr.endswith("robust: output: cannot be written (No space left on device)\n")
+        if kept is not None:
+            assert json.loads((files / kept).read_text())
+            (files / kept).unlink()
+
+
 def _suite(change: tuple[str, ...]) -> tuple[str, ...]:
     return () if {"--attack", "--suite"} & set(change) else ("--suite", "quick")
 

@@ -12,7 +12,7 @@ import typer
 
 from robust import threads
 from robust.cli import attack, certify, doctor, harden, leaderboard, lists, sweep
-from robust.cli.common import fail
+from robust.cli.common import fail, unprinted
 from robust.cli.ending import leave
 from robust.errors import RobustError
 
@@ -73,12 +73,23 @@ def main() -> None:
         _run()
     except BrokenPipeError:
         _end_unread()
+    except OSError as error:
+        fail(unprinted(error))
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # the parser ends so, with status 1
             _end_unread()
         raise
     finally:
         log.removeHandler(lines)
+        _drop_what_is_left()
+
+
+def _drop_what_is_left() -> None:
+    """Where standard output takes no more, end without Python's trying once more, which would change the status."""
+    try:
+        print(end="", flush=True)
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class _Lines(logging.Handler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
@@ -165,7 +165,7 @@ def attack(
             )
         except Interrupted as stopped:
             report, interrupted = stopped.report, True
-    unwritten = _write(
+    unwritten = common.write_all(
         lambda: _show(report, json_, radii),
         lambda: _save(report, out, examples=save_examples),
         lambda: _save_json(report, json_, radii),
@@ -216,42 +216,14 @@ def _show(report: Report, json_: str | None, radii: list[str]) -> None:
         print(f"robust: {failure.splitlines()[0]}", file=sys.stderr)
 
 
-def _write(*writers: Callable[[], None]) -> str:
-    """Write all that can be written; returns what could not.
-
-    Raises:
-        BrokenPipeError: in the end, where whoever read the output has left.
-    """
-    from robust.errors import RobustError
-
-    unwritten: list[str] = []
-    left: BrokenPipeError | None = None
-    for write in writers:
-        try:
-            write()
-        except RobustError as error:
-            unwritten.append(str(error))
-        except BrokenPipeError as error:
-            left = error
-    if left is not None:
-        raise left
-    return "; ".join(unwritten)
-
-
 def _save(report: Report, out: Path | None, *, examples: bool) -> None:
     if out is not None:
         (report if examples else replace(report, examples=None)).save(out)
 
 
 def _save_json(report: Report, json_: str | None, radii: list[str]) -> None:
-    from robust.errors import StoreError
-
-    if json_ is None or json_ == "-":
-        return
-    try:
-        Path(json_).write_text(_as_json(report, radii) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"--json: cannot write {json_}: {error.strerror or error}") from error
+    if json_ is not None and json_ != "-":
+        common.write_json(json_, _as_json(report, radii))
 
 
 def _as_json(report: Report, radii: list[str]) -> str:

@@ -61,15 +61,14 @@ def certify(
             seed=seed,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    if out is not None:
-        found.save(out)
     text = json.dumps(found.to_dict(chosen), indent=2)
-    if json_ == "-":
-        print(text)
-        return 0
-    print(found.format(chosen))
-    if json_ is not None:
-        _write(Path(json_), text)
+    unwritten = common.write_all(
+        lambda: print(text if json_ == "-" else found.format(chosen)),
+        lambda: found.save(out) if out is not None else None,
+        lambda: common.write_json(json_, text) if json_ not in (None, "-") else None,
+    )
+    if unwritten:
+        common.fail(unwritten)
     return 0
 
 
@@ -85,12 +84,3 @@ def _radii(text: str | None) -> list[float] | None:
     if not found or not all(0 <= radius < math.inf for radius in found):
         raise InputError(f"--radii: expected finite numbers >= 0 such as 0,0.25,0.5, got {text!r}")
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    from robust.errors import StoreError
-
-    try:
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"--json: cannot write {path}: {error.strerror or error}") from error

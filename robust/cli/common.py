@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from robust.sources import Samples
     from robust.target import Normalization, Target
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -70,6 +71,55 @@ def fail(message: str, status: int = 2) -> NoReturn:
     """One line on standard error, and the end."""
     print(f"robust: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
+
+
+def write_all(*writers: Callable[[], object]) -> str:
+    """Write all that can be written; returns what could not.
+
+    Raises:
+        BrokenPipeError: in the end, where whoever read the output has left.
+    """
+    from robust.errors import RobustError
+
+    unwritten: list[str] = []
+    left: BrokenPipeError | None = None
+    for write in writers:
+        try:
+            write()
+        except RobustError as error:
+            unwritten.append(str(error))
+        except BrokenPipeError as error:
+            left = error
+        except OSError as error:
+            unwritten.append(unprinted(error))
+    if left is not None:
+        raise left
+    return "; ".join(unwritten)
+
+
+def unprinted(error: OSError) -> str:
+    """What is told where standard output cannot be written.
+
+    Raises:
+        OSError: the error itself, which is of a file and not of the output.
+    """
+    if error.filename is not None or error.errno not in _FULL:
+        raise error
+    return f"output: cannot be written ({error.strerror})"
+
+
+def write_json(path: str, text: str) -> None:
+    """The file of --json.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    from robust.errors import StoreError
+
+    try:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"--json: cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager
