@@ -29,6 +29,7 @@ from robust.leaderboard import (
 )
 from robust.leaderboard.rank import ranks
 from robust.stats import holm, mcnemar, paired_interval
+from robust.threat import Threat
 
 # -- statistics -------------------------------------------------------------------------------------
 
@@ -123,6 +124,13 @@ def test_what_differs_beside_the_model_is_said() -> None:
     assert "no difference shown" in text
     assert "A must not be trusted" in text.replace("\n", " ")
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_across_conditions_nobody_is_called_more_robust() -> None:
+    (a, left), (b, right) = record(robust=60), record(robust=20, threat=Threat("linf", "16/255"))
+    text = comparison_text(compare(a, b, left, right)).replace("\n", " ")
+    assert "A held on more samples, under other conditions (p = " in text
+    assert "more robust" not in text
 
 
 def test_other_samples_are_not_paired() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from chromium import BINARY, Chromium
-from reports import make_report
+from reports import make_record, make_report
 from test_leaderboard_compare import ROWS
 
 from robust.cli import main
@@ -22,6 +22,7 @@ from robust.errors import StoreError
 from robust.leaderboard import Record, Store, compare, examples_bytes, read_robustbench, verify
 from robust.leaderboard.site import publish
 from robust.leaderboard.site.exports import badge
+from robust.leaderboard.site.pages import described
 from robust.threat import Threat
 
 NASTY = "<script>alert(1)</script>\"'&</textarea>\u202e\x1b[31m"
@@ -87,6 +88,30 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def test_the_front_page_says_how_sure_its_firsts_are(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    finding = {"check": "short-search", "severity": "suspect", "message": "few passes"}
+    file_report(store, "hasty", 60, trust="suspect", findings=[finding])
+    file_report(store, "other", 59)
+    publish(store, tmp_path / "site")
+    text = (tmp_path / "site" / "index.html").read_text()
+    record = next(record for record in store.records() if record.model.name == "hasty")
+    low, high = (f"{100 * value:.1f}" for value in (record.robust.low, record.robust.high))
+    assert f"60.0 <small>[{low}, {high}]</small>" in text
+    assert 'hasty + none <b class="trust suspect" title="suspect">?</b> <small>rank 1-2</small>' in text
+    assert "from 2 records. Every record lies" in re.sub(r"\s+", " ", text)
+
+
+def test_the_front_page_tells_versions_of_a_suite_and_figures_of_others_apart(site: Path) -> None:
+    index = re.sub(r"\s+", " ", (site / "index.html").read_text())
+    assert f"from 5 records and {len(ROWS)} figures reported elsewhere." in index
+    heading = "linf:8/255, d.npz (n = 5), suite standard version 7, in turn"
+    entry = make_record(suite="standard")
+    entry = entry.model_copy(update={"suite": entry.suite.model_copy(update={"version": 7})})
+    assert described(entry, heading)["suite"] == "standard version 7"
+    assert described(entry, heading.replace(" version 7", ""))["suite"] == "standard"
 
 
 def test_publishing_twice_gives_the_same_bytes(store: Store, site: Path, tmp_path: Path) -> None:
@@ -387,6 +412,19 @@ def test_statistics_in_the_browser_are_those_of_python(browser: Chromium, site: 
         assert found == pytest.approx([mcnemar(b, c), *paired_interval(b, c, n)], rel=1e-6, abs=1e-7)
     p = [0.01, 0.04, 0.03, 0.9]
     assert browser.run(f"robustStats.holm({p})") == pytest.approx(holm(p))
+
+
+@browser_needed
+def test_the_compare_page_calls_nobody_more_robust_across_boards(
+    browser: Chromium, site: Path, store: Store
+) -> None:
+    easy, hard = sorted(
+        (r for r in store.records() if r.model.name == "strong"), key=lambda r: r.threat.radius
+    )
+    browser.open(site / "compare.html", f"?a={easy.short_id}&b={hard.short_id}")
+    browser.until("document.querySelector('.verdict') !== null")
+    said = browser.run("document.querySelector('.verdict').textContent")
+    assert said.startswith("A held on more samples, under other conditions (p = ")
 
 
 @browser_needed

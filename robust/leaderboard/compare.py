@@ -178,8 +178,9 @@ def _row(part: Paired) -> list[str]:
 def _verdict(found: Comparison) -> str:
     whole = found.whole
     better = "A" if whole.difference > 0 else "B"
+    verdict = "held on more samples, under other conditions" if found.differs else "is more robust"
     first = (
-        f"{better} is more robust (p = {whole.p:.2g})"
+        f"{better} {verdict} (p = {whole.p:.2g})"
         if whole.p < 0.05
         else f"no difference shown (p = {whole.p:.2g})"
     )

@@ -177,8 +177,8 @@ class _Site:
             yield f"static/{file.name}", file.read_bytes()
 
     def _page(self, template: str, title: str, *, root: str = "", **values: Any) -> bytes:
-        count = len(self.records) + len(self.references)
-        text = self.environment.get_template(template).render(title=title, root=root, count=count, **values)
+        counts = {"records": len(self.records), "references": len(self.references)}
+        text = self.environment.get_template(template).render(title=title, root=root, **counts, **values)
         return text.encode()
 
     def _entry(self, board: pages.Board, row: dict[str, Any]) -> Iterator[tuple[str, bytes]]:

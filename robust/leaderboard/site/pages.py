@@ -76,13 +76,14 @@ def make_boards(frame: pd.DataFrame, by_id: dict[str, Record | Reference]) -> li
     for heading, rows in frame.groupby("board", sort=False):
         columns = [name for name in attacks if rows[name].notna().any()]
         entry = by_id[rows["id"].iloc[0]]
-        board = Board(heading=str(heading), columns=columns, **_described(entry, str(heading)))
+        board = Board(heading=str(heading), columns=columns, **described(entry, str(heading)))
         board.rows = [_row(values, columns) for values in rows.to_dict("records")]
         found.append(board)
     return found
 
 
-def _described(entry: Record | Reference, heading: str) -> dict[str, Any]:
+def described(entry: Record | Reference, heading: str) -> dict[str, Any]:
+    """What a board is of, by one of its entries and its heading."""
     if isinstance(entry, Reference):
         threat = f"{entry.norm}:{entry.eps}" if entry.eps else entry.norm
         about = f"Reported by {entry.origin}, not measured here."
@@ -94,11 +95,13 @@ def _described(entry: Record | Reference, heading: str) -> dict[str, Any]:
             "about": about,
         }
     digest = heading.rpartition(" #")[2] if " #" in heading[-9:] else ""
+    versioned = suite_text(entry.suite)
+    suite = versioned if versioned in plain(heading) else entry.suite.name
     return {
         "measured": True,
         "threat": f"{entry.threat.norm}:{entry.threat.eps}",
         "data": plain(f"{entry.data.spec} (n = {entry.data.n})"),
-        "suite": plain(f"{entry.suite.name} {digest and f'#{digest}'}"),
+        "suite": plain(f"{suite} {digest and f'#{digest}'}"),
         "about": plain(heading),
     }
 

@@ -104,12 +104,13 @@ var robustData = {};
     if (a.board !== b.board) {
       result.appendChild(element("p", "Not under the same conditions: the difference is not the models' alone.", "warning"));
     }
-    var better = whole.difference > 0 ? "A" : "B";
+    var better = (whole.difference > 0 ? "A" : "B") +
+      (a.board === b.board ? " is more robust " : " held on more samples, under other conditions ");
     var p = "(p = " + whole.p.toPrecision(2) + ")";
     var doubted = [["A", a], ["B", b]].filter(function (side) { return side[1].trust === "unreliable"; });
     var but = doubted.length ? ", but " + doubted.map(function (side) { return side[0]; }).join(" and ") +
       " must not be trusted." : ".";
-    result.appendChild(element("p", (whole.p < 0.05 ? better + " is more robust " + p : "No difference shown " + p) + but,
+    result.appendChild(element("p", (whole.p < 0.05 ? better + p : "No difference shown " + p) + but,
       "verdict"));
     var body = table(["class", "n", "A %", "B %", "A - B [95 %]", "only A", "only B", "p", "p (Holm)"],
       "Robust on the same samples");
