@@ -127,6 +127,8 @@ def perturbations(x: Tensor, threat: str | Threat, *, steps: int = _STEPS) -> Se
         InputError: steps < 1.
     """
     threat = Threat.parse(threat)
+    if not isinstance(x, Tensor):
+        raise DataError(f"x: expected a batch of inputs, a tensor (N, ...), got {type(x).__name__} {x!r:.40}")
     if x.dim() < 2 or not bool(threat.contains(x, x).all()):
         raise DataError(
             f"x: expected a batch (N, ...) of finite values within {threat.bounds}, got shape {tuple(x.shape)}"

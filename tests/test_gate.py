@@ -156,8 +156,11 @@ def test_assert_robust_raises_the_evidence() -> None:
     data = samples(300, 0.2)
     report = robust.assert_robust(Threshold(), data, threat="linf:0.01", at_least=0.9, device="cpu")
     assert report.trust == "trusted"
-    with pytest.raises(AssertionError, match=r"robust\.assert_robust\(model, data, threat='linf:0.1'"):
+    with pytest.raises(
+        AssertionError, match=r"robust\.assert_robust\(model, data, threat='linf:0.1'"
+    ) as raised:
         robust.assert_robust(Threshold(), data, threat=EPS, at_least=0.9, device="cpu")
+    assert raised.traceback[-1].ishidden(None)  # pytest shows the caller's line and the evidence alone
     with pytest.raises(AssertionError, match=r"^undecided"):
         robust.assert_robust(Threshold(), data, threat=EPS, at_least=0.2, max_samples=20, device="cpu")
 

@@ -255,7 +255,7 @@ def edit(index: tuple[int, ...], value: float) -> torch.Tensor:
         ((edit((2, 0), float("-inf")), Y), ("4 NaN or infinite in 1 samples", "sample 2")),
         ((torch.full((5, 2), 1e300, dtype=torch.float64), Y), ("infinite", "sample 0")),
         ((X + 1e-5, Y), ("found 1e-05 to 1.00001", "bounds=")),
-        ((X * 2 - 1, Y), ("found -1 to 1", "bounds=", "normalize=")),
+        ((X * 2 - 1, Y), ("found -1 to 1", "bounds=", "normalize=", "(--normalize MEAN STD)")),
         ((X * 255, Y), ("found 0 to 255", "uint8")),
         ((X.long(), Y), ("torch.int64", "x.to(torch.uint8)")),
         ((np.array([object()] * 5), Y), ("x: expected a numeric",)),

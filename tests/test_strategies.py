@@ -94,6 +94,7 @@ def test_magnitudes_shrink_to_the_nearest() -> None:
         (lambda: magnitudes(1, steps=0), InputError, "steps"),
         (lambda: perturbations(torch.ones(2, 2), "linf:1", steps=0), InputError, "steps"),
         (lambda: perturbations(torch.ones(3), "linf:1"), DataError, "batch"),
+        (lambda: perturbations((1, 8, 8), "linf:1"), DataError, "batch"),  # type: ignore[arg-type]
         (lambda: perturbations(torch.full((1, 3), 2.0), "linf:1"), DataError, "within"),
     ],
 )

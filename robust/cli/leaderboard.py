@@ -141,7 +141,9 @@ def _threat(text: str, option: str) -> str:
 @app.command("compare", epilog="Example: robust leaderboard compare robust-demo 1f3a 9c07")
 def compare(
     store: Annotated[str, typer.Argument(metavar="STORE", help="a folder, or any fsspec URL")],
-    a: Annotated[str, typer.Argument(metavar="A", help="the first digits of a record's id")],
+    a: Annotated[
+        str, typer.Argument(metavar="A", help="the first digits of a record's id, which is its file's name")
+    ],
     b: Annotated[str, typer.Argument(metavar="B", help="of another's")],
     json_: Annotated[
         str | None, typer.Option("--json", metavar="FILE|-", help="write the result as JSON")

@@ -175,6 +175,7 @@ def assert_robust(
     """
     from robust.gate.evidence import message
 
+    __tracebackhide__ = True  # pytest then shows the caller's line and the evidence, not these
     result = check(model, data, threat=threat, at_least=at_least, **options)
     if result.outcome != "pass":
         shown = {"threat": str(threat), "at_least": at_least, "seed": 0, **options}

@@ -288,6 +288,6 @@ def _range_advice(low: float, high: float) -> str:
     if low >= 0 and 2 < high <= 255:
         return "this looks like 0..255: convert x to uint8, or divide it by 255"
     return (
-        "pass the range as bounds=(low, high), or undo a normalisation and give the "
-        "(mean, std) as normalize= instead"
+        "undo what was done to them and give the (mean, std) that the model expects as normalize= "
+        "(--normalize MEAN STD), or, in Python, another range as bounds=(low, high)"
     )
