@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from robust.sources.architectures import WideResNet, mnist_cnn
@@ -64,3 +65,83 @@ def cifar_silu() -> nn.Module:
     return nn.Sequential(
         *block(3, 24, 1), *block(24, 48, 2), *block(48, 96, 2), *block(96, 96, 1), _Pool(), nn.Linear(96, 10)
     )
+
+
+class _Mix(nn.Module):
+    """A layer of MLP-Mixer (Tolstikhin et al. 2021, arXiv 2105.01601): across the patches, then within each."""
+
+    def __init__(self, patches: int, width: int) -> None:
+        super().__init__()
+        self.across = nn.Sequential(
+            nn.Linear(patches, 2 * patches), nn.GELU(), nn.Linear(2 * patches, patches)
+        )
+        self.within = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.across(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
+        return x + self.within(self.norms[1](x))
+
+
+class _Patches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+class _MeanOver(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def mnist_mixer() -> nn.Module:
+    """An MLP-Mixer: 16 patches of 7 x 7, two layers of width 48."""
+    return nn.Sequential(
+        nn.Conv2d(1, 48, 7, stride=7), _Patches(), _Mix(16, 48), _Mix(16, 48), nn.LayerNorm(48), _MeanOver(),
+        nn.Linear(48, 10),
+    )  # fmt: skip
+
+
+class _RowByRow(nn.Module):
+    def __init__(self, rows: nn.Module) -> None:
+        super().__init__()
+        self.rows, self.head = rows, nn.Linear(96, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rows(x[:, 0])[0].mean(1))
+
+
+def mnist_gru() -> nn.Module:
+    """A recurrent net that reads an image row by row, both ways."""
+    return _RowByRow(nn.GRU(28, 48, batch_first=True, bidirectional=True))
+
+
+def mnist_lstm() -> nn.Module:
+    """Two layers of LSTM that read an image row by row."""
+    return _RowByRow(nn.LSTM(28, 96, num_layers=2, batch_first=True))
+
+
+class _Prototypes(nn.Module):
+    """Minus the squared distance to a point for each class, in units that are learned too."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.points, self.scale = nn.Parameter(torch.randn(classes, width)), nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.scale * (x[:, None] - self.points).square().mean(2)
+
+
+def mnist_prototypes() -> nn.Module:
+    """Two strided convolutions, tanh, and the nearest of ten prototypes."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.Tanh(), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.Tanh(),
+        nn.Flatten(), nn.Linear(32 * 49, 64), nn.Tanh(), _Prototypes(64, 10),
+    )  # fmt: skip
+
+
+def pairs_cnn() -> nn.Module:
+    """A hundred classes: two digits side by side (`train.py` joins them), max-pooling and softplus."""
+    return nn.Sequential(
+        nn.Conv2d(1, 24, 5, padding=2), nn.Softplus(10), nn.MaxPool2d(2), nn.Conv2d(24, 48, 4, stride=2, padding=1), nn.Softplus(10),
+        nn.Flatten(), nn.Linear(48 * 7 * 14, 128), nn.Softplus(10), nn.Linear(128, 100),
+    )  # fmt: skip

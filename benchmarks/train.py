@@ -1,7 +1,8 @@
 """Trains the models that the benchmarks attack: `python benchmarks/train.py --out DIR [NAME ...]`.
 
 Weights go to DIR/NAME/weights.safetensors; what is there is kept. The CIFAR-10 nets need its Parquet
-files (--cifar FOLDER with train.parquet) and are skipped without.
+files (--cifar FOLDER with train.parquet) and are skipped without. Pairs of digits, a class for each two, go
+to DIR/pairs-train.npz and DIR/pairs-test.npz.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import robust
@@ -24,7 +26,7 @@ class Net:
     """A model, how it is hardened and what it is attacked with."""
 
     spec: str
-    data: str  # "mnist" or "cifar"
+    data: str  # "mnist", "cifar" or "pairs"
     threat: str | None  # hardened against
     attacked: tuple[str, ...]  # threats of the verdict benchmark
     held_out: bool  # nothing was ever chosen on it
@@ -59,15 +61,39 @@ NETS = {
     "mnist-deep-trades-.15": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.15", ("linf:0.15", "linf:0.2", "l2:1", "l2:1.5"), True, 12, defense="trades"),
     "mnist-fgsm-.3": Net("builtin:mnist-cnn", "mnist", "linf:0.3", ("linf:0.1", "linf:0.2", "l2:1", "l2:1.5"), True, 16, defense="fgsm-rs"),
     "mnist-deep-nfgsm-.3": Net(f"{_NETS}mnist_deep", "mnist", "linf:0.3", ("linf:0.2", "linf:0.3", "l2:1", "l2:1.5"), False, 12, defense="n-fgsm"),
+    # Of kinds that nothing was chosen on.
+    "mnist-mixer-.1": Net(f"{_NETS}mnist_mixer", "mnist", "linf:0.1", ("linf:0.1", "linf:0.15", "l2:1", "l2:1.5"), True, 30),
+    "mnist-gru-.1": Net(f"{_NETS}mnist_gru", "mnist", "linf:0.1", ("linf:0.1", "linf:0.15", "l2:1", "l2:1.5"), True, 16),
+    "mnist-prototypes-.1": Net(f"{_NETS}mnist_prototypes", "mnist", "linf:0.1", ("linf:0.1", "linf:0.15", "l2:1", "l2:1.5"), True),
+    "mnist-gru-l2": Net(f"{_NETS}mnist_gru", "mnist", "l2:1.5", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), True, 16),
+    "mnist-lstm-.1": Net(f"{_NETS}mnist_lstm", "mnist", "linf:0.1", ("linf:0.1", "linf:0.15", "l2:1", "l2:1.5"), True, 16),
+    "mnist-mixer-l2": Net(f"{_NETS}mnist_mixer", "mnist", "l2:1.5", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), True, 30),
+    "pairs-.1": Net(f"{_NETS}pairs_cnn", "pairs", "linf:0.1", ("linf:0.1", "linf:0.15", "l2:1", "l2:1.5"), True, 16, 12_000),
     "cifar-fgsm-16": Net(f"{_NETS}cifar_cnn", "cifar", "linf:16/255", ("linf:4/255", "linf:8/255", "l2:0.25", "l2:0.5"), True, 12, defense="fgsm-rs"),
 }  # fmt: skip
+
+
+def pairs(out: Path, part: str, each: int) -> Path:
+    """A file of digits side by side, uint8 (N, 1, 28, 56), each the left one of so many; labels 0 to 99."""
+    file = out / f"pairs-{part}.npz"
+    if not file.exists():
+        digits, drawn = load_data(f"builtin:mnist5k:{part}"), torch.Generator().manual_seed(0)
+        others = [torch.randperm(len(digits), generator=drawn) for _ in range(each)]
+        x = torch.cat([torch.cat([digits.x, digits.x[other]], dim=3) for other in others])
+        y = torch.cat([10 * digits.y + digits.y[other] for other in others])
+        out.mkdir(parents=True, exist_ok=True)
+        np.savez(file, x=x, y=y)
+    return file
 
 
 def train(name: str, out: Path, cifar: Path) -> bool:
     net, folder = NETS[name], out / name
     if (folder / "weights.safetensors").exists():
         return True
-    source = "builtin:mnist5k:train" if net.data == "mnist" else str(cifar / "train.parquet")
+    source = {"mnist": "builtin:mnist5k:train", "cifar": str(cifar / "train.parquet")}.get(net.data)
+    if source is None:
+        source = str(pairs(out, "train", 3))
+        pairs(out, "test", 1)
     if net.data == "cifar" and not Path(source).exists():
         print(f"{name}: no {source}, skipped")
         return False
