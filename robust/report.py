@@ -296,6 +296,13 @@ class Report:
             **{key: raw[key] for key in (*kept, "seconds", "engine", "cascade", "failures")},
         )
 
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return (
+            f"Report({str(self.threat)!r}, {self.suite!r}, {self.n} samples, clean {self.clean_accuracy:.4f}, "
+            f"robust {self.robust_accuracy:.4f}, interval [{low:.4f}, {high:.4f}], {self.trust!r})"
+        )
+
     def __str__(self) -> str:
         low, high = self.interval
         lines = [

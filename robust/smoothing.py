@@ -115,6 +115,11 @@ class Certificates:
             said += f"\n{self.not_finite} answers of the model were not finite and count for no class"
         return f"{tabulate(body, head, tablefmt='simple', disable_numparse=True)}\n{said}"
 
+    def __repr__(self) -> str:
+        return (
+            f"Certificates({len(self.table)} samples, sigma {self.sigma:g}, n {self.n}, alpha {self.alpha:g})"
+        )
+
     def __str__(self) -> str:
         return self.format()
 

@@ -102,6 +102,9 @@ class Target:
         self._restore: list[Callable[[], object]] = []
         self._depth = 0
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__}, bounds={self.bounds}, device={str(self.device)!r})"
+
     def __enter__(self) -> Self:
         self._depth += 1
         if self._depth > 1:

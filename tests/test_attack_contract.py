@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import DEVICES
 from torch import Tensor, nn
 
-from robust.attacks import ATTACKS, Attack
+from robust.attacks import ATTACKS, PGD, Attack
 from robust.errors import InputError, UnsupportedError
 from robust.ledger import Ledger
 from robust.oracle import Oracle
@@ -69,6 +70,15 @@ def test_options_that_are_no_finite_numbers_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=rf"{name}: .*{option}"):
         ATTACKS[name](**{option: (value, 1.0) if kind.startswith("tuple") else value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("steps", 2.5), ("steps", "3"), ("steps", True), ("step_size", "1")]
+)
+def test_options_of_another_type_are_refused_where_they_are_given(option: str, value: Any) -> None:
+    expected = "an integer" if option == "steps" else "a number"
+    with pytest.raises(InputError, match=f"{option}: expected {expected}, got {value!r}"):
+        PGD(**{option: value})
 
 
 @pytest.mark.parametrize(

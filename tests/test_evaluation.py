@@ -27,7 +27,7 @@ from robust.errors import (
 from robust.evaluation import Interrupted
 from robust.oracle import Access, Oracle
 from robust.report import Report
-from robust.sources import Samples
+from robust.sources import Samples, as_samples
 
 Digits = tuple[Tensor, Tensor]
 
@@ -284,6 +284,8 @@ class Returns(nn.Module):
         ({"suite": "quik"}, UnknownNameError, "did you mean 'quick'"),
         ({"suite": []}, InputError, "empty"),
         ({"suite": ["pgdd"]}, UnknownNameError, "did you mean 'pgd'"),
+        ({"suite": [3]}, InputError, "attack: expected a name, an attack, or a mapping with a name, got 3"),
+        ({"suite": [robust.attacks.PGD]}, InputError, r"make one: PGD\(\)"),
         ({"suite": "cw"}, UnsupportedError, "not for linf"),
         ({"device": "abacus"}, InputError, "device"),
         ({"normalize": (0.5, 0.0)}, InputError, "std > 0"),
@@ -353,3 +355,17 @@ def test_an_integer_of_numpy_is_a_seed(net: nn.Module, digits: tuple[Tensor, Ten
     report = robust.evaluate(net, digits, seed=np.int64(3), batch_size=np.int64(16), **settings)  # type: ignore[arg-type]
     assert type(report.seed) is int
     assert report.verdicts.equals(robust.evaluate(net, digits, seed=3, **settings).verdicts)
+
+
+def test_what_a_prompt_shows_is_a_line(net: nn.Module, digits: Digits) -> None:
+    target = robust.Target(net, device="cpu")
+    samples = as_samples(digits)
+    report = evaluate(target, samples, threat="linf:0.1", suite="fgsm")
+    certificates = robust.certify(target, samples.take(slice(0, 2)), sigma=0.1, n=20)
+    for thing in (report, target, samples, certificates):
+        text = repr(thing)
+        assert "\n" not in text
+        assert len(text) < 200
+        assert text.startswith(type(thing).__name__)
+    assert f"{report.n} samples" in repr(report)
+    assert f"interval [{report.interval[0]:.4f}" in repr(report)

@@ -514,3 +514,8 @@ def test_model_hash_takes_every_type(dtype: torch.dtype) -> None:
 def test_a_bare_file_is_told_how_it_is_written(spec: str, hint: str) -> None:
     with pytest.raises(InputError, match=f"{re.escape(hint)}.*$"):
         load_model(spec)
+
+
+def test_a_spec_that_is_no_text_is_refused() -> None:
+    with pytest.raises(InputError, match=r"model: expected a SPEC, one of .*, got Sequential"):
+        robust.load(nn.Sequential())  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from numbers import Integral, Real
+from typing import Any, ClassVar, Final
 
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -16,6 +17,9 @@ from robust.errors import InputError, UnsupportedError
 from robust.oracle import Access, Finished, Oracle
 from robust.registry import Registry, nearest
 from robust.threat import Threat
+
+_INTEGERS: Final = (int, "int")
+_NUMBERS: Final = (float, float | None, "float", "float | None")
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,13 @@ class Attack(ABC):
         return f"{self.name}({','.join(changed)})" if changed else self.name
 
     def check_numbers(self, *positive: str) -> None:
-        """Raise InputError unless all numbers are finite and those of these names, where given, above 0."""
+        """Raise InputError unless all numbers are of their field's type and finite, and those of these names above 0."""
         for f in fields(self):
             value = getattr(self, f.name)
+            if f.type in _INTEGERS and (type(value) is bool or not isinstance(value, Integral)):
+                raise InputError(f"{self.name}: {f.name}: expected an integer, got {value!r}")
+            if f.type in _NUMBERS and not isinstance(value, Real | None):
+                raise InputError(f"{self.name}: {f.name}: expected a number, got {value!r}")
             numbers = [
                 n for n in (value if isinstance(value, tuple) else (value,)) if isinstance(n, float | int)
             ]
@@ -118,7 +126,7 @@ class Attack(ABC):
 ATTACKS: Registry[type[Attack]] = Registry("attack", "robust.attacks")
 
 
-def make_attack(spec: str | Attack | Mapping[str, Any], **options: object) -> Attack:
+def make_attack(spec: str | Attack | Mapping[str, Any] | Any, **options: object) -> Attack:
     """An attack from its name and options, a mapping {"name": ..., option: ...}, or itself.
 
     Option values may be text; they are read by the field's type.
@@ -132,6 +140,9 @@ def make_attack(spec: str | Attack | Mapping[str, Any], **options: object) -> At
     if isinstance(spec, Mapping):
         options = {**spec, **options}
         spec = str(options.pop("name", ""))
+    if not isinstance(spec, str):
+        hint = f"; make one: {spec.__name__}()" if isinstance(spec, type) and issubclass(spec, Attack) else ""
+        raise InputError(f"attack: expected a name, an attack, or a mapping with a name, got {spec!r}{hint}")
     return build(ATTACKS[spec], f"attack {spec!r}", options)
 
 

@@ -85,6 +85,8 @@ def open_model(spec: str, weights: str | Path | None = None, *, seed: int = 0) -
     Raises:
         InputError and its kin: as load_model does.
     """
+    if not isinstance(spec, str):
+        raise InputError(f"model: expected a SPEC, one of {FORMS}, got {type(spec).__name__}")
     scheme, _, name = spec.partition(":")
     if scheme in _LOADERS and not name:
         raise InputError(f"model: expected a name after {scheme}:, got {spec!r}; the forms are {FORMS}")

@@ -50,6 +50,9 @@ class Samples:
     pages: Pages | None = field(default=None, repr=False)
     x_sha256: str | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        return f"Samples({self.spec!r}, {len(self)} of {tuple(self.x.shape[1:])}, {str(self.x.dtype).removeprefix('torch.')})"
+
     def __len__(self) -> int:
         return len(self.y)
 
