@@ -119,7 +119,8 @@ SHATTERED_GRADIENT = _declare(
 )
 ZERO_GRADIENT = _declare(
     "zero-gradient",
-    rule="the margin's input gradient is exactly zero for > 15 % of the samples, at them or at random points of the threat",
+    rule="the margin's input gradient is exactly zero for > 15 % of the samples, or for as many at random points of the threat "
+    "and not at them",
     detects="quantisation, a step function, saturation: gradient attacks stand still",
     advice="attack through a substitute gradient (BPDA) or with score attacks",
 )
