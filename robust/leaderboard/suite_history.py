@@ -347,4 +347,22 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
+    ("standard", 21): {
+        "linf": "2e8fa2c9ae1d07be674e0a8b87b802af",
+        "l2": "1065417febeb51d392af09772a47fcd5",
+        "l1": "cd7df6ffd773f10aafcb012d01f0621a",
+        "l0": "1e6a2a13115268bba53092b52eadd352",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("thorough", 21): {
+        "linf": "3033a90fb75e44ac274e476a305fa25c",
+        "l2": "eec7add863dda15bbf07a53ebcfc5617",
+        "l1": "df23bf471f0a3181f8c0719cf230d7ec",
+        "l0": "0240f5dbb78fcf89e8b548c275e3d9b5",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
 }
