@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.errors import InputError
+from robust.losses import spread
 from robust.rng import Streams, content_ids
 from robust.target import Target
 
@@ -151,8 +152,7 @@ class EOT(Target):
         probe = streams.uniform(x.shape[1:], low, high).to(x.dtype)
         _reseed(0, self.device)
         logits = self.inner.logits(probe.expand(_PROBES, *probe.shape[1:]))
-        spread = (logits.amax(1) - logits.amin(1)).amax()
-        return bool((logits - logits[:1]).abs().amax() <= 1e-5 * spread)
+        return bool((logits - logits[:1]).abs().amax() <= 1e-5 * spread(logits).amax())
 
 
 @contextmanager

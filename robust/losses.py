@@ -87,3 +87,13 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return gap
     top = logits.topk(4, dim=1).values
     return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12)
+
+
+def spread(logits: Tensor) -> Tensor:
+    """How far the logits that matter lie apart, of (N, C): -> (N,), over 0.
+
+    From the highest to the lowest, but at most ten times as far as to the third: a class that is ruled out by a
+    logit of -1e9 would make all that the others do look small.
+    """
+    top = logits.topk(min(3, logits.shape[1]), dim=1).values
+    return torch.minimum(top[:, 0] - logits.amin(1), 10 * (top[:, 0] - top[:, -1])).clamp_min(1e-12)

@@ -115,6 +115,42 @@ def test_a_gradient_that_is_not_the_slope_is_told(
     assert report.trust == "unreliable"
 
 
+NEVER_TWICE: dict[str, Callable[[Tensor], Tensor]] = {
+    "turned round at random": lambda g: g * (2 * torch.randint(2, (len(g), 1, 1, 1)) - 1),
+    "noisy": lambda g: g + 0.5 * g.std() * torch.randn_like(g),
+}
+
+
+@pytest.mark.parametrize("kind", NEVER_TWICE)
+def test_a_gradient_that_differs_the_next_time_is_told(
+    kind: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """The logits do not, so that nothing else says that there is chance in the model."""
+    assert seen_first(Wrap(net, with_gradient(NEVER_TWICE[kind])), digits) == ["gradient-model"]
+
+
+def ruled_out(logits: Tensor) -> Tensor:
+    """With one class more, which is never the answer."""
+    return torch.cat([logits, torch.full_like(logits[:, :1], -1e9)], 1)
+
+
+RULED_OUT: dict[str, tuple[list[str], Callable[[Tensor], Tensor]]] = {
+    "none": ([], lambda x: x),
+    "noise": (["randomized"], lambda x: x + 1e-3 * torch.randn_like(x)),
+    "batch statistics": (["batch-dependent"], lambda x: x - 0.01 * x.mean(0, keepdim=True)),
+    "another forward": (["gradient-model"], lambda x: x + 0.003 * torch.is_grad_enabled()),
+}
+
+
+@pytest.mark.parametrize("flaw", RULED_OUT)
+def test_a_class_that_is_ruled_out_hides_no_flaw(
+    flaw: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Beside its logit all that the others do is small."""
+    expected, before = RULED_OUT[flaw]
+    assert seen_first(Wrap(net, before, ruled_out), digits) == expected
+
+
 FAITHFUL: dict[str, Callable[[Tensor], Tensor]] = {
     "tiny": with_gradient(lambda g: g * 1e-30),
     "huge": with_gradient(lambda g: g * 1e30),

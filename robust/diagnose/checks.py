@@ -91,7 +91,8 @@ DETACHED = _declare(
 )
 GRADIENT_MODEL = _declare(
     "gradient-model",
-    rule="logits with gradients enabled and disabled differ in a prediction or by > 1e-3 of their spread; or the margin "
+    rule="logits with gradients enabled and disabled differ in a prediction or by > 1e-3 of their spread; or the gradient of the "
+    "same input differs by > 10 % from one time to the next; or the margin "
     "rises along its gradient at under 20 % of the steepest slope that random directions show, with pixels moved by "
     "eps (at most a tenth of the box) or, where the surface bends too much there, a hundredth of the box; or under half of the "
     "adversarial examples of a quantised model's float twin fool that model",

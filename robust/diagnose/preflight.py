@@ -17,7 +17,7 @@ from robust.diagnose import checks, slope
 from robust.diagnose.checks import Finding
 from robust.eot import EOT
 from robust.errors import ModelError, RobustError
-from robust.losses import ce, margin
+from robust.losses import ce, margin, spread
 from robust.rng import Streams
 from robust.target import Target, out_of_memory
 from robust.threat import Threat
@@ -29,6 +29,7 @@ _COMPANY: Final = 1e-3  # of the logits' spread
 _SHARE: Final = 0.05  # of the few samples that must show a flaw
 _DEAD_SHARE: Final = 0.15  # nets trained for verified bounds are constant around some 5 %
 _NOISE: Final = 1e-3  # of the box
+_SAME_SLOPE: Final = 0.1  # of the gradient's norm
 _NEAR: Final = 0.01  # of an end of [0, 1]
 # What is put in autograd's place is taken out again in the reverse order.
 _WATCHING: Final = threading.RLock()
@@ -98,10 +99,12 @@ def _looked(target: Target, x: Tensor, y: Tensor, threat: Threat | None, highest
             _moved(_stability, target, x, y, logits, seen)
     gradient = _gradients(target, x, y, logits, seen)
     if gradient is not None and not seen.randomized:
+        steady = target.randomized or _steady(target, x, y, gradient, seen)
         still = target.still() if isinstance(target, EOT) else target
         if still is not target:
             _moved(_tracked, still, x, y, None, seen)
-        _moved(_slopes, still, x, y, threat, seen)
+        if steady:
+            _moved(_slopes, still, x, y, threat, seen)
         _moved(_inside, still, x, y, (threat, _passed(gradient.abs().amax(1))), seen)
         if still is target:
             _moved(_blocked, target, x, y, gradient, seen)
@@ -137,8 +140,7 @@ def _gives_probabilities(logits: Tensor) -> bool:
 
 def _drift(logits: Tensor, reference: Tensor) -> Tensor:
     """Largest change of a logit in units of the reference's spread: -> (N,)."""
-    spread = (reference.amax(1) - reference.amin(1)).clamp_min(1e-12)
-    return (logits - reference).abs().amax(1) / spread
+    return (logits - reference).abs().amax(1) / spread(reference)
 
 
 @torch.no_grad()
@@ -249,6 +251,23 @@ def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
             )
         )
     return gradients[1]
+
+
+def _steady(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Preflight) -> bool:
+    """Is the margin's gradient ((N, D) at x) the same a second time, as the logits are?"""
+    point = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        value = margin(_ask(target, point, seen), y).sum()
+    again = torch.autograd.grad(value, point)[0].flatten(1)
+    seen.backwards += len(x) * target.draws
+    moved, size = (g.double().nan_to_num(0, 0, 0).norm(dim=1) for g in (again - gradient, gradient))
+    share = float((moved / size.clamp_min(1e-300)).clamp_max(1.0).mean())
+    if share <= _SAME_SLOPE:
+        return True
+    seen.findings.append(
+        checks.GRADIENT_MODEL.finding(f"the gradient of the same input differs by {share:.0%} the next time")
+    )
+    return False
 
 
 def _passed(largest: Tensor) -> Tensor:
