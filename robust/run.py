@@ -199,7 +199,7 @@ class Run:
         if self._few_logits is None or self.samples.ids[0] != self.whole.ids[0]:
             return
         both = min(len(logits), len(self._few_logits))
-        found = diagnose.in_company(logits[:both], self._few_logits[:both])
+        found = diagnose.in_company(self.target, logits[:both], self._few_logits[:both])
         if found and found.check not in {finding.check for finding in self.findings}:
             self.findings.append(found)
 

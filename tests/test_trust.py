@@ -151,6 +151,19 @@ def test_a_class_that_is_ruled_out_hides_no_flaw(
     assert seen_first(Wrap(net, before, ruled_out), digits) == expected
 
 
+@pytest.mark.parametrize(("kind", "findings"), [(torch.bfloat16, []), (torch.float32, ["gradient-model"])])
+def test_what_rounding_explains_is_no_other_model(
+    kind: torch.dtype, findings: list[str], net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Without gradients torch fuses attention, which in bfloat16 moves logits by a hundredth of their spread."""
+
+    def fused(logits: Tensor) -> Tensor:
+        return logits if torch.is_grad_enabled() else logits * 1.01
+
+    model = Wrap(copy.deepcopy(net).to(kind), lambda x: x.to(kind), fused)
+    assert seen_first(model, digits) == findings
+
+
 FAITHFUL: dict[str, Callable[[Tensor], Tensor]] = {
     "tiny": with_gradient(lambda g: g * 1e-30),
     "huge": with_gradient(lambda g: g * 1e30),

@@ -72,7 +72,8 @@ TOO_FEW_DRAWS = _declare(
 )
 BATCH_DEPENDENT = _declare(
     "batch-dependent",
-    rule="a sample's logits differ by > 1e-3 of their spread alone, in a batch of a few, and in one of the run's own size",
+    rule="a sample's logits differ by > 1e-3 of their spread alone, in a batch of a few, and in one of the run's own size, "
+    "or by > 3 % where the model computes in bfloat16 (0.4 % in float16)",
     detects="normalisation by the batch's own statistics: the verdict would depend on who stands beside whom",
     advice="normalise with stored statistics (eval mode), not with the batch's own",
 )
@@ -91,7 +92,8 @@ DETACHED = _declare(
 )
 GRADIENT_MODEL = _declare(
     "gradient-model",
-    rule="logits with gradients enabled and disabled differ in a prediction or by > 1e-3 of their spread; or the gradient of the "
+    rule="logits with gradients enabled and disabled differ in a prediction or by > 1e-3 of their spread (both by > 3 % in "
+    "bfloat16, 0.4 % in float16); or the gradient of the "
     "same input differs by > 10 % from one time to the next; or the margin "
     "rises along its gradient at under 20 % of the steepest slope that random directions show, with pixels moved by "
     "eps (at most a tenth of the box) or, where the surface bends too much there, a hundredth of the box; or under half of the "

@@ -26,6 +26,7 @@ PREFLIGHT_SAMPLES: Final = 32
 _AGAIN: Final = 8  # of them, each time more that they are asked about
 _SAME: Final = 1e-4  # of the logits' spread
 _COMPANY: Final = 1e-3  # of the logits' spread
+_ROUNDINGS: Final = 8  # of the last place, one after another
 _SHARE: Final = 0.05  # of the few samples that must show a flaw
 _DEAD_SHARE: Final = 0.15  # nets trained for verified bounds are constant around some 5 %
 _NOISE: Final = 1e-3  # of the box
@@ -162,14 +163,26 @@ def _company(target: Target, x: Tensor, logits: Tensor, seen: Preflight) -> None
     few = min(4, len(x))
     alone = torch.cat([_ask(target, x[i : i + 1], seen) for i in range(few)])
     flipped = _ask(target, x.flip(0), seen).flip(0)
-    found = in_company(torch.cat([alone, flipped]), torch.cat([logits[:few], logits]))
+    found = in_company(target, torch.cat([alone, flipped]), torch.cat([logits[:few], logits]))
     seen.findings += [found] if found else []
 
 
-def in_company(logits: Tensor, before: Tensor) -> Finding | None:
+def rounding(target: Target, logits: Tensor) -> float:
+    """How far logits may be off by rounding alone, of their spread, in the type that the model computes in.
+
+    That is told by its parameters, or by logits that are all of a coarser type.
+    """
+    types = {parameter.dtype for parameter in target.model.parameters()}
+    for coarse in (torch.bfloat16, torch.float16):
+        if coarse in types or logits.equal(logits.to(coarse).to(logits.dtype)):
+            return _ROUNDINGS * torch.finfo(coarse).eps
+    return _ROUNDINGS * torch.finfo(torch.float32).eps
+
+
+def in_company(target: Target, logits: Tensor, before: Tensor) -> Finding | None:
     """What is to be said of the same samples' logits in two batches, (N, C) each."""
     drift = float(_drift(logits, before).max())
-    if not drift > _COMPANY:
+    if not drift > max(_COMPANY, rounding(target, before)):
         return None
     return checks.BATCH_DEPENDENT.finding(
         f"a sample's logits move by {drift:.2g} of their spread with its batch"
@@ -235,7 +248,7 @@ def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
             return None
         gradients.append(gradient.flatten(1))
     if not target.randomized:
-        _deployed(tracked.detach(), logits, seen)
+        _deployed(target, tracked.detach(), logits, seen)
     of_ce, of_margin = (gradient.abs().amax(1) for gradient in gradients)
     dead = float((~_passed(of_margin)).float().mean())
     lost = (of_ce <= _VANISHED * of_margin) & (of_margin > 0) & of_margin.isfinite()
@@ -281,7 +294,7 @@ def _tracked(target: Target, x: Tensor, y: Tensor, _: None, seen: Preflight) -> 
         plain = _ask(target, x, seen)
     with torch.enable_grad():
         tracked = _ask(target, x.detach().clone().requires_grad_(), seen).detach()
-    _deployed(tracked, plain, seen)
+    _deployed(target, tracked, plain, seen)
 
 
 def _slopes(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: Preflight) -> None:
@@ -352,10 +365,11 @@ def _blocked(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Prefl
     seen.blocked = float((freed > _SHARE).float().mean()) > _SHARE
 
 
-def _deployed(tracked: Tensor, logits: Tensor, seen: Preflight) -> None:
-    drift = float(_drift(tracked, logits).max())
-    flips = int((tracked.argmax(1) != logits.argmax(1)).sum())
-    if (drift > 1e-3 or flips) and not seen.randomized:
+def _deployed(target: Target, tracked: Tensor, logits: Tensor, seen: Preflight) -> None:
+    each, rounded = _drift(tracked, logits), rounding(target, logits)
+    drift = float(each.max())
+    flips = int(((tracked.argmax(1) != logits.argmax(1)) & (each > rounded)).sum())
+    if (drift > max(_COMPANY, rounded) or flips) and not seen.randomized:
         seen.findings.append(
             checks.GRADIENT_MODEL.finding(
                 f"with gradients enabled logits move by {drift:.2g} of their spread and {flips} predictions change"
