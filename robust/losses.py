@@ -90,10 +90,12 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def spread(logits: Tensor) -> Tensor:
-    """How far the logits that matter lie apart, of (N, C): -> (N,), over 0.
+    """How far the logits that matter lie apart, of a batch of them, (N, C): -> (N,), over 0.
 
-    From the highest to the lowest, but at most ten times as far as to the third: a class that is ruled out by a
-    logit of -1e9 would make all that the others do look small.
+    From the highest to the lowest, but at most ten times as far as to the third in any of the batch: a class that is
+    ruled out by a logit of -1e9 would make all that the others do look small.
     """
     top = logits.topk(min(3, logits.shape[1]), dim=1).values
-    return torch.minimum(top[:, 0] - logits.amin(1), 10 * (top[:, 0] - top[:, -1])).clamp_min(1e-12)
+    most = 10 * (top[:, 0] - top[:, -1]).amax()
+    whole = top[:, 0] - logits.amin(1)
+    return torch.where(most > 0, whole.clamp_max(most), whole).clamp_min(1e-12)

@@ -17,7 +17,7 @@ from robust.diagnose import checks, slope
 from robust.diagnose.checks import Finding
 from robust.eot import EOT
 from robust.errors import ModelError, RobustError
-from robust.losses import ce, margin, spread
+from robust.losses import ce, likeliest_other, margin, spread
 from robust.rng import Streams
 from robust.target import Target, out_of_memory
 from robust.threat import Threat
@@ -30,6 +30,8 @@ _ROUNDINGS: Final = 8  # of the last place, one after another
 _SHARE: Final = 0.05  # of the few samples that must show a flaw
 _DEAD_SHARE: Final = 0.15  # nets trained for verified bounds are constant around some 5 %
 _NOISE: Final = 1e-3  # of the box
+_SQUASHED: Final = 0.01  # of the best other logit's slope; honest models measured from .03
+_NORMED: Final = 0.01  # a spread of logsumexp: logarithms of probabilities, whose highest is near 0
 _SAME_SLOPE: Final = 0.1  # of the gradient's norm
 _NEAR: Final = 0.01  # of an end of [0, 1]
 # What is put in autograd's place is taken out again in the reverse order.
@@ -107,6 +109,7 @@ def _looked(target: Target, x: Tensor, y: Tensor, threat: Threat | None, highest
         if steady:
             _moved(_slopes, still, x, y, threat, seen)
         _moved(_inside, still, x, y, (threat, _passed(gradient.abs().amax(1))), seen)
+        _squashed(still, x, y, seen)
         if still is target:
             _moved(_blocked, target, x, y, gradient, seen)
     return seen
@@ -348,6 +351,37 @@ def _inside(
                 f"within the threat the gradient is zero or not finite for {dead:.0%} of the samples, and not at them"
             )
         )
+
+
+def _squashed(target: Target, x: Tensor, y: Tensor, seen: Preflight) -> None:
+    """Does the label's own logit move, as the best other does, or is it at the end of what it can be?"""
+    x, y = x[: slope.SAMPLES], y[: slope.SAMPLES]
+    with torch.no_grad():
+        logits = _ask(target, x, seen)
+    right = logits.argmax(1) == y
+    # A net of two classes may give 0 for one of them.
+    if seen.probabilities or target.probabilities or logits.shape[1] < 3 or int(right.sum()) < 2:
+        return
+    own, other = (
+        _slope_of(target, x, index, seen).norm(dim=1) for index in (y[:, None], likeliest_other(logits, y))
+    )
+    held = logits[right]
+    if float(held.logsumexp(1).std()) <= _NORMED or not bool(held.amax(1).any()):
+        return  # logarithms of probabilities, or what logits are less than the highest: margins are as they were
+    still = float((own < _SQUASHED * other)[right].float().mean())
+    if still > 0.5:
+        seen.findings.append(
+            checks.FLAT_MARGINS.finding(f"the label's own logit hardly moves for {still:.0%} of the samples")
+        )
+
+
+def _slope_of(target: Target, x: Tensor, index: Tensor, seen: Preflight) -> Tensor:
+    """Gradient at x of one logit of each sample, index (N, 1): -> (N, D)."""
+    point = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        value = _ask(target, point, seen).gather(1, index).sum()
+    seen.backwards += len(x) * target.draws
+    return torch.autograd.grad(value, point)[0].flatten(1)
 
 
 def _blocked(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Preflight) -> None:
