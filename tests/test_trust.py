@@ -231,6 +231,23 @@ def test_signs_in_place_of_a_gradient_are_no_slope_but_lead_uphill(
     assert seen_first(Wrap(net, with_gradient(torch.sign)), digits) == ["partial-gradient"]
 
 
+PARTLY: dict[str, Callable[[Tensor], Tensor]] = {
+    "every other pixel": lambda g: g * (torch.arange(64).view(8, 8) % 2),
+    "turned round at a quarter of the pixels": lambda g: g * (1 - 2 * (torch.arange(64).view(8, 8) % 4 == 0).float()),
+    "one half of the picture": lambda g: g * (torch.arange(8) < 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PARTLY)
+def test_a_gradient_of_some_of_the_pixels_is_told(
+    kind: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """It leads uphill, as steeply as it says in l2 but not as steeply as it could: searches in l2 saw nothing of it."""
+    model = Wrap(net, with_gradient(PARTLY[kind]))
+    report = robust.evaluate(model, digits, threat="l2:0.5", device="cpu")
+    assert "partial-gradient" in {finding["check"] for finding in report.findings}
+
+
 def test_waves_finer_than_the_threat_are_told(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     def waves(x: Tensor) -> Tensor:
         return x + 0.01 * (x * 500).sin()

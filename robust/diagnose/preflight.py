@@ -318,6 +318,12 @@ def _slopes(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: P
                 f"the margin rises {found.excess:.2g} times as fast as its gradient says"
             )
         )
+    elif found.alike < slope.ALIKE:
+        seen.findings.append(
+            checks.PARTIAL_GRADIENT.finding(
+                f"slopes along random directions are not what the gradient says (cosine {found.alike:.2f})"
+            )
+        )
     if found.lasting < slope.LASTING:
         seen.findings.append(
             checks.SHATTERED_GRADIENT.finding(

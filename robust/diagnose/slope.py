@@ -29,12 +29,18 @@ MOST: Final = (
     1.5  # times what the gradient says: honest models rise as it says (benchmarks/results/slopes-cpu.md)
 )
 LASTING: Final = 0.3  # of the rise nearby, over the threat's scale
+ALIKE: Final = (
+    0.9  # cosine; honest models of 60 kinds measured from .96, a gradient of half of the pixels .6 to .85
+)
 _IN_PROPORTION: Final = (
     1.05  # quartiles of the samples: a gradient that is only scaled leads where the slope does
 )
 _DIRECTIONS: Final = 4
 _FINE, _COARSE = 0.01, 0.1  # of the box: how far a pixel is moved
 _STRAIGHT_FINE, _STRAIGHT_COARSE = 0.6, 0.75  # bends over slopes: above, there is no slope at this scale
+_STRAIGHT_ALIKE = (
+    0.4  # the same, of random directions alone: what rounds or jumps a little has slopes that differ
+)
 
 
 class Uphill(NamedTuple):
@@ -44,6 +50,7 @@ class Uphill(NamedTuple):
     share: float  # slope along the gradient as a share of the steepest, the median of the samples; nan: not to be told
     excess: float  # times what the gradient says that the margin rises along it nearby, where not in proportion; else nan
     lasting: float  # of the rise along it by small steps, how much is left over the threat's scale; nan: not to be told
+    alike: float  # cosine of the slopes along random directions and those that the gradient says, the median; nan: as before
     forwards: int
     backwards: int
 
@@ -78,7 +85,30 @@ def uphill(target: Target, x: Tensor, y: Tensor, threat: Threat | None) -> Uphil
             share = float(seen.share.median())
             excess = _excess((look(fine, 0) if reach > fine else seen).ratio)
             break
-    return Uphill(reach, share, excess, lasting, forwards, backwards)
+    alike = _alike(target, x, y, fine)
+    forwards, backwards = forwards + len(x) * (1 + 2 * _DIRECTIONS), backwards + len(x)
+    return Uphill(reach, share, excess, lasting, alike, forwards, backwards)
+
+
+def _alike(target: Target, x: Tensor, y: Tensor, reach: float) -> float:
+    """Whether the slopes along random directions are those that the gradient says, but for a factor of the sample.
+
+    A little off the samples: where many values are the same, as in a black background, max-pooling has no slope.
+    """
+    low, high = target.bounds
+    streams = Streams(0, torch.arange(len(x), device=x.device), ("alike",))
+    off = x + streams.uniform(x.shape[1:], -2 * reach, 2 * reach).to(x.dtype)
+    x = off.clamp(low + reach, high - reach)
+    gradient, here = _gradient(target, x, y)
+    with torch.no_grad():
+        moves = _moves(x, reach)
+        lean, bend = _leans(lambda point: margin(target.logits(point), y).double(), x, here, moves)
+        said = torch.stack([(gradient * move).flatten(1).double().sum(1) for move in moves])
+        cosine = (lean * said).sum(0) / (lean.norm(dim=0) * said.norm(dim=0)).clamp_min(1e-300)
+    usable = cosine.isfinite() & (lean.norm(dim=0) > 0) & (said.norm(dim=0) > 0)
+    if not bool(usable.any()) or not float(_bent(lean, bend)[usable].median()) <= _STRAIGHT_ALIKE:
+        return math.nan
+    return float(cosine[usable].median())
 
 
 def _quartiles(ratio: Tensor) -> tuple[float, float, float]:
@@ -155,14 +185,32 @@ def _steepest(
     height: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, reach: float, directions: int
 ) -> tuple[Tensor, Tensor]:
     """By central differences along random signs: the norm of the slope, and bends over slopes, (N,) each."""
-    leans, bends = [], []
+    lean, bend = _leans(height, x, here, _moves(x, reach, directions))
+    return lean.square().mean(0).sqrt() / reach, _bent(lean, bend)
+
+
+def _moves(x: Tensor, reach: float, directions: int = _DIRECTIONS) -> list[Tensor]:
+    """Random signs times reach, like x."""
+    moves = []
     for draw in range(directions):
         streams = Streams(0, torch.arange(len(x), device=x.device), ("slope", draw))
-        move = (streams.integers(x.shape[1:], 0, 2) * 2 - 1).to(x.dtype) * reach
+        moves.append((streams.integers(x.shape[1:], 0, 2) * 2 - 1).to(x.dtype) * reach)
+    return moves
+
+
+def _leans(
+    height: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, moves: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What height gains by each move, and its bend over it: (moves, N) each."""
+    leans, bends = [], []
+    for move in moves:
         ahead, behind = height(x + move), height(x - move)
         leans.append((ahead - behind) / 2)
         bends.append((ahead + behind) / 2 - here)
-    lean, bend = torch.stack(leans), torch.stack(bends)
+    return torch.stack(leans), torch.stack(bends)
+
+
+def _bent(lean: Tensor, bend: Tensor) -> Tensor:
+    """Bends over slopes: (N,)."""
     size = lean.abs().sum(0)
-    ratio = torch.where(size > 0, bend.abs().sum(0) / size.clamp_min(1e-300), torch.inf)
-    return lean.square().mean(0).sqrt() / reach, ratio
+    return torch.where(size > 0, bend.abs().sum(0) / size.clamp_min(1e-300), torch.inf)
