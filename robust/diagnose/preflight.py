@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -271,11 +272,7 @@ def _gradients(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefl
 
 def _steady(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Preflight) -> bool:
     """Is the margin's gradient ((N, D) at x) the same a second time, as the logits are?"""
-    point = x.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        value = margin(_ask(target, point, seen), y).sum()
-    again = torch.autograd.grad(value, point)[0].flatten(1)
-    seen.backwards += len(x) * target.draws
+    again = _gradient_of(target, x, lambda logits: margin(logits, y), seen)
     moved, size = (g.double().nan_to_num(0, 0, 0).norm(dim=1) for g in (again - gradient, gradient))
     share = float((moved / size.clamp_min(1e-300)).clamp_max(1.0).mean())
     if share <= _SAME_SLOPE:
@@ -345,11 +342,7 @@ def _inside(
         return
     x, y, alive = x[: slope.SAMPLES], y[: slope.SAMPLES], alive[: slope.SAMPLES]
     streams = Streams(0, torch.arange(len(x), device=x.device), ("inside",))
-    point = random_start(x, threat, streams).requires_grad_()
-    with torch.enable_grad():
-        value = margin(_ask(target, point, seen), y).sum()
-    gradient = torch.autograd.grad(value, point)[0].flatten(1)
-    seen.backwards += len(x) * target.draws
+    gradient = _gradient_of(target, random_start(x, threat, streams), lambda logits: margin(logits, y), seen)
     dead = float((alive & ~_passed(gradient.abs().amax(1))).float().mean())
     if dead > _DEAD_SHARE:
         seen.findings.append(
@@ -369,7 +362,8 @@ def _squashed(target: Target, x: Tensor, y: Tensor, seen: Preflight) -> None:
     if seen.probabilities or target.probabilities or logits.shape[1] < 3 or int(right.sum()) < 2:
         return
     own, other = (
-        _slope_of(target, x, index, seen).norm(dim=1) for index in (y[:, None], likeliest_other(logits, y))
+        _gradient_of(target, x, partial(torch.gather, dim=1, index=index), seen).norm(dim=1)
+        for index in (y[:, None], likeliest_other(logits, y))
     )
     held = logits[right]
     if float(held.logsumexp(1).std()) <= _NORMED or not bool(held.amax(1).any()):
@@ -381,11 +375,11 @@ def _squashed(target: Target, x: Tensor, y: Tensor, seen: Preflight) -> None:
         )
 
 
-def _slope_of(target: Target, x: Tensor, index: Tensor, seen: Preflight) -> Tensor:
-    """Gradient at x of one logit of each sample, index (N, 1): -> (N, D)."""
+def _gradient_of(target: Target, x: Tensor, height: Callable[[Tensor], Tensor], seen: Preflight) -> Tensor:
+    """Gradient at x of a height of the logits, summed over the samples: -> (N, D)."""
     point = x.detach().clone().requires_grad_()
     with torch.enable_grad():
-        value = _ask(target, point, seen).gather(1, index).sum()
+        value = height(_ask(target, point, seen)).sum()
     seen.backwards += len(x) * target.draws
     return torch.autograd.grad(value, point)[0].flatten(1)
 
@@ -395,11 +389,7 @@ def _blocked(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Prefl
     inward = copies.off_faces(x, target.bounds)
     if type(target).logits is not Target.logits or bool((inward == x).all()):
         return
-    point = inward.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        value = margin(_ask(target, point, seen), y).sum()
-    inside = torch.autograd.grad(value, point)[0].flatten(1)
-    seen.backwards += len(x)
+    inside = _gradient_of(target, inward, lambda logits: margin(logits, y), seen)
     here, there = ((slopes != 0) & slopes.isfinite() for slopes in (gradient, inside))
     freed = (there.sum(1) - here.sum(1)) / there.sum(1).clamp_min(1)  # ties only move from pixel to pixel
     seen.blocked = float((freed > _SHARE).float().mean()) > _SHARE
