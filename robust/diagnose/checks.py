@@ -121,6 +121,17 @@ SHATTERED_GRADIENT = _declare(
     advice="attack without what makes the waves (BPDA), average gradients over noise, or use score and decision attacks",
     severity="suspect",
 )
+ROUGH_SURFACE = _declare(
+    "rough-surface",
+    rule="at nine points along its gradient, with pixels moved by up to three times eps (at most a tenth of the box) each way, the "
+    "changes of the margin's gain from one interval to the next add up to > 40 % of all that it moves, on average; looked at "
+    "where eps is over 1.5 % of the box, under linf and l2",
+    detects="a surface that goes in steps or jumps that are large beside the threat, whatever gradient it gives: rounded "
+    "activations or inputs of few levels, a thermometer's code, k winners that take all; attacks end on the nearest high step",
+    advice="attack without what makes the steps and carry the examples over, or search the steps themselves; 'thorough' may see "
+    "no more",
+    severity="suspect",
+)
 ZERO_GRADIENT = _declare(
     "zero-gradient",
     rule="the margin's input gradient is exactly zero for > 15 % of the samples, or for as many at random points of the threat "

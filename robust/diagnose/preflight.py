@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robust import copies
 from robust.attacks.geometry import random_start
-from robust.diagnose import checks, slope
+from robust.diagnose import checks, roughness, slope
 from robust.diagnose.checks import Finding
 from robust.eot import EOT
 from robust.errors import ModelError, RobustError
@@ -325,6 +325,23 @@ def _slopes(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: P
         seen.findings.append(
             checks.SHATTERED_GRADIENT.finding(
                 f"over the threat's scale the margin rises along its gradient by {max(found.lasting, 0):.0%} of what it does nearby"
+            )
+        )
+    else:
+        _rough(target, x, y, threat, seen)
+
+
+def _rough(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: Preflight) -> None:
+    """Does the margin move evenly along its gradient, or in steps and jumps?"""
+    typical = target.logits(x[:1]).detach() if seen.logits is None else seen.logits
+    found = roughness.rough(target, x, y, threat, rounding(target, typical))
+    seen.forwards += found.forwards * target.draws
+    seen.backwards += found.backwards * target.draws
+    if found.share > roughness.MOST:
+        seen.findings.append(
+            checks.ROUGH_SURFACE.finding(
+                f"moving pixels by up to {found.reach:.2g} along its gradient, the margin goes in steps: from one to the next its "
+                f"gain changes by {found.share:.0%}"
             )
         )
 
