@@ -203,7 +203,9 @@ def join(
     ]
     checks = {key: sum(part.checks.get(key, 0) for part in parts) for key in parts[0].checks}
     reviewed = diagnose.review(attacks, sum(part.correct for part in parts), cascade=cascade, checks=checks)
-    findings = [*_in_order(parts), *reviewed]
+    findings = list(_in_order(parts))
+    told = {finding.check for finding in findings}
+    findings += [finding for finding in reviewed if finding.check not in told]
     verdicts = pd.concat([part.verdicts for part in parts], ignore_index=True)
     whole = all(_attacked_to_the_end(part, plan) for part in parts)
     detached = any(finding.check == diagnose.DETACHED.name for finding in findings)

@@ -169,6 +169,11 @@ SQUASHED: dict[str, tuple[bool, Callable[[Tensor], Tensor]]] = {
     "tanh": (True, lambda z: 10 * (z / 2).tanh()),
     "erf": (True, torch.erf),
     "clamp": (True, lambda z: z.clamp(-3, 3)),
+    "a winner that is raised": (True, lambda z: z + 20 * nn.functional.one_hot(z.argmax(1), z.shape[1])),
+    "what is above the leading two's middle": (
+        True,
+        lambda z: (z - z.topk(2, 1).values.mean(1, keepdim=True)).relu(),
+    ),
     "a wide tanh": (False, lambda z: 30 * (z / 30).tanh()),
     "logarithms of probabilities": (False, lambda z: (3 * z).log_softmax(1)),
     "an ensemble's": (False, lambda z: (z.softmax(1) + (2 * z).softmax(1)).log()),
@@ -440,7 +445,7 @@ def test_a_gate_that_closes_within_the_threat_is_told(net: nn.Module, digits: tu
         odd = (x - level).abs().flatten(1).amax(1) > 0.01  # the digits' own values are sixteenths
         return torch.where(odd.view(-1, 1, 1, 1), (x > 0.5).to(x), x)
 
-    assert seen_first(Wrap(net, gate), digits) == ["zero-gradient"]
+    assert "zero-gradient" in seen_first(Wrap(net, gate), digits)
 
 
 def test_a_net_that_is_constant_around_a_few_samples_hides_nothing(
@@ -492,7 +497,8 @@ def test_margins_that_tell_nothing_of_a_near_boundary_are_told(
         for model in (net, Wrap(net, after=flattened).eval())
     ]
     assert [finding["check"] for finding in reports[0].findings] == []
-    assert [finding["check"] for finding in reports[1].findings] == ["flat-margins"]
+    # Once, though it shows before the attacks and in what they saw.
+    assert [f["check"] for f in reports[1].findings if f["check"] != "rough-surface"] == ["flat-margins"]
     assert reports[1].checks["approached"] >= reports[1].checks["flat"] > 5
 
 

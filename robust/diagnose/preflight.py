@@ -31,7 +31,7 @@ _ROUNDINGS: Final = 8  # of the last place, one after another
 _SHARE: Final = 0.05  # of the few samples that must show a flaw
 _DEAD_SHARE: Final = 0.15  # nets trained for verified bounds are constant around some 5 %
 _NOISE: Final = 1e-3  # of the box
-_SQUASHED: Final = 0.01  # of the best other logit's slope; honest models measured from .03
+_SQUASHED: Final = 0.01  # of the other one's slope; honest models measured from .03
 _NORMED: Final = 0.01  # a spread of logsumexp: logarithms of probabilities, whose highest is near 0
 _SAME_SLOPE: Final = 0.1  # of the gradient's norm
 _NEAR: Final = 0.01  # of an end of [0, 1]
@@ -111,6 +111,7 @@ def _looked(target: Target, x: Tensor, y: Tensor, threat: Threat | None, highest
             _moved(_slopes, still, x, y, threat, seen)
         _moved(_inside, still, x, y, (threat, _passed(gradient.abs().amax(1))), seen)
         _squashed(still, x, y, seen)
+        _moved(_jumps, still, x, y, None, seen)
         if still is target:
             _moved(_blocked, target, x, y, gradient, seen)
     return seen
@@ -327,7 +328,9 @@ def _slopes(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: P
                 f"over the threat's scale the margin rises along its gradient by {max(found.lasting, 0):.0%} of what it does nearby"
             )
         )
-    else:
+    elif not (
+        seen.probabilities or target.probabilities
+    ):  # those saturate, and their logarithms jump where they do
         _rough(target, x, y, threat, seen)
 
 
@@ -370,7 +373,7 @@ def _inside(
 
 
 def _squashed(target: Target, x: Tensor, y: Tensor, seen: Preflight) -> None:
-    """Does the label's own logit move, as the best other does, or is it at the end of what it can be?"""
+    """Do the label's own logit and the best other both move, or is one of them at the end of what it can be?"""
     x, y = x[: slope.SAMPLES], y[: slope.SAMPLES]
     with torch.no_grad():
         logits = _ask(target, x, seen)
@@ -385,10 +388,27 @@ def _squashed(target: Target, x: Tensor, y: Tensor, seen: Preflight) -> None:
     held = logits[right]
     if float(held.logsumexp(1).std()) <= _NORMED or not bool(held.amax(1).any()):
         return  # logarithms of probabilities, or what logits are less than the highest: margins are as they were
-    still = float((own < _SQUASHED * other)[right].float().mean())
-    if still > 0.5:
+    for whose, flat in (("label's own", own < _SQUASHED * other), ("best other", other < _SQUASHED * own)):
+        share = float(flat[right].float().mean())
+        if share > 0.5:
+            seen.findings.append(
+                checks.FLAT_MARGINS.finding(f"the {whose} logit hardly moves for {share:.0%} of the samples")
+            )
+            return
+
+
+def _jumps(target: Target, x: Tensor, y: Tensor, _: None, seen: Preflight) -> None:
+    """Does the margin come to 0 at a boundary, or jump over it?"""
+    if checks.FLAT_MARGINS.name in {finding.check for finding in seen.findings}:
+        return
+    x, y = x[: slope.SAMPLES], y[: slope.SAMPLES]
+    share, forwards = roughness.jump(target, x, y)
+    seen.forwards += forwards * target.draws
+    if share > roughness.JUMP:
         seen.findings.append(
-            checks.FLAT_MARGINS.finding(f"the label's own logit hardly moves for {still:.0%} of the samples")
+            checks.FLAT_MARGINS.finding(
+                f"at a boundary the margin jumps by {share:.0%} of what it is at the samples"
+            )
         )
 
 
