@@ -14,7 +14,7 @@ from toy import ENOUGH
 import robust
 from robust.attacks import PGD
 from robust.bpda import Substituted
-from robust.diagnose import PREFLIGHT_SAMPLES, preflight
+from robust.diagnose import PREFLIGHT_SAMPLES, preflight, roughness
 from robust.parts import Plan, attack_part, join
 from robust.report import Report
 from robust.run import Run, Settings
@@ -428,6 +428,32 @@ def test_a_surface_that_bends_is_no_surface_of_steps(kind: str, digits: tuple[Te
     model = EVEN[kind](digits[0])
     for threat in ("linf:0.1", "linf:8/255", "l2:0.5"):
         assert seen_first(model, digits, threat) == []
+
+
+def look_along(model: nn.Module, x: Tensor, y: Tensor) -> roughness.Rough:
+    with Target(model.eval(), device="cpu") as target:
+        return roughness.rough(target, x, y, Threat.parse("linf:0.1"), 1e-6)
+
+
+def test_waves_are_told(digits: tuple[Tensor, Tensor]) -> None:
+    found = look_along(Wrap(rectified(), lambda x: x + 0.05 * (60 * x).sin()), *digits)
+    assert found.told
+    assert found.turns > roughness.TURNS
+
+
+def test_a_steep_slope_between_two_plateaus_is_not_told() -> None:
+    """A net fitted to one-hot targets may leave a margin still and then move it all within an interval."""
+
+    class Cliff(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            light = x.flatten(1).mean(1, keepdim=True) - 0.5
+            return torch.cat([(100 * light).tanh() + 0.05 * light, torch.zeros_like(light)], 1)
+
+    x = 0.5 + 0.3 * (torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5)
+    found = look_along(Cliff(), x, Cliff()(x).argmax(1))
+    assert found.share > roughness.MOST
+    assert not found.told
+    assert found.kept < 0.1  # of a continuous rise
 
 
 @pytest.mark.parametrize("threat", ["l1:2", "l0:4", "linf:1/255"])

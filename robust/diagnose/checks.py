@@ -123,10 +123,11 @@ SHATTERED_GRADIENT = _declare(
 )
 ROUGH_SURFACE = _declare(
     "rough-surface",
-    rule="at nine points along its gradient, with pixels moved by up to three times eps (at most a tenth of the box) each way, the "
-    "changes of the margin's gain from one interval to the next add up to > 40 % of all that it moves, on average; looked at "
-    "where eps is over 1.5 % of the box, under linf and l2",
-    detects="a surface that goes in steps or jumps that are large beside the threat, whatever gradient it gives: rounded "
+    rule="at nine points along its gradient, up to three times eps each way (no pixel by more than a tenth of the box), the "
+    "margin's third differences add up to > 60 % of its first ones, on average; and its gain changes by > 6 % of all that it "
+    "moves more than by one rise and fall (the median), or of its steepest interval's gain > 20 % are left when the interval "
+    "is halved six times, as at a jump; looked at where eps moves a pixel by over 3 % of the box, under linf and l2",
+    detects="a surface that goes in steps, jumps or waves that are fine beside the threat, whatever gradient it gives: rounded "
     "activations or inputs of few levels, a thermometer's code, k winners that take all; attacks end on the nearest high step",
     advice="attack without what makes the steps and carry the examples over, or search the steps themselves; 'thorough' may see "
     "no more",

@@ -340,11 +340,11 @@ def _rough(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: Pr
     found = roughness.rough(target, x, y, threat, rounding(target, typical))
     seen.forwards += found.forwards * target.draws
     seen.backwards += found.backwards * target.draws
-    if found.share > roughness.MOST:
+    if found.told:
         seen.findings.append(
             checks.ROUGH_SURFACE.finding(
-                f"moving pixels by up to {found.reach:.2g} along its gradient, the margin goes in steps: from one to the next its "
-                f"gain changes by {found.share:.0%}"
+                f"moving pixels by up to {found.reach:.2g} along its gradient, the margin goes in steps or waves: its third differences "
+                f"are {found.share:.0%} of what it moves"
             )
         )
 
