@@ -249,6 +249,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
             Stage(margin),
             Stage(_NEARER, near=0.25),
             Stage(replace(_TO_BOUNDARY, hope=None), near=0.15),
+            _CLASSES,
             _OFF_PLATEAU,
             _FROM_BREAK,
             Stage(_MIFPE, near=0.15),
@@ -259,7 +260,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
     return [
         Stage(margin),
         Stage(_MIFPE, near=0.5),
-        Stage(MultiTargeted(steps=10, odi_steps=0, near=0.3)),
+        _CLASSES,
         _OFF_PLATEAU,
         Stage(_FROM_OUTSIDE),
         _CHAIN,

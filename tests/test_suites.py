@@ -16,7 +16,7 @@ from robust.errors import InputError
 from robust.oracle import Access, Oracle
 from robust.run import Run, Settings
 from robust.sources import as_samples, spool
-from robust.suites import SUITES, Stage, resolve
+from robust.suites import SUITES, Stage, resolve, resolve_below
 from robust.target import Target
 from robust.threat import Threat
 
@@ -372,3 +372,12 @@ def test_a_suite_of_the_wrong_type_is_named(
 ) -> None:
     with pytest.raises(InputError, match="suite: expected the name of a suite"):
         robust.evaluate(net, digits, threat="linf:0.1", suite=suite, device="cpu")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threat", ["linf:0.1", "l2:1"])
+def test_curves_go_towards_several_classes_as_single_evaluations_do(threat: str) -> None:
+    """The likeliest class need not be the nearest: without, curves of recurrent nets lay above single evaluations."""
+    below = resolve_below("standard", Threat.parse(threat))
+    _, whole = resolve("standard", Threat.parse(threat))
+    towards = next(stage for stage in whole if stage.attack.name == "multitargeted")
+    assert towards in (below or [])
