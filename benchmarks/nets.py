@@ -88,6 +88,17 @@ class _Patches(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
+class _Positions(nn.Module):
+    """Adds to each patch what is learned of its place."""
+
+    def __init__(self, patches: int, width: int) -> None:
+        super().__init__()
+        self.places = nn.Parameter(0.02 * torch.randn(patches, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.places
+
+
 class _MeanOver(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
@@ -99,6 +110,20 @@ def mnist_mixer() -> nn.Module:
         nn.Conv2d(1, 48, 7, stride=7), _Patches(), _Mix(16, 48), _Mix(16, 48), nn.LayerNorm(48), _MeanOver(),
         nn.Linear(48, 10),
     )  # fmt: skip
+
+
+def mnist_vit() -> nn.Module:
+    """A vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): 16 patches of 7 x 7, two layers of width 48, four heads."""
+    return nn.Sequential(
+        nn.Conv2d(1, 48, 7, stride=7), _Patches(), _Positions(16, 48), _attention(48), _attention(48),
+        nn.LayerNorm(48), _MeanOver(), nn.Linear(48, 10),
+    )  # fmt: skip
+
+
+def _attention(width: int) -> nn.Module:
+    return nn.TransformerEncoderLayer(
+        width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
 
 
 class _RowByRow(nn.Module):

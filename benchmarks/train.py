@@ -68,6 +68,8 @@ NETS = {
     "mnist-gru-l2": Net(f"{_NETS}mnist_gru", "mnist", "l2:1.5", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), False, 16),
     "mnist-lstm-.1": Net(f"{_NETS}mnist_lstm", "mnist", "linf:0.1", ("linf:0.1", "linf:0.15", "l2:1", "l2:1.5"), False, 16),
     "mnist-mixer-l2": Net(f"{_NETS}mnist_mixer", "mnist", "l2:1.5", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), True, 30),
+    "mnist-vit-.1": Net(f"{_NETS}mnist_vit", "mnist", "linf:0.1", ("linf:0.1", "linf:0.15", "l2:1", "l2:1.5"), False, 30),
+    "mnist-vit-l2": Net(f"{_NETS}mnist_vit", "mnist", "l2:1.5", ("linf:0.1", "linf:0.15", "l2:1.5", "l2:2"), True, 30),
     "pairs-.1": Net(f"{_NETS}pairs_cnn", "pairs", "linf:0.1", ("linf:0.1", "linf:0.15", "l2:1", "l2:1.5"), False, 16, 12_000),
     "cifar-fgsm-16": Net(f"{_NETS}cifar_cnn", "cifar", "linf:16/255", ("linf:4/255", "linf:8/255", "l2:0.25", "l2:0.5"), True, 12, defense="fgsm-rs"),
 }  # fmt: skip
