@@ -24,6 +24,7 @@ from robust.threat import Threat
 MOST: Final = 0.6
 TURNS: Final = 0.06
 KEPT: Final = 0.2  # of a continuous rise 1 / 64 is left
+_SAMPLES: Final = 16
 _POINTS: Final = 9
 _RADII, _WIDEST = 3.0, 0.1  # how far a pixel is moved each way: radii, and of the box at most
 _LEAST_RADIUS: Final = 0.03  # of the box: within less, 8-bit pixels and activations are steps, too
@@ -31,7 +32,7 @@ _OFF: Final = 0.02  # of the box, so that no pixel of few values begins where it
 _ROUNDINGS: Final = 4.0
 _CLOSER: Final = 6  # halvings of the steepest interval
 JUMP: Final = 0.5  # of the clean margin; a continuous one is halved with every halving of the way
-_HALVINGS: Final = 12
+_HALVINGS: Final = 6
 _PAIRS: Final = 4  # fewer tell nothing
 
 
@@ -82,12 +83,13 @@ def rough(target: Target, x: Tensor, y: Tensor, threat: Threat | None, rounding:
 
     Args:
         target: entered; deterministic and differentiable.
-        x, y: samples on its device, (N, ...) and (N,).
+        x, y: samples on its device, (N, ...) and (N,); the first 16 are looked at.
         threat: of norm linf or l2 and more than a few grey levels; of any other nothing is told.
         rounding: how far logits may be off by rounding alone, as a share of their size: what moves by little more tells nothing.
     """
     if threat is None or threat.norm not in ("linf", "l2"):
         return Rough(0.0)
+    x, y = x[:_SAMPLES], y[:_SAMPLES]
     line = _line(target, x, y, threat)
     reach = float(line.reach.median())
     if reach < _RADII * _LEAST_RADIUS * (target.bounds[1] - target.bounds[0]):
