@@ -10,7 +10,7 @@ import robust
 from robust.attacks import PGD, MultiTargeted, Square
 from robust.errors import InputError
 from robust.ledger import Prior
-from robust.oracle import Oracle
+from robust.oracle import Oracle, State
 from robust.sources import Samples
 from robust.suites import SUITES, Stage
 from robust.target import Target
@@ -41,6 +41,27 @@ def test_only_classes_that_came_near_are_run_against(net: nn.Module, digits: Dig
     assert near.unique().numel() > 2
     assert torch.equal(oracle.ledger.forwards[live], 5 * near[live])
     assert torch.equal(oracle.ledger.backwards[live], 4 * near[live])
+
+
+def test_the_classes_that_a_search_before_went_towards_are_left_out(net: nn.Module, digits: Digits) -> None:
+    x, y = correct(net, digits)
+    with torch.no_grad():
+        logits = net(x)
+    gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
+    aimed: list[Tensor] = []
+
+    class Watched(MultiTargeted):
+        def _start(self, oracle: Oracle, s: State, rank: int, restart: int) -> None:
+            aimed.append(s.aim.clone())
+            super()._start(oracle, s, rank, restart)
+
+    attack = Watched(steps=2, odi_steps=1, targets=5, skip=3)
+    with Target(net, device="cpu") as target:
+        threat = Threat("linf", "0.000001")  # so small that no gap moves
+        attack(Oracle(target, x, y, torch.arange(len(x)), threat, prior=Prior(gaps, gaps.amax(1))))
+    assert torch.equal(torch.cat(aimed, 1), gaps.topk(5, 1).indices[:, 3:])
+    with pytest.raises(InputError, match="skip: expected 0 or more, below targets"):
+        MultiTargeted(targets=3, skip=3)
 
 
 def test_a_second_class_is_for_samples_that_came_near(net: nn.Module, digits: Digits) -> None:

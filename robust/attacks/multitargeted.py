@@ -27,6 +27,8 @@ class MultiTargeted(Attack):
     Args:
         steps: gradient steps a run, >= 1.
         targets: most classes to run against, >= 1.
+        skip: so many of these classes, those that came nearest, are left out, as a search before went towards them; 0 or more,
+            below targets.
         odi_steps: steps of eps along random logit weights before a run (.8 for the target, -.8 for
             the label), >= 0.
         restarts: runs per class, >= 1.
@@ -47,6 +49,7 @@ class MultiTargeted(Attack):
 
     steps: int = 20
     targets: int = 9
+    skip: int = 0
     odi_steps: int = 5
     restarts: int = 1
     random_start: bool = False
@@ -63,6 +66,10 @@ class MultiTargeted(Attack):
                 "multitargeted: expected steps, targets and restarts >= 1 and odi_steps >= 0, got "
                 f"{self.steps}, {self.targets}, {self.restarts} and {self.odi_steps}"
             )
+        if not 0 <= self.skip < self.targets:
+            raise InputError(
+                f"multitargeted: skip: expected 0 or more, below targets ({self.targets}), got {self.skip}"
+            )
         if not 0 < self.momentum <= 1:
             raise InputError(f"multitargeted: momentum: expected a weight in (0, 1], got {self.momentum}")
         check_radii(self.name, self.radii, self.steps)
@@ -76,6 +83,8 @@ class MultiTargeted(Attack):
         s = oracle.state()
         s.clean = oracle.clean_margin
         for rank in classes_in_turn(oracle, s, self.targets):
+            if rank < self.skip:
+                continue
             self._rest_the_far(oracle, s, rank)
             for restart in oracle.steps(self.restarts):
                 self._start(oracle, s, rank, restart)

@@ -365,4 +365,22 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
+    ("standard", 22): {
+        "linf": "d7887136b7fb2f64a52fc919d1073899",
+        "l2": "b649696f1537f2411bbc883ff5faef37",
+        "l1": "cd7df6ffd773f10aafcb012d01f0621a",
+        "l0": "1e6a2a13115268bba53092b52eadd352",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("thorough", 22): {
+        "linf": "d69def06b5d225c7e5f08e5400903b99",
+        "l2": "cff7e9b6424a375e445e4dad8d328018",
+        "l1": "7caaacfab747800f2bc40945ca9a87a4",
+        "l0": "0240f5dbb78fcf89e8b548c275e3d9b5",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
 }
