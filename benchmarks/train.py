@@ -100,17 +100,21 @@ def train(name: str, out: Path, cifar: Path) -> bool:
         print(f"{name}: no {source}, skipped")
         return False
     start = time.perf_counter()
-    torch.manual_seed(net.seed)
     samples = load_data(source)
     hardened = robust.harden(
-        load_model(net.spec),
+        load_model(net.spec, seed=net.seed),
         samples.limit(min(net.images, len(samples))),
         defense={"name": net.defense} | ({} if "fgsm" in net.defense else {"steps": 5})
         if net.threat
         else "none",
         threat=net.threat,
         out=folder,
-        training={"epochs": net.epochs, "augment": net.data == "cifar", "validation_steps": 5},
+        training={
+            "epochs": net.epochs,
+            "augment": net.data == "cifar",
+            "validation_steps": 5,
+            "seed": net.seed,
+        },
     )
     last = hardened.history[-1]
     print(
