@@ -32,7 +32,7 @@ _OFF: Final = 0.02  # of the box, so that no pixel of few values begins where it
 _ROUNDINGS: Final = 4.0
 _CLOSER: Final = 6  # halvings of the steepest interval
 JUMP: Final = 0.5  # of the clean margin; a continuous one is halved with every halving of the way
-_HALVINGS: Final = 6
+_HALVINGS: Final = 10  # after six a net of plateaus still jumped by a half
 _PAIRS: Final = 4  # fewer tell nothing
 
 
