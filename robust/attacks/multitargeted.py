@@ -27,8 +27,6 @@ class MultiTargeted(Attack):
     Args:
         steps: gradient steps a run, >= 1.
         targets: most classes to run against, >= 1.
-        skip: so many of these classes, those that came nearest, are left out, as a search before went towards them; 0 or more,
-            below targets.
         odi_steps: steps of eps along random logit weights before a run (.8 for the target, -.8 for
             the label), >= 0.
         restarts: runs per class, >= 1.
@@ -40,6 +38,8 @@ class MultiTargeted(Attack):
         radii: radii to search in turn, in units of eps, the last being 1: starting outside and coming in
             finds what a search inside the ball does not, above all in l2.
         momentum: weight of the new step against the previous move, in (0, 1].
+        skip: so many of the classes, those that came nearest, are left out, as a search before went towards them; 0 or more,
+            below targets.
     """
 
     name: ClassVar[str] = "multitargeted"
@@ -49,7 +49,6 @@ class MultiTargeted(Attack):
 
     steps: int = 20
     targets: int = 9
-    skip: int = 0
     odi_steps: int = 5
     restarts: int = 1
     random_start: bool = False
@@ -58,6 +57,7 @@ class MultiTargeted(Attack):
     worth: float | None = None
     radii: tuple[float, ...] = (1.0,)
     momentum: float = 0.75
+    skip: int = 0
 
     def __post_init__(self) -> None:
         self.check_numbers()

@@ -1,8 +1,9 @@
 """Does the surface go in steps, jumps or waves that are fine beside the threat?
 
 Along a short line a net bends: from one interval to the next the margin gains much the same, or its gain changes much as it
-did before, or rises once to a steep slope and falls. What rounds its input or activations, or lets only the highest through, stands still in one and jumps in the
-next, whatever gradient it gives. Attacks then end wherever a step is high, and what stands is more than could be broken.
+did before, or rises once to a steep slope and falls. What rounds its input or activations, or lets only the highest
+through, stands still in one and jumps in the next, whatever gradient it gives. Attacks then end wherever a step is high,
+and what stands is more than could be broken.
 """
 
 from __future__ import annotations

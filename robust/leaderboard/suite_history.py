@@ -366,7 +366,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
     ("standard", 22): {
-        "linf": "d7887136b7fb2f64a52fc919d1073899",
+        "linf": "b6359ba7b01bfc6140df9f3c40c54def",
         "l2": "b649696f1537f2411bbc883ff5faef37",
         "l1": "cd7df6ffd773f10aafcb012d01f0621a",
         "l0": "1e6a2a13115268bba53092b52eadd352",
@@ -375,7 +375,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
     ("thorough", 22): {
-        "linf": "d69def06b5d225c7e5f08e5400903b99",
+        "linf": "18fad4fa088dde1cd9a22cca7a4d5ab7",
         "l2": "cff7e9b6424a375e445e4dad8d328018",
         "l1": "7caaacfab747800f2bc40945ca9a87a4",
         "l0": "0240f5dbb78fcf89e8b548c275e3d9b5",
