@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import DEVICES
+from pretended_gpu import pretended_gpu
 from torch import Tensor, nn
 
 from robust.attacks import ATTACKS, PGD, Attack
@@ -347,6 +348,17 @@ def test_cpu_and_cuda_agree_but_for_ties(
     cuda = attack_digits(attack, net, x, y, norm, device="cuda")
     print(f"{attack.label} {norm}: {ties(cpu, cuda)} of {len(x)} differ")
     assert ties(cpu, cuda) <= 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a real GPU is here")
+def test_no_attack_leaves_the_device_that_it_is_on(
+    case: tuple[Attack, str], net: nn.Module, correct: tuple[Tensor, Tensor]
+) -> None:
+    (attack, norm), (x, y) = case, correct
+    cpu = attack_digits(attack, net, x[:8], y[:8], norm, budget=80)
+    with pretended_gpu():
+        gpu = attack_digits(attack, net, x[:8], y[:8], norm, device="cuda", budget=80)
+        assert ties(cpu, gpu) <= 1
 
 
 class Leaving(Oracle):
