@@ -336,7 +336,7 @@ class Run:
             self.checks["backwards"] += int(oracle.ledger.backwards.sum())
             raise
         ledger = oracle.ledger
-        checked = self._judge(rows, ledger, x, y, entry)
+        checked = self._judge(rows, ledger, entry)
         entry["forwards"] += int(ledger.forwards.sum()) + checked
         entry["backwards"] += int(ledger.backwards.sum())
         self._keep_breaks(rows, ledger)
@@ -370,18 +370,22 @@ class Run:
         nearer = ((distance < v.reach[rows]) & (v.status[rows] == SURVIVED)).nonzero().squeeze(1)
         self._breaks.note(rows[nearer], distance[nearer] / self.threat.radius, ledger.x_adv, nearer)
 
-    def _judge(self, rows: Tensor, ledger: Ledger, x: Tensor, y: Tensor, entry: dict[str, Any]) -> int:
-        """Re-measure the claims on the plain model and write the verdicts; returns the passes that took."""
+    def _judge(self, rows: Tensor, ledger: Ledger, entry: dict[str, Any]) -> int:
+        """Re-measure the claims on the plain model and write the verdicts; returns the passes that took.
+
+        Clean samples and labels are read anew: an attack may have written into those that it was shown.
+        """
         minimize = self.settings.minimize
         ball = self.threat.family is None
         anywhere = replace(self.threat, eps="1e9") if minimize and ball else self.threat
         claims = (ledger.distance.isfinite() if minimize else ledger.broken).nonzero().squeeze(1)
         for part in in_parts(claims, self.micro_batch):
             points, where = ledger.x_adv[part], rows[part.cpu()]
-            found, points = self._audited(points, x[part], y[part], anywhere if minimize else self.threat)
+            x, y, _ = self.load(where)
+            found, points = self._audited(points, x, y, anywhere if minimize else self.threat)
             inside = found.valid.cpu()
             if minimize:
-                inside = inside & self.threat.contains(points.double(), x[part].double()).cpu()
+                inside = inside & self.threat.contains(points.double(), x.double()).cpu()
             self.verdicts.forwards[where] += self.target.draws
             entry["broke"] += int(inside.sum())
             entry["rejected"] += int((~inside & ledger.broken[part].cpu()).sum())

@@ -144,6 +144,34 @@ class Crashing(Attack):
         raise RuntimeError("out of ideas")
 
 
+@dataclass(frozen=True)
+class InPlace(Attack):
+    """Writes into what it is shown: far out of the ball, or on another label."""
+
+    name: ClassVar[str] = "in-place"
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+    access: ClassVar[Access] = "score"
+    paper: ClassVar[str] = "-"
+
+    what: str = "x"
+
+    def run(self, oracle: Oracle) -> None:
+        shown = oracle.x if self.what == "x" else oracle.y
+        shown.copy_(1 - oracle.x if self.what == "x" else (oracle.y + 1) % 10)
+        oracle.visit(oracle.x)
+
+
+@pytest.mark.parametrize("what", ["x", "y"])
+def test_an_attack_that_writes_into_samples_or_labels_has_its_claims_held_against_the_true_ones(
+    net: nn.Module, digits: Digits, what: str
+) -> None:
+    report = evaluate(net, digits, suite=[InPlace(what)])
+    assert report.statuses["broken"] == 0
+    assert report.attacks[0]["rejected"] > 5
+    assert report.trust != "trusted"
+    assert "audit" in {finding["check"] for finding in report.findings}
+
+
 def test_a_crash_is_an_error_of_its_samples_and_loses_nothing(net: nn.Module, digits: Digits) -> None:
     report = evaluate(net, digits, suite=[FGSM(), Crashing()])
     fgsm = evaluate(net, digits, suite="fgsm")
