@@ -131,6 +131,7 @@ def attack_part(
                 run_checks.second_opinion(run, plan.stages)
                 before_probes = len(run.findings)
                 if not rows.start:
+                    run_checks.look_again(run)
                     run_checks.probe(run, plan.stages, full=plan.full_checks)
             except KeyboardInterrupt:
                 run.stop_checks()

@@ -107,6 +107,7 @@ class Run:
         self.micro_batch = settings.micro_batch or 0
         self.differentiable = True
         self._few_logits: Tensor | None = None
+        self._at_first: Tensor | None = None  # logits of the first samples as they were classified
         self._held = memory.give_back(0)  # bytes that the process holds, without what waits to be used again
 
     # -- before the attacks ---------------------------------------------------------------------
@@ -184,6 +185,7 @@ class Run:
                 continue
             if not done:
                 self._compare_with_few(logits)
+                self._at_first = logits[: diagnose.PREFLIGHT_SAMPLES]
             self.verdicts.classify(rows, y, logits)
             done += len(rows)
             self.tell("clean", done, len(self.samples))
@@ -200,7 +202,19 @@ class Run:
             return
         both = min(len(logits), len(self._few_logits))
         found = diagnose.in_company(self.target, logits[:both], self._few_logits[:both])
-        if found and found.check not in {finding.check for finding in self.findings}:
+        if found and not self._found(diagnose.BATCH_DEPENDENT):
+            self.findings.append(found)
+
+    @torch.no_grad()
+    def look_again(self) -> None:
+        """After the attacks: is the model still what it was when it classified the first samples?"""
+        before = self._at_first
+        if before is None or self.target.draws > 1 or self._found(diagnose.RANDOMIZED):
+            return
+        x, _, _ = self.load(torch.arange(len(before)))
+        found = diagnose.afterwards(self.target, self.target.logits(x), before)
+        self.checks["forwards"] += len(before)
+        if found:
             self.findings.append(found)
 
     # -- attacks --------------------------------------------------------------------------------
@@ -416,9 +430,12 @@ class Run:
 
     def find(self, check: Check, seen: str) -> None:
         """Note that a check fired, once."""
-        if check.name not in {finding.check for finding in self.findings}:
+        if not self._found(check):
             self.since[check.name] = len(self.entries)
             self.findings.append(check.finding(seen))
+
+    def _found(self, check: Check) -> bool:
+        return check.name in {finding.check for finding in self.findings}
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Show progress. What the caller's function raises is not taken for the failure of an attack."""

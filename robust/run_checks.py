@@ -62,6 +62,11 @@ def probe(run: Run, stages: Sequence[Stage], *, full: bool) -> None:
     run.checks["seconds"] += time.perf_counter() - start
 
 
+def look_again(run: Run) -> None:
+    """Is the model still what it was before the attacks?"""
+    _without_crashing(run, "look_again", run.look_again)
+
+
 def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
     """Do margins tell of boundaries that are near, and does random search on a few survivors come nearer than all gradients?
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from robust.diagnose import CHECKS, Subject, checks_page, review, review_passes
 from robust.diagnose.preflight import preflight
 from robust.diagnose.probes import monotone, step_size
 from robust.errors import InputError
+from robust.oracle import Oracle
 from robust.report import Report
 from robust.run import Run, Settings
 from robust.sources import as_samples, load_data
@@ -150,6 +152,49 @@ def test_a_planted_flaw_trips_its_check(flaw: str, net: nn.Module, digits: tuple
         report = look(Wrap(net, before, after).eval(), digits)
     assert check in {finding["check"] for finding in report.findings}
     assert report.trust != "trusted"
+
+
+class Adapting(nn.Module):
+    """A net that moves a little towards what it is asked, as adaptation at test time does."""
+
+    def __init__(self, net: nn.Module, rate: float) -> None:
+        super().__init__()
+        self.net, self.rate = net, rate
+        self.register_buffer("centre", torch.zeros(1, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.centre, Tensor)
+        self.centre.add_(self.rate * (x.detach().mean(0) - self.centre))
+        out: Tensor = self.net(x - self.centre)
+        return out
+
+
+def test_a_model_that_changes_while_it_is_attacked_is_told(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    report = robust.evaluate(Adapting(net, 1e-5).eval(), digits, threat="linf:0.05", device="cpu")
+    assert [finding["check"] for finding in report.findings] == ["stateful"]
+    assert report.trust == "unreliable"
+
+
+@dataclass(frozen=True)
+class Spoiling(FGSM):
+    """Writes into the model's weights, through a reference of its own."""
+
+    weight: ClassVar[Tensor]
+
+    def run(self, oracle: Oracle) -> Tensor:
+        self.weight.mul_(-1)
+        return super().run(oracle)
+
+
+def test_an_attack_that_writes_into_the_weights_is_told(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    Spoiling.weight = next(iter(net.parameters())).data
+    report = robust.evaluate(net, digits, threat="linf:0.05", suite=[Spoiling()], device="cpu")
+    assert "stateful" in {finding["check"] for finding in report.findings}
+    assert report.trust == "unreliable"
 
 
 def distilled(teacher: nn.Module, temperature: float) -> nn.Module:

@@ -8,18 +8,20 @@ and the probes search on a few samples: `BRIEF` after every evaluation, `FULL` w
 from robust.diagnose.binarization import binarization
 from robust.diagnose.checks import (
     AUDIT,
+    BATCH_DEPENDENT,
     CHECKS,
     CRASH,
     DETACHED,
     INTERRUPTED,
     NO_START,
     NON_FINITE,
+    RANDOMIZED,
     Check,
     Finding,
     verdict,
 )
 from robust.diagnose.checks import page as checks_page
-from robust.diagnose.preflight import PREFLIGHT_SAMPLES, Preflight, in_company, preflight
+from robust.diagnose.preflight import PREFLIGHT_SAMPLES, Preflight, afterwards, in_company, preflight
 from robust.diagnose.probes import (
     PROBED,
     Subject,
@@ -38,6 +40,7 @@ FULL = (unbounded, transfer, not_converged, doubled_budget, step_size, monotone,
 
 __all__ = [
     "AUDIT",
+    "BATCH_DEPENDENT",
     "BRIEF",
     "CHECKS",
     "CRASH",
@@ -48,10 +51,12 @@ __all__ = [
     "NO_START",
     "PREFLIGHT_SAMPLES",
     "PROBED",
+    "RANDOMIZED",
     "Check",
     "Finding",
     "Preflight",
     "Subject",
+    "afterwards",
     "checks_page",
     "in_company",
     "preflight",

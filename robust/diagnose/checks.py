@@ -77,6 +77,14 @@ BATCH_DEPENDENT = _declare(
     detects="normalisation by the batch's own statistics: the verdict would depend on who stands beside whom",
     advice="normalise with stored statistics (eval mode), not with the batch's own",
 )
+STATEFUL = _declare(
+    "stateful",
+    rule="once the attacks are done, logits of the first 16 samples differ from those before by > 1e-3 of their spread, "
+    "or by > 3 % where the model computes in bfloat16 (0.4 % in float16)",
+    detects="a model that changes while it is asked: adaptation at test time, a memory of queries (Chen et al. 2019), or "
+    "an attack that writes into its weights. What counts as broken depends on what was asked before",
+    advice="evaluate it in a state that stays: switch off what adapts or remembers",
+)
 PROBABILITIES = _declare(
     "probabilities",
     rule="outputs lie in [0, 1] and add up to 1 within 1e-5, or come within 0.01 of both ends",

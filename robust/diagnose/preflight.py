@@ -15,7 +15,7 @@ from torch import Tensor
 from robust import copies
 from robust.attacks.geometry import random_start
 from robust.diagnose import checks, roughness, slope
-from robust.diagnose.checks import Finding
+from robust.diagnose.checks import Check, Finding
 from robust.eot import EOT
 from robust.errors import ModelError, RobustError
 from robust.losses import ce, likeliest_other, margin, spread
@@ -186,12 +186,19 @@ def rounding(target: Target, logits: Tensor) -> float:
 
 def in_company(target: Target, logits: Tensor, before: Tensor) -> Finding | None:
     """What is to be said of the same samples' logits in two batches, (N, C) each."""
+    return _told_apart(checks.BATCH_DEPENDENT, target, logits, before, "with its batch")
+
+
+def afterwards(target: Target, logits: Tensor, before: Tensor) -> Finding | None:
+    """What is to be said of the same samples' logits before the attacks and after them, (N, C) each."""
+    return _told_apart(checks.STATEFUL, target, logits, before, "while the model is attacked")
+
+
+def _told_apart(check: Check, target: Target, logits: Tensor, before: Tensor, when: str) -> Finding | None:
     drift = float(_drift(logits, before).max())
     if not drift > max(_COMPANY, rounding(target, before)):
         return None
-    return checks.BATCH_DEPENDENT.finding(
-        f"a sample's logits move by {drift:.2g} of their spread with its batch"
-    )
+    return check.finding(f"a sample's logits move by {drift:.2g} of their spread {when}")
 
 
 @torch.no_grad()
