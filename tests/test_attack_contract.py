@@ -13,6 +13,7 @@ from conftest import DEVICES
 from pretended_gpu import pretended_gpu
 from torch import Tensor, nn
 
+import robust
 from robust.attacks import ATTACKS, PGD, Attack
 from robust.errors import InputError, UnsupportedError
 from robust.ledger import Ledger
@@ -80,6 +81,18 @@ def test_options_of_another_type_are_refused_where_they_are_given(option: str, v
     expected = "an integer" if option == "steps" else "a number"
     with pytest.raises(InputError, match=f"{option}: expected {expected}, got {value!r}"):
         PGD(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [("name", None), ("norms", "linf"), ("norms", ()), ("access", "white-box"), ("paper", None)],
+)
+def test_an_attack_whose_class_lacks_something_is_told(
+    attribute: str, value: Any, net: nn.Module, correct: tuple[Tensor, Tensor]
+) -> None:
+    attack = type("Mine", (PGD,), {attribute: value})()
+    with pytest.raises(InputError, match=rf"Mine\.{attribute}: expected .*, got .*set it in the class"):
+        robust.evaluate(net, correct, threat="linf:0.1", suite=attack, device="cpu")
 
 
 @pytest.mark.parametrize(

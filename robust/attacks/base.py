@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -133,17 +133,38 @@ def make_attack(spec: str | Attack | Mapping[str, Any] | Any, **options: object)
 
     Raises:
         UnknownNameError: no such attack.
-        InputError: no such option, or a value that does not fit.
+        InputError: no such option, a value that does not fit, or a class that lacks what every attack's has.
     """
     if isinstance(spec, Attack):
-        return spec
+        return _declared(spec)
     if isinstance(spec, Mapping):
         options = {**spec, **options}
         spec = str(options.pop("name", ""))
     if not isinstance(spec, str):
         hint = f"; make one: {spec.__name__}()" if isinstance(spec, type) and issubclass(spec, Attack) else ""
         raise InputError(f"attack: expected a name, an attack, or a mapping with a name, got {spec!r}{hint}")
-    return build(ATTACKS[spec], f"attack {spec!r}", options)
+    return _declared(build(ATTACKS[spec], f"attack {spec!r}", options))
+
+
+def _declared(attack: Attack) -> Attack:
+    """The attack, if its class says what every attack's must."""
+    for attribute, expected, fits in (
+        ("name", "text", lambda value: isinstance(value, str) and value),
+        ("norms", "names of norms, such as ('linf', 'l2')", _are_names),
+        ("access", f"one of {', '.join(get_args(Access))}", lambda value: value in get_args(Access)),
+        ("paper", "where the attack is from, as text", lambda value: isinstance(value, str)),
+    ):
+        value = getattr(attack, attribute, None)
+        if not fits(value):
+            raise InputError(
+                f"attack: {type(attack).__name__}.{attribute}: expected {expected}, got {value!r}; set it in the class "
+                "(docs/adding_an_attack.md)"
+            )
+    return attack
+
+
+def _are_names(values: Any) -> bool:
+    return isinstance(values, tuple | list) and len(values) > 0 and all(isinstance(v, str) for v in values)
 
 
 def build(cls: type[Any], what: str, options: Mapping[str, object]) -> Any:
