@@ -107,7 +107,6 @@ class Run:
         self.micro_batch = settings.micro_batch or 0
         self.differentiable = True
         self._few_logits: Tensor | None = None
-        self._at_first: Tensor | None = None  # logits of the first samples as they were classified
         self._held = memory.give_back(0)  # bytes that the process holds, without what waits to be used again
 
     # -- before the attacks ---------------------------------------------------------------------
@@ -185,7 +184,6 @@ class Run:
                 continue
             if not done:
                 self._compare_with_few(logits)
-                self._at_first = logits[: diagnose.PREFLIGHT_SAMPLES]
             self.verdicts.classify(rows, y, logits)
             done += len(rows)
             self.tell("clean", done, len(self.samples))
@@ -207,13 +205,14 @@ class Run:
 
     @torch.no_grad()
     def look_again(self) -> None:
-        """After the attacks: is the model still what it was when it classified the first samples?"""
-        before = self._at_first
-        if before is None or self.target.draws > 1 or self._found(diagnose.RANDOMIZED):
+        """After the attacks: is the model still what it was when it was first asked about the first samples of the whole?"""
+        before = None if self.target.draws > 1 else self._few_logits
+        if before is None or any(map(self._found, (diagnose.RANDOMIZED, diagnose.BATCH_DEPENDENT))):
             return
-        x, _, _ = self.load(torch.arange(len(before)))
-        found = diagnose.afterwards(self.target, self.target.logits(x), before)
+        parts = in_parts(torch.arange(len(before)), self.micro_batch)
+        after = torch.cat([self.target.logits(self.load(rows, self.whole)[0]) for rows in parts])
         self.checks["forwards"] += len(before)
+        found = diagnose.afterwards(self.target, after, before)
         if found:
             self.findings.append(found)
 

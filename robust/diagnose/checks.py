@@ -79,7 +79,7 @@ BATCH_DEPENDENT = _declare(
 )
 STATEFUL = _declare(
     "stateful",
-    rule="once the attacks are done, logits of the first 16 samples differ from those before by > 1e-3 of their spread, "
+    rule="once the attacks are done, logits of the first 32 samples differ from those before by > 1e-3 of their spread, "
     "or by > 3 % where the model computes in bfloat16 (0.4 % in float16)",
     detects="a model that changes while it is asked: adaptation at test time, a memory of queries (Chen et al. 2019), or "
     "an attack that writes into its weights. What counts as broken depends on what was asked before",
