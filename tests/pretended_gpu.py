@@ -28,6 +28,9 @@ _INDEXED: Final = (_aten.index.Tensor, _aten.index_put_.default)
 _ASKS_FOR_VALUES: Final = (_aten._local_scalar_dense.default, _aten.nonzero.default)
 # Made of several operations, some on tensors that torch makes where it takes its arguments to be: on the CPU.
 _COMPOSITE: Final = ("affine_grid", "affine_grid_generator", "quantile", "nanquantile")
+_DO_NOTHING: Final = (
+    "_lazy_init", "synchronize", "empty_cache", "manual_seed", "manual_seed_all", "set_rng_state",
+)  # fmt: skip
 
 
 class DeviceError(RuntimeError):
@@ -126,9 +129,7 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     out = func(*inner_args, **(inner | {"pin_memory": False} if "pin_memory" in inner else inner))
     if not gpu:
         return out
-    known = {
-        id(value.held): value for value in on_gpu
-    }  # what an operation wrote into stays the tensor that it is
+    known = {id(value.held): value for value in on_gpu}  # what it wrote into stays the tensor that it is
 
     def put(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -214,14 +215,7 @@ def pretended_gpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"is_available": True, "device_count": 1, "current_device": 0}.items():
             patch.setattr(torch.cuda, name, lambda value=value: value)
-        for name in (
-            "_lazy_init",
-            "synchronize",
-            "empty_cache",
-            "manual_seed",
-            "manual_seed_all",
-            "set_rng_state",
-        ):
+        for name in _DO_NOTHING:
             patch.setattr(torch.cuda, name, lambda *_, **__: None)
         patch.setattr(torch.cuda, "get_rng_state", lambda *_: torch.get_rng_state())
         patch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU that is not there")
