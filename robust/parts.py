@@ -6,6 +6,7 @@ place. `robust.evaluate` is the case of one part.
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -241,15 +242,20 @@ def _check_cover(parts: Sequence[Part], n: int, *, stopped: bool) -> None:
     if [part.rows[0] for part in parts] != ends[:-1] or ends[-1] != n:
         ranges = ", ".join(f"[{a}, {b})" for a, b in (part.rows for part in parts))
         raise InputError(f"parts: expected ranges that cover the {n} samples once, got {ranges or 'none'}")
-    lists = [[(entry["name"], entry["parameters"]) for entry in part.attacks] for part in parts]
+    lists = [[_written([entry["name"], entry["parameters"]]) for entry in part.attacks] for part in parts]
     longest = max(lists, key=len)
     same = {
-        "model": all(part.model == parts[0].model for part in parts),
+        "model": len({_written(part.model) for part in parts}) == 1,
         "attacks": all(own == (longest[: len(own)] if stopped else longest) for own in lists),
     }
     for key, holds in same.items():
         if not holds:
             raise InputError(f"parts: they differ in {key}; join only what one plan made")
+
+
+def _written(content: object) -> str:
+    """The content as JSON: the same for a part that was kept in a file, where tuples are lists, as for a fresh one."""
+    return json.dumps(content, sort_keys=True, default=str)
 
 
 def _attacked_to_the_end(part: Part, plan: Plan) -> bool:

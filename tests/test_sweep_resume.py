@@ -86,6 +86,31 @@ def test_an_interrupted_sweep_goes_on_and_ends_like_an_uninterrupted_one(
     assert not list((tmp_path / "cut" / "parts").iterdir())
 
 
+def test_a_cell_cut_off_in_the_middle_of_a_suite_with_lists_of_options_goes_on(
+    project: Path, tmp_path: Path
+) -> None:
+    """Shards that were kept in a file join fresh ones: `radii=(2, 1)` is a list there."""
+    plan = SweepConfig.model_validate(
+        {
+            "data": "builtin:digits",
+            "limit": 20,
+            "shard": 10,
+            "threats": ["linf:0.1"],
+            "suites": [[{"name": "basin-hopping", "steps": 2, "radii": [2, 1], "hops": 1}]],
+            "models": [{"spec": f"{project}/net.py:make"}],
+            "precision": "float32",
+            "batch_size": 20,
+        }
+    )
+    whole = run_sweep(plan, tmp_path / "whole", device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(plan, tmp_path / "cut", device="cpu", listener=Count(stop_at=1))
+    rest = Count()
+    result = run_sweep(plan, tmp_path / "cut", device="cpu", listener=rest)
+    assert (rest.shards, result.failures) == (1, [])
+    assert ids(result) == ids(whole)
+
+
 @pytest.mark.parametrize("file", ["net.py", "helper.py"])
 def test_changed_code_with_the_same_weights_is_another_model(project: Path, file: str) -> None:
     first = sweep(project)
