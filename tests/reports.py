@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def filed(folder: Path, model: nn.Module, *, forge: bool = False, examples: bool
     if forge:
         table = report.verdicts
         broken = table["status"] == "broken"
-        table.loc[broken, ["status", "attack", "distance"]] = ["survived", "", float("nan")]
+        table.loc[broken, ["status", "attack", "distance", "nearest"]] = ["survived", "", nan, nan]
         for entry in report.attacks:
             entry.update(broke=0, attacked=report.clean_correct, survived=report.clean_correct, errors=0)
         report.findings, report.trust = [UNRELIABLE], "unreliable"

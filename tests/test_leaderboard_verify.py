@@ -143,6 +143,31 @@ def test_of_a_curve_too_the_attacks_side_by_side_stand(model: nn.Module, tmp_pat
     assert [outcome for outcome in found if not outcome.ok] == []
 
 
+def test_a_curve_of_points_that_a_fresh_search_finds_nearer_is_caught(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    def farther(verdicts: pd.DataFrame) -> None:
+        broken = verdicts["status"] == "broken"
+        verdicts.loc[broken, ["distance", "nearest"]] = 0.0999
+
+    def forget(saved: dict[str, torch.Tensor]) -> None:
+        saved |= {name: rows[:0] for name, rows in saved.items()}
+
+    honest = minimized(model, tmp_path / "honest", "quick", "linf:0.1")
+    forged = forge(honest, tmp_path / "forged", table=farther, examples=forget)
+    assert not failed(outcomes(forged, model))
+    found = {outcome.check: outcome for outcome in outcomes(forged, model, rerun=20)}
+    assert found["rerun"].ok is False
+    assert "have nearer adversarial points than the record says" in found["rerun"].message
+
+
+def test_a_record_of_a_model_of_another_size_is_caught(filed: Path, tmp_path: Path, model: nn.Module) -> None:
+    def smaller(content: dict[str, Any]) -> None:
+        content["model"]["parameters"] = 1
+
+    assert failed(outcomes(forge(filed, tmp_path, record=smaller), model)) == {"model"}
+
+
 def test_a_search_added_for_a_curve_is_held_to_its_suite(model: nn.Module, tmp_path: Path) -> None:
     (record,) = Store(minimized(model, tmp_path, "quick", "linf:0.1")).records()
     content = record.model_dump(mode="json")
@@ -273,6 +298,8 @@ def test_accuracies_that_are_not_the_tables_are_caught(filed: Path, tmp_path: Pa
         ("attacks.0.label", "other", "rows"),
         ("threat", {"norm": "linf", "eps": "0.01", "radius": 0.01, "bounds": [0.0, 1.0]}, "rows"),
         ("threat", {"norm": "linf", "eps": "0.08", "radius": 0.08, "bounds": [0.2, 1.0]}, "ball"),
+        ("threat.knowledge", "decision", "threat"),
+        ("threat.targeted", True, "threat"),
     ],
 )
 def test_a_sealed_change_of_the_record_is_caught(
@@ -304,7 +331,9 @@ def _set(column: str, status: str, value: Any) -> Callable[[pd.DataFrame], None]
         _set("distance", "broken", 0.09), _set("distance", "broken", float("nan")), _set("distance", "broken", 0.01),
         _set("distance", "survived", 0.01), _set("attack", "broken", "magic"), _set("attack", "survived", "fgsm"),
         _set("sample_id", "survived", 10**6), _set("label", "survived", 99), _set("forwards", "survived", -1),
-        _set("forwards", "survived", 7), _set("prediction", "survived", 99),
+        _set("forwards", "survived", 7), _set("prediction", "survived", 99), _set("distance", "broken", -0.01),
+        _set("nearest", "broken", 0.2), _set("nearest", "broken", float("nan")), _set("nearest", "broken", -0.01),
+        _set("nearest", "survived", 0.05),
         lambda verdicts: verdicts.pop("label"),
         lambda verdicts: verdicts.__setitem__("sample_id", 5),
     ],

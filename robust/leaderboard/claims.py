@@ -13,7 +13,7 @@ from robust.leaderboard.drawn import preflight_on
 from robust.leaderboard.layout import plain, suite_text
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
-from robust.leaderboard.schema import AttackInfo, as_json
+from robust.leaderboard.schema import ACCESS, AttackInfo, as_json
 from robust.leaderboard.suite_history import HISTORY, fingerprint
 from robust.leaderboard.trust import ERRORS, follows, misstated, objections
 from robust.sources import Samples
@@ -67,6 +67,18 @@ def check_suite(record: Record) -> Outcome:
             f"are not those of version {installed}, which is installed",
         )
     return Outcome("suite", False, f"the attacks are not those that {suite_text(record.suite)} stands for")
+
+
+def check_threat(record: Record) -> Outcome:
+    """Whether the attacks saw what the record says they were let see."""
+    said, seen = record.threat.knowledge, [entry.access for entry in record.attacks if entry.access]
+    if record.threat.targeted:
+        return Outcome("threat", False, "the record says targeted, and no evaluation is")
+    if len(seen) < len(record.attacks):  # older records do not say
+        return Outcome("threat", None, f"the attacks do not say what they saw, the record says {said}")
+    if seen and (most := max(seen, key=ACCESS.index)) != said:
+        return Outcome("threat", False, f"the record says knowledge {said}, its attacks see {most} at most")
+    return Outcome("threat", True, f"{record.threat.norm}:{record.threat.eps}, knowledge {said}")
 
 
 def _another_version(record: Record, stated: int, installed: int) -> Outcome:

@@ -195,6 +195,9 @@ def check_model(
     if (digest := model_sha256(target.model)) != record.model.weights_sha256:
         said = record.model.weights_sha256[:16]
         yield Outcome("model", False, f"weights have sha256 {digest[:16]}, not {said}")
+    elif (count := sum(each.numel() for each in target.model.parameters())) != record.model.parameters:
+        problem = f"the model has {count} parameters, the record says {record.model.parameters}"
+        yield Outcome("model", False, problem)
     else:
         yield Outcome("model", True, f"weights have the sha256 {digest[:16]} of the record")
     if samples is None or len(samples) != len(verdicts):

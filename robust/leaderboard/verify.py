@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from robust.errors import StoreError
 from robust.leaderboard.artefacts import read_verdicts
-from robust.leaderboard.claims import check_findings, check_suite, check_trust, threat_of
+from robust.leaderboard.claims import check_findings, check_suite, check_threat, check_trust, threat_of
 from robust.leaderboard.derive import derive
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
@@ -22,6 +22,7 @@ from robust.leaderboard.store import Store
 from robust.target import Target
 
 _DIGEST: Final = 64  # digits of a sha256
+_ROUNDING: Final = 1e-6
 
 
 def verify(
@@ -66,6 +67,7 @@ def verify(
     yield from _numbers(record, verdicts)
     yield check_trust(record)
     yield check_suite(record)
+    yield check_threat(record)
     samples, reason = find_data(record, data)
     yield check_data(record, verdicts, samples, reason, asked=data is not None or target is not None)
     yield check_review(record, verdicts)
@@ -87,7 +89,7 @@ def row_problems(record: Record, verdicts: pd.DataFrame) -> Iterator[str]:
         "broken or survived though the clean prediction is wrong": status.isin(["broken", "survived"])
         & ~right,
         "broken by no attack of the suite": broken & ~attack.isin([entry.label for entry in record.attacks]),
-        "broken outside the ball": broken & ~(distance <= farthest),
+        "broken outside the ball": broken & ~((distance >= 0) & (distance <= farthest)),
         "not broken, yet with an attack or a distance": ~broken & ((attack != "") | ~np.isnan(distance)),
         "no class, yet no error": (verdicts["prediction"] < 0) & (status != "error"),
         "negative passes": (verdicts["forwards"] < 0) | (verdicts["backwards"] < 0),
@@ -95,6 +97,13 @@ def row_problems(record: Record, verdicts: pd.DataFrame) -> Iterator[str]:
     if "prediction_adv" in verdicts:
         rules["broken though the prediction stayed the label"] = broken & (
             verdicts["prediction_adv"] == verdicts["label"]
+        )
+    if "nearest" in verdicts:
+        nearest = verdicts["nearest"].to_numpy(float)
+        rules["a nearest point at a negative distance"] = nearest < 0
+        rules["broken, and the nearest point farther than that"] = broken & ~(nearest <= distance)
+        rules["survived, and the nearest point within the ball"] = (status == "survived") & (
+            nearest <= threat_of(record).radius * (1 - _ROUNDING)
         )
     for rule, wrong in rules.items():
         if wrong.any():
