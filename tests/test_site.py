@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +179,15 @@ def test_a_curve_is_drawn_from_nearest_points_where_they_were_searched(tmp_path:
     record = Record.from_report(report, name="near", defense={"name": "none", "parameters": {}})
     Store(tmp_path / "store").add(record, report.verdicts)
     publish(Store(tmp_path / "store"), tmp_path / "site")
-    text = " ".join(Page(tmp_path / f"site/entries/{record.short_id}.html").text.split())
+    page = tmp_path / f"site/entries/{record.short_id}.html"
+    text = " ".join(Page(page).text.split())
     assert "90.0 % at 0, 89.0 % at 0.00314, 79.0 % at 0.00627" in text
     assert "40.0 % at 0.0314." in text
+    below = re.findall(r'<text x="([\d.]+)" y="\d+" text-anchor="middle">([^<]+)</text>', page.read_text())
+    ends = [(float(x) - 4 * len(eps), float(x) + 4 * len(eps)) for x, eps in below]
+    assert all(left[1] < right[0] for left, right in pairwise(ends))  # no label lies on the next one
+    assert below[-1][1] == "0.0314"
+    assert len(below) > 3
 
 
 def test_a_thousand_classes_leave_a_page_that_can_be_read(tmp_path: Path) -> None:

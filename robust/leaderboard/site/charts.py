@@ -15,6 +15,7 @@ from robust.leaderboard.schema import Group, Rate
 _WIDTH = 400  # little more than a phone's, so that text stays legible there
 _ROW = 38  # pixels that a bar takes with its label above
 _CHARACTERS = 32  # of a label
+_CHARACTER = 8  # pixels that one takes
 MANY = 40  # classes or groups above which only some are drawn
 
 
@@ -98,15 +99,28 @@ def eps_curve(points: Sequence[tuple[float, str, Rate]]) -> Markup:
         )
     steps = "M" + "L".join("{} {}".format(*at(radius, rate.value)) for radius, _, rate in points)
     parts.append(f'<path class="curve" d="{steps}"/>')
-    for radius, eps, rate in points:
+    places = [(at(radius, 0)[0], eps) for radius, eps, _ in points]
+    for (radius, eps, rate), legible in zip(points, _legible(places), strict=True):
         (x, y), low, high = at(radius, rate.value), at(0, rate.low)[1], at(0, rate.high)[1]
         shown, written = " ".join(_interval(rate)), escape(eps)
+        below = (
+            f'<text x="{x}" y="{top + height + 20}" text-anchor="middle">{written}</text>' if legible else ""
+        )
         parts.append(
             f'<g><title>eps {written}: {shown}</title><path class="whisker" d="M{x} {low}V{high}"/>'
-            f'<circle class="dot" cx="{x}" cy="{y}" r="5"/>'
-            f'<text x="{x}" y="{top + height + 20}" text-anchor="middle">{written}</text></g>'
+            f'<circle class="dot" cx="{x}" cy="{y}" r="5"/>{below}</g>'
         )
     return _svg("Accuracy against eps, with 95 % intervals.", top + height + 32, parts)
+
+
+def _legible(places: Sequence[tuple[float, str]]) -> list[bool]:
+    """Which of the labels, (middle, text) from left to right, find room beside the next one; the last always does."""
+    kept, room = [], float("inf")
+    for middle, text in reversed(places):
+        half = len(text) * _CHARACTER / 2
+        kept.append(middle + half <= room)
+        room = middle - half - _CHARACTER if kept[-1] else room
+    return kept[::-1]
 
 
 def _interval(rate: Rate) -> tuple[str, str]:
