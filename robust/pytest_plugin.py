@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -113,6 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Teller(json_file, settings), "robust-teller")
 
 
+_LONGEST: Final = 300  # characters of a reason
 _SESSION: Final = pytest.StashKey[Session]()
 _SKIP: Final = pytest.StashKey[bool]()
 _ONLY: Final = pytest.StashKey[bool]()
@@ -258,7 +259,21 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     fixture = item.stash.get(_FIXTURE, None)
     if fixture is not None and report.when == "call":
         report.robust = fixture.records  # type: ignore[attr-defined]
+    if report.failed and _is_robust(item) and not any(_told(record) for record in _records(report)):
+        report.robust_failure = _reason(report)  # type: ignore[attr-defined]
     return report
+
+
+def _told(record: Record) -> bool:
+    """Whether a record itself says why its test fails."""
+    return record["outcome"] in ("fail", "undecided")
+
+
+def _reason(report: pytest.TestReport) -> str:
+    """Why a test failed, in a line."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = str(crash.message if crash else report.longrepr).strip()
+    return text.partition("\n")[0][:_LONGEST]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -279,21 +294,28 @@ class _Teller:
     def __init__(self, json_file: Path | None, settings: dict[str, Any]) -> None:
         self.json_file, self.settings = json_file, settings
         self.records: list[Record] = []
+        self.failures: list[dict[str, str]] = []  # of robustness tests, for other reasons than a record's
         self.troubles: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.records += _records(report)
+        if reason := getattr(report, "robust_failure", None):
+            self.failures.append({"test": report.nodeid, "reason": reason})
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
         from robust.gate.summary import append_markdown, write_json
 
         page = os.environ.get("GITHUB_STEP_SUMMARY")
+        if self.json_file is not None:
+            self._try(write_json, self.json_file, self.records, self.settings, self.failures)
+        if page and (self.records or self.failures):
+            self._try(append_markdown, Path(page), self.records, self.failures)
+
+    def _try(self, write: Callable[..., None], *arguments: object) -> None:
+        """Write a file; what cannot be written is told, and keeps no other from being written."""
         try:
-            if self.json_file is not None:
-                write_json(self.json_file, self.records, self.settings)
-            if page and self.records:
-                append_markdown(Path(page), self.records)
+            write(*arguments)
         except RobustError as error:
             self.troubles.append(str(error))
 

@@ -231,6 +231,47 @@ def test_markdown_for_the_pipeline(session: Session, monkeypatch: pytest.MonkeyP
     session.run().stdout.fnmatch_lines(["*GITHUB_STEP_SUMMARY: cannot write*"])
 
 
+FAILS_OTHERWISE = """
+@pytest.mark.robust(threat=EPS, at_least=0.45)
+def test_forgets(robust):
+    pass
+@pytest.fixture
+def data():
+    raise FileNotFoundError("weights.pt | is not here")
+def test_has_no_data(robust, data):
+    pass
+"""
+
+
+def test_tests_that_fail_for_another_reason_are_told_too(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = session.path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    session.write(PASSES, FAILS, FAILS_OTHERWISE, REGRESSION, PLAIN)
+    written = settings_of(session)
+    found = {each["test"].partition("::")[2]: each["reason"] for each in written["failures"]}
+    assert list(found) == ["test_forgets", "test_has_no_data", "test_regression"]
+    assert "the test never called robust.check(model, data)" in found["test_forgets"]
+    assert "weights.pt" in found["test_has_no_data"]
+    assert "no such file; write it with --robust-update-baseline" in found["test_regression"]
+    text = page.read_text()
+    assert "Failed for other reasons:\n\n- `test_it.py::test_forgets`: **FAIL** `" in text
+    assert text.count("**FAIL**") == 4
+    session.write(FAILS_OTHERWISE)
+    session.run()
+    assert page.read_text().count("## Robustness\n\nFailed for other reasons:") == 1
+
+
+def test_a_json_file_that_cannot_be_written_loses_no_summary(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(session.path / "summary.md"))
+    session.write(PASSES + "    import pathlib; pathlib.Path('r.json').mkdir()\n")
+    session.run("--robust-json", "r.json").stdout.fnmatch_lines(["--robust-json: cannot write *"])
+    assert "test_passes" in (session.path / "summary.md").read_text()
+
+
 def test_skip_and_only(session: Session) -> None:
     session.write(PASSES, PLAIN)
     session.run("--robust-skip").assert_outcomes(passed=1, skipped=1)

@@ -17,6 +17,8 @@ from robust.errors import StoreError
 SCHEMA_VERSION: Final = 1
 Record = dict[str, Any]
 """One check, evaluation or comparison of a test; see docs/ci.md for the keys."""
+Failure = dict[str, str]
+"""A robustness test that failed for another reason than a record's: test and reason."""
 
 _INDENT: Final = " " * 11
 _SIGNS: Final = {
@@ -65,7 +67,9 @@ def _accuracy(record: Record) -> str:
     return f"{at_most}{record['robust_accuracy']:.1%} [{low:.1%}, {high:.1%}]"
 
 
-def to_dict(records: Sequence[Record], settings: Mapping[str, Any]) -> dict[str, Any]:
+def to_dict(
+    records: Sequence[Record], settings: Mapping[str, Any], failures: Sequence[Failure] = ()
+) -> dict[str, Any]:
     """The object that --robust-json writes."""
     totals = Counter(record["outcome"] for record in records)
     return {
@@ -73,16 +77,19 @@ def to_dict(records: Sequence[Record], settings: Mapping[str, Any]) -> dict[str,
         "settings": dict(settings),
         "totals": {outcome: totals[outcome] for outcome in ("pass", "fail", "undecided", "done", "written")},
         "results": list(records),
+        "failures": list(failures),
     }
 
 
-def write_json(path: Path, records: Sequence[Record], settings: Mapping[str, Any]) -> None:
+def write_json(
+    path: Path, records: Sequence[Record], settings: Mapping[str, Any], failures: Sequence[Failure] = ()
+) -> None:
     """Write `to_dict`.
 
     Raises:
         StoreError: the file cannot be written.
     """
-    text = json.dumps(to_dict(records, settings), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(to_dict(records, settings, failures), indent=2, allow_nan=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -90,14 +97,22 @@ def write_json(path: Path, records: Sequence[Record], settings: Mapping[str, Any
         raise StoreError(f"--robust-json: cannot write {path}: {error.strerror or error}") from error
 
 
-def markdown(records: Sequence[Record]) -> str:
-    """A section with a table, a row per record."""
+def markdown(records: Sequence[Record], failures: Sequence[Failure] = ()) -> str:
+    """A section with a table, a row per record, and a list of the tests that failed otherwise."""
     rows = [
         "| test | outcome | robust accuracy | asked for | threat | samples | trust |",
         "|---|---|---|---|---|---|---|",
     ]
-    rows += [_row(record) for record in records]
-    return "\n".join(["## Robustness", "", *rows, ""]) + "\n"
+    rows = [*rows, *(_row(record) for record in records), ""] if records else []
+    if failures:
+        rows += ["Failed for other reasons:", "", *(_item(failure) for failure in failures), ""]
+    return "\n".join(["## Robustness", "", *rows]) + "\n"
+
+
+def _item(failure: Failure) -> str:
+    return "- " + ": ".join(
+        _cells((f"`{failure['test']}`", f"**FAIL** `{failure['reason'].replace('`', chr(39))}`"))
+    )
 
 
 def _row(record: Record) -> str:
@@ -119,7 +134,7 @@ def _cells(cells: Iterable[object]) -> Iterable[str]:
     return (" ".join(str(cell).split()).replace("|", "\\|") for cell in cells)
 
 
-def append_markdown(path: Path, records: Sequence[Record]) -> None:
+def append_markdown(path: Path, records: Sequence[Record], failures: Sequence[Failure] = ()) -> None:
     """Append the section to the file that $GITHUB_STEP_SUMMARY names.
 
     Raises:
@@ -127,6 +142,6 @@ def append_markdown(path: Path, records: Sequence[Record]) -> None:
     """
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(markdown(records))
+            file.write(markdown(records, failures))
     except OSError as error:
         raise StoreError(f"$GITHUB_STEP_SUMMARY: cannot write {path}: {error.strerror or error}") from error
