@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -170,6 +171,36 @@ def test_an_attack_that_writes_into_samples_or_labels_has_its_claims_held_agains
     assert report.attacks[0]["rejected"] > 5
     assert report.trust != "trusted"
     assert "audit" in {finding["check"] for finding in report.findings}
+
+
+class Mode(Enum):
+    """How to search."""
+
+    FAST = "fast"
+
+
+@dataclass(frozen=True)
+class OddOptions(FGSM):
+    """Has options that JSON cannot hold as they are."""
+
+    name: ClassVar[str] = "odd-options"
+
+    where: Path = Path("starts/x.npz")
+    mode: Mode = Mode.FAST
+    rows: frozenset[int] = frozenset({2, 1})
+    count: Any = field(default_factory=lambda: np.int64(3))
+    pairs: Any = field(default_factory=lambda: {1: (2, Path("a"))})
+    other: Any = field(default_factory=object)
+
+
+def test_options_that_json_cannot_hold_lose_no_report(net: nn.Module, digits: Digits, tmp_path: Path) -> None:
+    report = evaluate(net, digits, suite=[OddOptions()])
+    report.save(tmp_path / "run")
+    told = Report.load(tmp_path / "run").attacks[0]["parameters"]
+    assert told["where"] == "starts/x.npz"
+    assert (told["mode"], told["rows"], told["count"]) == ("fast", [1, 2], 3)
+    assert told["pairs"] == {"1": [2, "a"]}
+    assert told["other"] == "object"
 
 
 def test_a_crash_is_an_error_of_its_samples_and_loses_nothing(net: nn.Module, digits: Digits) -> None:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from enum import Enum
 from numbers import Integral, Real
 from typing import Any, ClassVar, Final, get_args
 
@@ -62,8 +63,8 @@ class Attack(ABC):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """All parameters with their effective values."""
-        return asdict(self)
+        """All parameters with their effective values, as JSON can hold them."""
+        return {key: held(value) for key, value in asdict(self).items()}
 
     @property
     def source(self) -> str:
@@ -165,6 +166,24 @@ def _declared(attack: Attack) -> Attack:
 
 def _are_names(values: Any) -> bool:
     return isinstance(values, tuple | list) and len(values) > 0 and all(isinstance(v, str) for v in values)
+
+
+def held(value: object) -> Any:
+    """The value as JSON can hold it, for reports and records: a path, say, as its text. What it holds as it is comes back so."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Enum):
+        return held(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): held(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(held, value)) if type(value) in (tuple, list) else [*map(held, value)]
+    if isinstance(value, set | frozenset):
+        return sorted(map(held, value), key=str)
+    if isinstance(value, Integral | Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    text = str(value)
+    return type(value).__name__ if " at 0x" in text else text  # an address is another one every time
 
 
 def build(cls: type[Any], what: str, options: Mapping[str, object]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from robust.attacks.base import build
+from robust.attacks.base import build, held
 from robust.defenses.options import TrainingOptions
 from robust.defenses.training import Trainer
 from robust.errors import InputError
@@ -54,8 +54,8 @@ class Defense(ABC):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """All parameters with their effective values."""
-        return asdict(self)
+        """All parameters with their effective values, as JSON can hold them."""
+        return {key: held(value) for key, value in asdict(self).items()}
 
     def check(self, threat: Threat | None) -> None:
         """Raise InputError where a threat is needed and none is given."""
