@@ -1,4 +1,4 @@
-"""Attacks of strangers: the documentation's own code, installed as a package, found by its entry point."""
+"""Attacks and defenses of strangers: the documentation's own code, installed as a package, found by its entry point."""
 
 from __future__ import annotations
 
@@ -21,19 +21,22 @@ from robust.cli import main
 PAGE = Path(__file__).parent.parent / "docs" / "adding_an_attack.md"
 
 
-def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+DEFENSES_PAGE = PAGE.with_name("defenses.md")
+
+
+def block(language: str, page: Path = PAGE) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert found is not None
     return found[1]
 
 
-def install(folder: Path, package: str, code: str, entry: str) -> None:
+def install(folder: Path, package: str, code: str, entry: str, kind: str = "attacks") -> None:
     """What pip leaves behind for a package of one module with an entry point."""
     (folder / f"{package}.py").write_text(code, encoding="utf-8")
     info = folder / f"{package}-0.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text(f"[robust.attacks]\n{entry}\n")
+    (info / "entry_points.txt").write_text(f"[robust.{kind}]\n{entry}\n")
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -91,6 +94,20 @@ def test_an_installed_package_is_found_by_name(tmp_path: Path) -> None:
         "my_package",
         3,
     )
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_an_installed_defense_is_found_by_name_and_trains(tmp_path: Path, precision: str) -> None:
+    entry = block("toml", DEFENSES_PAGE).splitlines()[-1]
+    assert entry == 'my-mixture = "my_package:Mixture"'
+    install(tmp_path, "my_package", block("python", DEFENSES_PAGE), entry.replace('"', ""), "defenses")
+    done = run(
+        tmp_path, "harden", "--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--limit", "200",
+        "--threat", "linf:0.1", "--defense", "my-mixture+awp", "--set", "share=0.7", "--train", "epochs=1",
+        "--train", f"precision={precision}", "--device", "cpu", "--out", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "weights.safetensors").is_file()
 
 
 def test_a_package_that_does_not_import_harms_nobody(
