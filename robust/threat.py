@@ -171,7 +171,7 @@ def pair_of_bounds(bounds: Any) -> tuple[float, float]:
     except (TypeError, ValueError):
         empty = True
     if empty:
-        raise ThreatError(f"bounds: expected (low, high) with low < high, got {bounds}")
+        raise ThreatError(f"bounds: expected (low, high), finite numbers with low < high, got {bounds}")
     return low, high
 
 

@@ -300,6 +300,8 @@ def test_accuracies_that_are_not_the_tables_are_caught(filed: Path, tmp_path: Pa
         ("threat", {"norm": "linf", "eps": "0.08", "radius": 0.08, "bounds": [0.2, 1.0]}, "ball"),
         ("threat.knowledge", "decision", "threat"),
         ("threat.targeted", True, "threat"),
+        ("data.name", "imagenet", "data.name"),
+        ("data.split", "validation", "data.name"),
     ],
 )
 def test_a_sealed_change_of_the_record_is_caught(

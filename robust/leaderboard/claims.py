@@ -12,7 +12,7 @@ from robust.errors import RobustError
 from robust.leaderboard.drawn import preflight_on
 from robust.leaderboard.layout import plain, suite_text
 from robust.leaderboard.outcome import Outcome
-from robust.leaderboard.record import Record
+from robust.leaderboard.record import Record, name_and_split
 from robust.leaderboard.schema import ACCESS, AttackInfo, as_json
 from robust.leaderboard.suite_history import HISTORY, fingerprint
 from robust.leaderboard.trust import ERRORS, follows, misstated, objections
@@ -79,6 +79,21 @@ def check_threat(record: Record) -> Outcome:
     if seen and (most := max(seen, key=ACCESS.index)) != said:
         return Outcome("threat", False, f"the record says knowledge {said}, its attacks see {most} at most")
     return Outcome("threat", True, f"{record.threat.norm}:{record.threat.eps}, knowledge {said}")
+
+
+def check_name(record: Record) -> Outcome:
+    """Whether the data set's name and split, which a model card has, are those of its SPEC."""
+    said = {"name": record.data.name, "split": record.data.split}
+    if said == (given := name_and_split(record.data.spec)):
+        return Outcome("data.name", True, plain(record.data.name))
+    problem = f"the record says {_data(said)}, its SPEC gives {_data(given)}"
+    if (made_by := record.environment.get("robust")) == __version__:
+        return Outcome("data.name", False, problem)
+    return Outcome.unverified("data.name", f"{problem}, and is of version {plain(made_by)}")
+
+
+def _data(named: dict[str, str | None]) -> str:
+    return plain(":".join(part for part in named.values() if part))
 
 
 def _another_version(record: Record, stated: int, installed: int) -> Outcome:

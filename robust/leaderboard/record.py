@@ -271,7 +271,7 @@ def _content(report: Report, name: str, model: dict[str, Any]) -> dict[str, Any]
             "preprocess": described.get("preprocess"),
             **{key: described[key] for key in ("spec", "architecture", "parameters")},
         },
-        "data": {"spec": spec, "sha256": report.data["sha256"], **_name_and_split(spec)},
+        "data": {"spec": spec, "sha256": report.data["sha256"], **name_and_split(spec)},
         "threat": {
             "norm": threat.norm,
             "eps": threat.eps,
@@ -302,8 +302,8 @@ def _content(report: Report, name: str, model: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _name_and_split(spec: str) -> dict[str, str | None]:
-    """ "builtin:mnist5k:test" -> mnist5k, test; "runs/data.npz" -> data, None."""
+def name_and_split(spec: str) -> dict[str, str | None]:
+    """Of a data set, from its SPEC: "builtin:mnist5k:test" -> mnist5k, test; "runs/data.npz" -> data, None."""
     scheme, _, rest = spec.partition(":")
     if scheme in ("builtin", "torchvision", "hf"):
         name, _, split = rest.partition(":")

@@ -11,7 +11,14 @@ from pydantic import BaseModel, ValidationError
 
 from robust.errors import StoreError
 from robust.leaderboard.artefacts import read_verdicts
-from robust.leaderboard.claims import check_findings, check_suite, check_threat, check_trust, threat_of
+from robust.leaderboard.claims import (
+    check_findings,
+    check_name,
+    check_suite,
+    check_threat,
+    check_trust,
+    threat_of,
+)
 from robust.leaderboard.derive import derive
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
@@ -68,6 +75,7 @@ def verify(
     yield check_trust(record)
     yield check_suite(record)
     yield check_threat(record)
+    yield check_name(record)
     samples, reason = find_data(record, data)
     yield check_data(record, verdicts, samples, reason, asked=data is not None or target is not None)
     yield check_review(record, verdicts)
