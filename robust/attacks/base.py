@@ -64,7 +64,7 @@ class Attack(ABC):
     @property
     def parameters(self) -> dict[str, Any]:
         """All parameters with their effective values, as JSON can hold them."""
-        return {key: held(value) for key, value in asdict(self).items()}
+        return {key: json_value(value) for key, value in asdict(self).items()}
 
     @property
     def source(self) -> str:
@@ -168,18 +168,20 @@ def _are_names(values: Any) -> bool:
     return isinstance(values, tuple | list) and len(values) > 0 and all(isinstance(v, str) for v in values)
 
 
-def held(value: object) -> Any:
+def json_value(value: object) -> Any:
     """The value as JSON can hold it, for reports and records: a path, say, as its text. What it holds as it is comes back so."""
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Enum):
-        return held(value.value)
+        return json_value(value.value)
     if isinstance(value, Mapping):
-        return {str(key): held(each) for key, each in value.items()}
+        return {str(key): json_value(each) for key, each in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(map(held, value)) if type(value) in (tuple, list) else [*map(held, value)]
+        return (
+            type(value)(map(json_value, value)) if type(value) in (tuple, list) else [*map(json_value, value)]
+        )
     if isinstance(value, set | frozenset):
-        return sorted(map(held, value), key=str)
+        return sorted(map(json_value, value), key=str)
     if isinstance(value, Integral | Real):
         return int(value) if isinstance(value, Integral) else float(value)
     text = str(value)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from robust.attacks.base import build, held
+from robust.attacks.base import build, json_value
 from robust.defenses.options import TrainingOptions
 from robust.defenses.training import Trainer
 from robust.errors import InputError
@@ -55,7 +55,7 @@ class Defense(ABC):
     @property
     def parameters(self) -> dict[str, Any]:
         """All parameters with their effective values, as JSON can hold them."""
-        return {key: held(value) for key, value in asdict(self).items()}
+        return {key: json_value(value) for key, value in asdict(self).items()}
 
     def check(self, threat: Threat | None) -> None:
         """Raise InputError where a threat is needed and none is given."""
