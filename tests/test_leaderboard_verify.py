@@ -161,11 +161,20 @@ def test_a_curve_of_points_that_a_fresh_search_finds_nearer_is_caught(
     assert "have nearer adversarial points than the record says" in found["rerun"].message
 
 
-def test_a_record_of_a_model_of_another_size_is_caught(filed: Path, tmp_path: Path, model: nn.Module) -> None:
-    def smaller(content: dict[str, Any]) -> None:
-        content["model"]["parameters"] = 1
+@pytest.mark.parametrize(("key", "value"), [("parameters", 1), ("architecture", "ResNet152")])
+def test_a_record_that_says_another_thing_of_the_model_is_caught(
+    filed: Path, tmp_path: Path, model: nn.Module, key: str, value: Any
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["model"][key] = value
 
-    assert failed(outcomes(forge(filed, tmp_path, record=smaller), model)) == {"model"}
+    assert failed(outcomes(forge(filed, tmp_path, record=change), model)) == {"model"}
+
+
+def test_a_curve_without_its_points_is_caught(model: nn.Module, tmp_path: Path) -> None:
+    honest = minimized(model, tmp_path / "honest", "quick", "linf:0.1")
+    forged = forge(honest, tmp_path / "forged", table=lambda verdicts: verdicts.pop("nearest"))
+    assert failed(outcomes(forged, model)) == {"rows"}
 
 
 def test_a_search_added_for_a_curve_is_held_to_its_suite(model: nn.Module, tmp_path: Path) -> None:

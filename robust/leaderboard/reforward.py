@@ -10,13 +10,15 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor
+from torch import Tensor, nn
 
 from robust.errors import RobustError, StoreError
 from robust.leaderboard.claims import threat_of
 from robust.leaderboard.drawn import Draws, weigh
+from robust.leaderboard.layout import plain
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
+from robust.leaderboard.schema import ModelInfo
 from robust.leaderboard.store import Store
 from robust.sources import Preprocessing, Samples, load_data, model_sha256
 from robust.target import Target, in_parts
@@ -195,8 +197,7 @@ def check_model(
     if (digest := model_sha256(target.model)) != record.model.weights_sha256:
         said = record.model.weights_sha256[:16]
         yield Outcome("model", False, f"weights have sha256 {digest[:16]}, not {said}")
-    elif (count := sum(each.numel() for each in target.model.parameters())) != record.model.parameters:
-        problem = f"the model has {count} parameters, the record says {record.model.parameters}"
+    elif problem := _misdescribed(record.model, target.model):
         yield Outcome("model", False, problem)
     else:
         yield Outcome("model", True, f"weights have the sha256 {digest[:16]} of the record")
@@ -204,6 +205,15 @@ def check_model(
         yield Outcome.unverified("clean", "needs the samples")
         return
     yield _clean(record, verdicts["prediction"].to_numpy(), samples, target)
+
+
+def _misdescribed(said: ModelInfo, model: nn.Module) -> str:
+    """What a record says of a model with the right weights that is not so."""
+    if (count := sum(each.numel() for each in model.parameters())) != said.parameters:
+        return f"the model has {count} parameters, the record says {said.parameters}"
+    if (name := type(model).__name__) != said.architecture:
+        return f"the model is a {plain(name)}, the record says {plain(said.architecture)}"
+    return ""
 
 
 def _clean(record: Record, said: Predictions, samples: Samples, target: Target) -> Outcome:

@@ -65,8 +65,8 @@ class PreprocessInfo(Part):
 class ModelInfo(Part):
     """Which model; `parameters` counts its weights, `normalize` is the (mean, std) in front of it.
 
-    `preprocess` is what it takes before that, None for images of any size as they are. `source` is where the weights can be had, `extra_data` whether more than the benchmark's own training
-    set was used; None where nobody said.
+    `preprocess` is what it takes before that, None for images of any size as they are. `source` is where the weights
+    can be had, `extra_data` whether more than the benchmark's own training set was used; None where nobody said.
     """
 
     name: Name

@@ -113,6 +113,8 @@ def row_problems(record: Record, verdicts: pd.DataFrame) -> Iterator[str]:
         rules["survived, and the nearest point within the ball"] = (status == "survived") & (
             nearest <= threat_of(record).radius * (1 - _ROUNDING)
         )
+    elif record.suite.minimize:
+        yield "no nearest points (column nearest), though the suite minimized"
     for rule, wrong in rules.items():
         if wrong.any():
             yield f"{rule}: {int(wrong.sum())} rows, first sample {verdicts['sample_id'][wrong].iloc[0]}"
