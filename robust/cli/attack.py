@@ -108,7 +108,7 @@ def attack(
         typer.Option("--explain", metavar="DIR", help="draw where passes went, classes, confusion, panels"),
     ] = None,
 ) -> int:
-    """Attack a model and report its robust accuracy, sample by sample."""
+    """Robust accuracy of a model under attack, sample by sample."""
     from robust.attacks import make_attack
     from robust.behind import name_behind
     from robust.errors import InputError

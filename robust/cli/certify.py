@@ -41,7 +41,7 @@ def certify(
         Path | None, typer.Option("--out", metavar="DIR", help="keep the certificate of every sample")
     ] = None,
 ) -> int:
-    """Certified accuracy under l2 of the model smoothed with Gaussian noise (Cohen et al. 2019)."""
+    """Certified l2 accuracy of a model smoothed with noise. Gaussian noise, after Cohen et al. 2019."""
     from robust.smoothing import certify as run
 
     chosen = _radii(radii)

@@ -39,7 +39,7 @@ def doctor(
     device: common.DeviceOption = "auto",
     normalize: common.NormalizeOption = None,
 ) -> int:
-    """Look at a model on a few samples and give advice; without MODEL: versions, devices, what is missing."""
+    """Look at a model on a few samples and give advice. Without MODEL: versions, devices, what is missing."""
     from robust.errors import InputError
 
     if model is None:

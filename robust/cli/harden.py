@@ -72,7 +72,7 @@ def harden(
         bool, typer.Option("--resume/--no-resume", help="go on from the checkpoint in --out")
     ] = True,
 ) -> int:
-    """Train a hardened copy of a model, with robust accuracy before and after."""
+    """Train a hardened copy of a model. Robust accuracy is measured before and after."""
     common.writable_folder(out)
     again = "" if resume else " without --no-resume"
     if devices > 1 and "WORLD_SIZE" not in os.environ:

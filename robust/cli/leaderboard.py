@@ -149,7 +149,7 @@ def compare(
         str | None, typer.Option("--json", metavar="FILE|-", help="write the result as JSON")
     ] = None,
 ) -> int:
-    """Compare two records sample by sample: difference, interval and exact test, per class too."""
+    """Compare two records sample by sample. Difference, interval and exact test, per class too."""
     import json
 
     from robust.errors import StoreError
@@ -203,7 +203,7 @@ def publish(
     store: Annotated[str, typer.Argument(metavar="STORE", help="a folder, or any fsspec URL")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder of the site; made if missing")],
 ) -> int:
-    """Make a static site of a store: boards, a page per entry, comparisons, exports; and the files to verify it."""
+    """Make a static site of a store. Boards, a page per entry, comparisons, exports; and the files to verify it."""
     from robust.leaderboard import Store
     from robust.leaderboard.site import publish as run
 
@@ -251,7 +251,7 @@ def add(
     ] = None,
     paper_url: Annotated[str | None, typer.Option("--paper-url", metavar="URL")] = None,
 ) -> int:
-    """File a saved report in a store, with its adversarial examples where they were kept."""
+    """File a saved report in a store. Its adversarial examples come along where they were kept."""
     from robust.errors import InputError, RobustError
     from robust.leaderboard import Record, Store, examples_bytes, with_clean
     from robust.report import Report

@@ -59,7 +59,7 @@ def sweep(
         bool, typer.Option("--schema", help="print the JSON schema of a plan, and stop")
     ] = False,
 ) -> int:
-    """Train, harden, attack and rank: every model x defense x threat x suite x seed of a plan.
+    """Train, harden, attack and rank all that a plan names. Every model x defense x threat x suite x seed.
 
     Run it again to go on after an interruption: what is there is not computed again.
     """
