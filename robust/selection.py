@@ -18,6 +18,7 @@ class Known:
 
     margin: Tensor  # the highest inside the threat
     clean_margin: Tensor
+    clean_lead: Tensor  # at x, of the leading other class over the mean of those after it; inf where there is one alone
     distance: Tensor  # of the nearest adversarial point seen anywhere, in radii; inf where none was
     spent: Tensor  # most passes of a minimum-norm attack
     rose: Tensor  # bool: the latest attack brought the margin nearer
@@ -67,4 +68,7 @@ def _reasons(stage: Stage, known: Known) -> list[Tensor]:
     if stage.longer is not None:
         passes, most, multiple = stage.longer
         met.append((known.spent > passes) & ((share <= most) | (distance <= multiple)))
+    if stage.level is not None:
+        most, least = stage.level
+        met.append((known.clean_lead <= most * -known.clean_margin) & (share > least))
     return met

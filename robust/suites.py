@@ -52,9 +52,13 @@ class Stage:
             more than this over 1 - eps / distance. Gradients inside mislead there.
         longer: (passes, share, multiple): only samples on which a minimum-norm search spent more than so many passes, for
             it ends early where it has no hope (of several classes all passes count), and which came within that share or
-            were seen broken within that multiple of eps. Of near, within, beyond, ahead, behind, longer and flat any will do.
+            were seen broken within that multiple of eps. Of near, within, beyond, ahead, behind, longer, flat and level any
+            will do.
         flat: only samples of which all searches so far left more than this share of the clean margin: gradients inside may
             be those of a plateau.
+        level: (lead, share): only samples whose other classes are level at the sample, the leading one ahead of the mean of the
+            rest by at most this share of the clean margin, and of which all searches so far left more than that share: which
+            class is near cannot be told from the logits.
         share: of the other samples, those whose random draw is under this share are seen too.
         unless_behind: of all these, none that is behind by more than this.
         follows: only samples that the stage before brought nearer than they were.
@@ -69,6 +73,7 @@ class Stage:
     behind: float | None = None
     longer: tuple[int, float, float] | None = None
     flat: float | None = None
+    level: tuple[float, float] | None = None
     share: float = 0.0
     unless_behind: float | None = None
     follows: bool = False
@@ -85,12 +90,12 @@ class Stage:
         }
 
 
-_LATER: Final = ("behind", "unless_behind", "closer", "flat")
+_LATER: Final = ("behind", "unless_behind", "closer", "flat", "level")
 Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
 AND_FMN: Final = "+fmn"  # after the name of a suite that `resolve_minimizing` has added it to
-VERSIONS: Final = {"quick": 2, "standard": 22, "thorough": 22, "autoattack": 7, "demo": 1}
+VERSIONS: Final = {"quick": 2, "standard": 23, "thorough": 23, "autoattack": 7, "demo": 1}
 
 
 # The best searches of the threats that are no norm balls.
@@ -117,18 +122,20 @@ def quick(threat: Threat) -> list[Stage]:
 def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
-    linf (version 22): 10 steps each on the margin and on mifpe, 5 towards the likeliest classes, and 12 from outside
-    inwards; 10 on the difference of logits ratio towards each class of what has hardly moved; 8 towards the other classes
-    of what came near, hops from the best point of that, or from outside much nearer than before, and random search. l2 (version 21): 7 steps on the
-    margin, and FAB, which ends early where the surface is straight; the same steps and ratio; ascents and hops from the nearest
+    linf (version 23): 10 steps each on the margin and on mifpe, 5 towards the likeliest classes, and 12 from outside
+    inwards; 5 on the difference of logits ratio towards each class of what has hardly moved, and more of what that
+    brought nearer; 8 towards the other classes of what came near, hops from the best point of that, or from outside much
+    nearer than before, a long ascent of what is nearest, and random search. l2 (version 23): 7 steps on the margin, and
+    FAB, which ends early where the surface is straight; the same steps and ratio; ascents and hops from the nearest
     break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
-    disagree or the boundary is near, steps towards nine classes, and random search as a probe. A survivor costs some tens
-    to some hundreds of passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 19): 7 steps on the margin, which reach
-    what is straight; APGD, which comes in from outside, on two losses, from 4 and from 16 times the radius; from six more
-    starts where the latter came nearer, where they came near from nine, and towards three classes; FAB towards nine of what
-    is near; random search as a probe. l0 (version 19): sigma-zero, and random search for all; where these came near,
-    sigma-zero for longer and a search by swaps. spatial and corruptions: all there are. patch (version 15): ascent at ten
-    places, and noise, which says whether gradients tell.
+    disagree or the boundary is near, steps towards nine classes, and random search as a probe. A survivor costs some
+    tens to some hundreds of passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 23): 7
+    steps on the margin, which reach what is straight; APGD, which comes in from outside, on two losses, from 4 and from
+    16 times the radius; from six more starts where the latter came nearer, where they came near from nine, and towards
+    three classes; longer, and towards nine, where the logits do not tell one class from another; FAB towards nine of
+    what is near; random search as a probe. l0 (version 19): sigma-zero, and random search for all; where these came
+    near, sigma-zero for longer and a search by swaps. spatial and corruptions: all there are. patch (version 15): ascent
+    at ten places, and noise, which says whether gradients tell.
     """
     if threat.norm in _FAMILIES:
         return _all(*_FAMILIES[threat.norm])
@@ -163,8 +170,12 @@ _SQUARES: Final = Square(queries=2000, proposals=8, pace=0.025)
 
 
 # Where logits hardly move, as on a plateau, the label's own slope leads nowhere. The targeted difference of logits ratio
-# leaves it out, as long as the label is ahead, and climbs towards each class by what the others tell.
-_OFF_PLATEAU: Final = Stage(APGD(steps=10, targets=9), flat=0.95)
+# leaves it out, as long as the label is ahead, and climbs towards each class by what the others tell. Where all other
+# classes are level at the sample, as where one is as unlikely as the next, their order says nothing, and any may break.
+_OFF_PLATEAU: Final = [
+    Stage(APGD(steps=5, targets=9), flat=0.95, level=(0.1, 0.8)),
+    Stage(MultiTargeted(steps=5, odi_steps=5, restarts=2), near=0.9, follows=True),
+]
 
 
 # Of what came within .7 four classes however far they seem: on recurrent nets and mixers it is often one of these that breaks.
@@ -183,12 +194,12 @@ def _linf() -> list[Stage]:
     return [
         Stage(_MIFPE),
         _CLASSES,
-        _OFF_PLATEAU,
+        *_OFF_PLATEAU,
         Stage(_FROM_OUTSIDE),
         # Three had their turn at all that is near.
         Stage(replace(_OTHERS, skip=3), near=0.1),
         # Farther off these hops find next to nothing.
-        Stage(replace(_HOPS, steps=25), near=0.08),
+        Stage(replace(_HOPS, steps=25, finish=80), near=0.08),
         Stage(_WIDE_HOPS, near=0.05),
         Stage(_SQUARES, near=0.3, share=0.03),
         # What squares brought nearer than all gradients did is searched on.
@@ -223,7 +234,7 @@ def _l2() -> list[Stage]:
         Stage(_TO_BOUNDARY),
         Stage(_GLANCE),
         _CLASSES,
-        _OFF_PLATEAU,
+        *_OFF_PLATEAU,
         Stage(_SECOND, within=1.5, beyond=6, ahead=0.1, behind=0.25),
         # Where gradients inside see nothing, the boundary is found from outside or not at all.
         Stage(replace(_TO_BOUNDARY, targets=6, skip=2, abreast=True), behind=0.55),
@@ -255,7 +266,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
             Stage(_NEARER, near=0.25),
             Stage(replace(_TO_BOUNDARY, hope=None), near=0.15),
             _CLASSES,
-            _OFF_PLATEAU,
+            *_OFF_PLATEAU,
             _FROM_BREAK,
             Stage(_MIFPE, near=0.15),
             Stage(_HOPS, near=0.06),
@@ -266,7 +277,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
         Stage(margin),
         Stage(_MIFPE, near=0.5),
         _CLASSES,
-        _OFF_PLATEAU,
+        *_OFF_PLATEAU,
         Stage(_FROM_OUTSIDE),
         _CHAIN,
         Stage(_WIDE_HOPS, near=0.05),
@@ -284,7 +295,10 @@ def _l1() -> list[Stage]:
         # Without momentum it is the starts that tell.
         Stage(replace(_WIDE_STARTS, steps=15), near=0.6),
         Stage(_WIDE_STARTS, near=0.15),
-        _OFF_PLATEAU,
+        Stage(APGD(steps=10, targets=9), flat=0.95),
+        # Where any class may break, longer ascents, and some towards each, find what the wide starts do not.
+        Stage(APGD(steps=50, restarts=2), level=(0.1, 0)),
+        Stage(MultiTargeted(steps=12, odi_steps=3), level=(0.1, 0)),
         Stage(APGD(steps=30, targets=3), near=0.2),
         # In few dimensions, where ascents in l1 zigzag, projections to the boundary find more.
         Stage(FAB(steps=10, targets=9), near=0.2),
@@ -310,9 +324,9 @@ def _l0() -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf (version 22) and l2 (version 21): a longer ascent towards each class with hops where it came near, one or two
-    long chains of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
-    where the 1,000 brought a sample nearer. l1 and l0 (version 19): the long forms of the same attacks.
+    linf and l2 (version 23): a longer ascent towards each class with hops where it came near, one or two long chains of
+    hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the 1,000
+    brought a sample nearer. l1 (version 23) and l0 (version 19): the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)

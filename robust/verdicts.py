@@ -78,7 +78,10 @@ class Verdicts:
 
     def known(self, radius: float) -> Known:
         """What stages choose by, with distances in units of the threat's radius."""
-        return Known(self.margin, self.clean_margin, self.reach / radius, self.spent, self.rose, self.closer)
+        lead = _lead(self.clean_gaps)
+        return Known(
+            self.margin, self.clean_margin, lead, self.reach / radius, self.spent, self.rose, self.closer
+        )
 
     def note(self, rows: Tensor, ledger: Ledger) -> None:
         """Take in how near an attack of these rows came, and what it spent."""
@@ -134,3 +137,9 @@ class Verdicts:
                 **({} if groups is None else {"group": groups}),
             }
         )
+
+
+def _lead(gaps: Tensor) -> Tensor:
+    """By how much the leading class but the label leads the mean of the others, (n,); gaps (n, C) are -inf at the label."""
+    leader, *others = gaps.sort(1, descending=True).values[:, :-1].unbind(1)
+    return leader - torch.stack(others).mean(0) if others else torch.full_like(leader, torch.inf)

@@ -140,6 +140,32 @@ def test_a_sample_within_a_hundredth_is_given_six_more_hops(net: nn.Module, digi
     assert torch.equal(oracle.ledger.backwards, torch.where(share == 0.5, 1 + 2, 1 + 2 + 6))
 
 
+class Hill(nn.Module):
+    """A round hill whose very top alone is another class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gap = 0.001 - ((x.flatten(1) - 0.53) ** 2).sum(1)
+        return torch.stack([torch.zeros_like(gap), gap], 1)
+
+
+def test_a_last_ascent_reaches_the_top_that_hops_end_below() -> None:
+    x, y, threat = torch.full((16, 20), 0.4), torch.zeros(16, dtype=torch.int64), Threat("linf", "0.2")
+    short = {"steps": 6, "targets": 1, "odi_steps": 0, "radii": (1,), "hops": 3, "hop_steps": 6, "near": None}
+    assert not bool(searched(BasinHopping(**short), Hill(), x, y, threat).ledger.broken.any())
+    assert bool(searched(BasinHopping(**short, finish=60), Hill(), x, y, threat).ledger.broken.all())
+
+
+def test_the_last_ascent_is_for_what_came_within_three_hundredths(net: nn.Module, digits: Digits) -> None:
+    x, y, gaps = right_ones(net, digits)
+    share = torch.tensor([0.5, 0.031] * 10 + [0.029] * (len(x) - 20))  # of the clean margin, made up
+    attack = BasinHopping(**ONE_STEP, hops=0, finish=9)
+    with Target(net, device="cpu") as target:
+        threat = Threat("l2", "0.000000001")  # nothing is gained
+        oracle = Oracle(target, x, y, torch.arange(len(x)), threat, prior=Prior(gaps, gaps.amax(1) / share))
+        attack(oracle)
+    assert torch.equal(oracle.ledger.backwards, torch.where(share > 0.03, 1, 1 + 9))
+
+
 def test_chains_of_a_sample_stop_together(
     net: nn.Module, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +256,7 @@ def test_inward_ascents_begin_at_the_break_that_is_known() -> None:
         {"push": -1},
         {"radii": (2, 3)},
         {"hop_steps": 0},
+        {"finish": -1},
     ],
 )
 def test_parameters_are_checked(wrong: dict[str, object]) -> None:

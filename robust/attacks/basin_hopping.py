@@ -17,6 +17,7 @@ from robust.oracle import Access, Oracle, State
 
 _MEMORY: Final = 3  # hops whose gains are looked at
 _CLOSE: Final = 0.01  # of the clean margin
+_FINISHED: Final = 0.03  # of the clean margin
 _PATIENCE: Final = 6  # hops without hope that what is close is given
 
 
@@ -47,6 +48,8 @@ class BasinHopping(Attack):
         hope: after two hops, a sample goes on while its best gap is within so many times what the last three gained, > 0;
             within a hundredth of its clean margin it goes on for six more; its chains do so together. None: to the last hop.
         momentum: weight of the new step against the previous move, in (0, 1].
+        finish: steps of a last ascent, half as long, from the best point of a sample that came within three hundredths of its
+            clean margin, >= 0: hops are too short to reach the very top of their hill.
         inward: ascents begin at the nearest adversarial point that earlier attacks saw beyond the threat, brought inside,
             and at x where they saw none, with steps half as long; without, at a random point.
     """
@@ -71,16 +74,18 @@ class BasinHopping(Attack):
     hope: float | None = 3.0
     momentum: float = 0.75
     inward: bool = False
+    finish: int = 0
 
     def __post_init__(self) -> None:
         self.check_numbers()
         if (
             min(self.steps, self.targets, self.hop_steps) < 1
-            or min(self.odi_steps, self.hops, self.hop_odi_steps) < 0
+            or min(self.odi_steps, self.hops, self.hop_odi_steps, self.finish) < 0
         ):
             raise InputError(
-                "basin-hopping: expected steps, targets and hop_steps >= 1 and odi_steps, hops and hop_odi_steps >= 0, "
-                f"got {self.steps}, {self.targets}, {self.hop_steps}, {self.odi_steps}, {self.hops} and {self.hop_odi_steps}"
+                "basin-hopping: expected steps, targets and hop_steps >= 1 and odi_steps, hops, hop_odi_steps and finish >= 0, "
+                f"got {self.steps}, {self.targets}, {self.hop_steps}, {self.odi_steps}, {self.hops}, {self.hop_odi_steps} "
+                f"and {self.finish}"
             )
         if (
             min(self._pushes, default=-1) < 0
@@ -141,6 +146,8 @@ class BasinHopping(Attack):
             if self.hope is not None and hop:
                 oracle.rest(self._all_chains(self._hopeless(s)))
             s.marks = torch.cat([s.marks[:, 1:], s.best[:, None]], 1)
+        if self.finish:
+            self._finish(oracle, s)
         return s
 
     def _start(self, oracle: Oracle, s: State, rank: int) -> None:
@@ -175,6 +182,12 @@ class BasinHopping(Attack):
         s.x_adv = oracle.project(s.point + per_row(length, push) * push)
         diversify(oracle, s, self.hop_odi_steps, streams)
         self._ascend(oracle, s, self.hop_steps, (1.0,), size=1.0)
+
+    def _finish(self, oracle: Oracle, s: State) -> None:
+        oracle.rest(s.best < _FINISHED * s.clean)
+        for _ in oracle.steps(1):
+            s.x_adv, s.aim = s.point, s.toward
+            self._ascend(oracle, s, self.finish, (1.0,), size=0.5)
 
     def _ascend(self, oracle: Oracle, s: State, count: int, radii: tuple[float, ...], *, size: float) -> None:
         """Ascend towards s.aim, keeping the best point inside the threat."""

@@ -383,4 +383,22 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
+    ("standard", 23): {
+        "linf": "b5bd83f47b2dd1acaa39568f260a8f29",
+        "l2": "7c7d04721b70a9dd6c227f78b44feb80",
+        "l1": "9847723c022f53ed6e63568ee608b045",
+        "l0": "1e6a2a13115268bba53092b52eadd352",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("thorough", 23): {
+        "linf": "612d76e4570ae620d971e2e1f920b585",
+        "l2": "732b8eae1d7a393b521131a5fe49a1f5",
+        "l1": "3d91613ebee2e35731d2d353bd16eff6",
+        "l0": "0240f5dbb78fcf89e8b548c275e3d9b5",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
 }
