@@ -124,18 +124,18 @@ def standard(threat: Threat) -> list[Stage]:
 
     linf (version 23): 10 steps each on the margin and on mifpe, 5 towards the likeliest classes, and 12 from outside
     inwards; 5 on the difference of logits ratio towards each class of what has hardly moved, and more of what that
-    brought nearer; 8 towards the other classes of what came near, hops from the best point of that, or from outside much
-    nearer than before, a long ascent of what is nearest, and random search. l2 (version 23): 7 steps on the margin, and
-    FAB, which ends early where the surface is straight; the same steps and ratio; ascents and hops from the nearest
-    break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
-    disagree or the boundary is near, steps towards nine classes, and random search as a probe. A survivor costs some
-    tens to some hundreds of passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 23): 7
-    steps on the margin, which reach what is straight; APGD, which comes in from outside, on two losses, from 4 and from
-    16 times the radius; from six more starts where the latter came nearer, where they came near from nine, and towards
-    three classes; longer, and towards nine, where the logits do not tell one class from another; FAB towards nine of
-    what is near; random search as a probe. l0 (version 19): sigma-zero, and random search for all; where these came
-    near, sigma-zero for longer and a search by swaps. spatial and corruptions: all there are. patch (version 15): ascent
-    at ten places, and noise, which says whether gradients tell.
+    brought nearer; from outside towards five where the logits do not tell one class from another; 8 towards the other
+    classes of what came near, hops from the best point of that, or from outside much nearer than before, a long ascent
+    of what is nearest, and random search. l2 (version 23): 7 steps on the margin, and FAB, which ends early where the
+    surface is straight; the same steps and ratio; ascents and hops from the nearest break outside brought into the ball,
+    ascents from far outside inwards and FAB towards more classes where the two disagree or the boundary is near, steps
+    towards nine classes, and random search as a probe. A survivor costs some tens to some hundreds of passes, the more
+    the nearer it is, against some 9,760 of AutoAttack. l1 (version 23): 7 steps on the margin, which reach what is
+    straight; APGD, which comes in from outside, on two losses, from 4 and from 16 times the radius; from six more starts
+    where the latter came nearer, where they came near from nine, and towards three classes; longer, and towards nine,
+    where the logits do not tell; FAB towards nine of what is near; random search as a probe. l0 (version 19): sigma-
+    zero, and random search for all; where these came near, sigma-zero for longer and a search by swaps. spatial and
+    corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says whether gradients tell.
     """
     if threat.norm in _FAMILIES:
         return _all(*_FAMILIES[threat.norm])
@@ -195,6 +195,8 @@ def _linf() -> list[Stage]:
         Stage(_MIFPE),
         _CLASSES,
         *_OFF_PLATEAU,
+        # From outside any of the classes that seem level is seen, as of nets trained on one-hot labels by squares.
+        Stage(replace(_HOPS, targets=5, steps=10, hops=0), level=(0.1, 0)),
         Stage(_FROM_OUTSIDE),
         # Three had their turn at all that is near.
         Stage(replace(_OTHERS, skip=3), near=0.1),
