@@ -172,10 +172,9 @@ _SQUARES: Final = Square(queries=2000, proposals=8, pace=0.025)
 # Where logits hardly move, as on a plateau, the label's own slope leads nowhere. The targeted difference of logits ratio
 # leaves it out, as long as the label is ahead, and climbs towards each class by what the others tell. Where all other
 # classes are level at the sample, as where one is as unlikely as the next, their order says nothing, and any may break.
-_OFF_PLATEAU: Final = [
-    Stage(APGD(steps=5, targets=9), flat=0.95, level=(0.1, 0.8)),
-    Stage(MultiTargeted(steps=5, odi_steps=5, restarts=2), near=0.9, follows=True),
-]
+_OFF_PLATEAU: Final = Stage(APGD(steps=5, targets=9), flat=0.95, level=(0.1, 0.8))
+# What that brought nearer; from outside, where linf looks next, little of what stays farther than this is missed.
+_FROM_PLATEAU: Final = Stage(MultiTargeted(steps=5, odi_steps=5, restarts=2), near=0.5, follows=True)
 
 
 # Of what came within .7 four classes however far they seem: on recurrent nets and mixers it is often one of these that breaks.
@@ -194,7 +193,8 @@ def _linf() -> list[Stage]:
     return [
         Stage(_MIFPE),
         _CLASSES,
-        *_OFF_PLATEAU,
+        _OFF_PLATEAU,
+        _FROM_PLATEAU,
         # From outside any of the classes that seem level is seen, as of nets trained on one-hot labels by squares.
         Stage(replace(_HOPS, targets=5, steps=10, hops=0), level=(0.1, 0)),
         Stage(_FROM_OUTSIDE),
@@ -236,7 +236,8 @@ def _l2() -> list[Stage]:
         Stage(_TO_BOUNDARY),
         Stage(_GLANCE),
         _CLASSES,
-        *_OFF_PLATEAU,
+        _OFF_PLATEAU,
+        replace(_FROM_PLATEAU, near=0.9),
         Stage(_SECOND, within=1.5, beyond=6, ahead=0.1, behind=0.25),
         # Where gradients inside see nothing, the boundary is found from outside or not at all.
         Stage(replace(_TO_BOUNDARY, targets=6, skip=2, abreast=True), behind=0.55),
@@ -268,7 +269,8 @@ def _standard_below(threat: Threat) -> list[Stage]:
             Stage(_NEARER, near=0.25),
             Stage(replace(_TO_BOUNDARY, hope=None), near=0.15),
             _CLASSES,
-            *_OFF_PLATEAU,
+            _OFF_PLATEAU,
+            replace(_FROM_PLATEAU, near=0.9),
             _FROM_BREAK,
             Stage(_MIFPE, near=0.15),
             Stage(_HOPS, near=0.06),
@@ -279,7 +281,8 @@ def _standard_below(threat: Threat) -> list[Stage]:
         Stage(margin),
         Stage(_MIFPE, near=0.5),
         _CLASSES,
-        *_OFF_PLATEAU,
+        _OFF_PLATEAU,
+        _FROM_PLATEAU,
         Stage(_FROM_OUTSIDE),
         _CHAIN,
         Stage(_WIDE_HOPS, near=0.05),

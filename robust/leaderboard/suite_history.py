@@ -384,7 +384,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
     ("standard", 23): {
-        "linf": "1f7ebcb07e622680e7da014d89b324f8",
+        "linf": "4aa1035e72fa953c417e57e2998a02ae",
         "l2": "7c7d04721b70a9dd6c227f78b44feb80",
         "l1": "9847723c022f53ed6e63568ee608b045",
         "l0": "1e6a2a13115268bba53092b52eadd352",
@@ -393,7 +393,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
     ("thorough", 23): {
-        "linf": "3bde7720a85eafaac4331de8366f50b6",
+        "linf": "16be21eca6e548fc664818cd5e5a3187",
         "l2": "732b8eae1d7a393b521131a5fe49a1f5",
         "l1": "3d91613ebee2e35731d2d353bd16eff6",
         "l0": "0240f5dbb78fcf89e8b548c275e3d9b5",
