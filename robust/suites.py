@@ -127,15 +127,16 @@ def standard(threat: Threat) -> list[Stage]:
     brought nearer; from outside towards five where the logits do not tell one class from another; 8 towards the other
     classes of what came near, hops from the best point of that, or from outside much nearer than before, a long ascent
     of what is nearest, and random search. l2 (version 23): 7 steps on the margin, and FAB, which ends early where the
-    surface is straight; the same steps and ratio; ascents and hops from the nearest break outside brought into the ball,
-    ascents from far outside inwards and FAB towards more classes where the two disagree or the boundary is near, steps
-    towards nine classes, and random search as a probe. A survivor costs some tens to some hundreds of passes, the more
-    the nearer it is, against some 9,760 of AutoAttack. l1 (version 23): 7 steps on the margin, which reach what is
-    straight; APGD, which comes in from outside, on two losses, from 4 and from 16 times the radius; from six more starts
-    where the latter came nearer, where they came near from nine, and towards three classes; longer, and towards nine,
-    where the logits do not tell; FAB towards nine of what is near; random search as a probe. l0 (version 19): sigma-
-    zero, and random search for all; where these came near, sigma-zero for longer and a search by swaps. spatial and
-    corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says whether gradients tell.
+    surface is straight; the same steps, ratio and ascents from outside; ascents and hops from the nearest break outside
+    brought into the ball, ascents from far outside inwards and FAB towards more classes where the two disagree or the
+    boundary is near, steps towards nine classes, and random search as a probe. A survivor costs some tens to some
+    hundreds of passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 23): 7 steps on the
+    margin, which reach what is straight; APGD, which comes in from outside, on two losses, from 4 and from 16 times the
+    radius; from six more starts where the latter came nearer, where they came near from nine, and towards three classes;
+    longer, and towards nine, where the logits do not tell; FAB towards nine of what is near; random search as a probe.
+    l0 (version 19): sigma- zero, and random search for all; where these came near, sigma-zero for longer and a search by
+    swaps. spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says
+    whether gradients tell.
     """
     if threat.norm in _FAMILIES:
         return _all(*_FAMILIES[threat.norm])
@@ -176,6 +177,9 @@ _OFF_PLATEAU: Final = Stage(APGD(steps=5, targets=9), flat=0.95, level=(0.1, 0.8
 # What that brought nearer; from outside, where linf looks next, little of what stays farther than this is missed.
 _FROM_PLATEAU: Final = Stage(MultiTargeted(steps=5, odi_steps=5, restarts=2), near=0.5, follows=True)
 
+# From outside any of the classes that seem level is seen, as of nets trained on one-hot labels by squares.
+_ANY_CLASS: Final = Stage(replace(_HOPS, targets=5, steps=10, hops=0), level=(0.1, 0))
+
 
 # Of what came within .7 four classes however far they seem: on recurrent nets and mixers it is often one of these that breaks.
 _CLASSES: Final = Stage(MultiTargeted(steps=5, odi_steps=1, near=0.5, least=4, worth=0.7))
@@ -195,8 +199,7 @@ def _linf() -> list[Stage]:
         _CLASSES,
         _OFF_PLATEAU,
         _FROM_PLATEAU,
-        # From outside any of the classes that seem level is seen, as of nets trained on one-hot labels by squares.
-        Stage(replace(_HOPS, targets=5, steps=10, hops=0), level=(0.1, 0)),
+        _ANY_CLASS,
         Stage(_FROM_OUTSIDE),
         # Three had their turn at all that is near.
         Stage(replace(_OTHERS, skip=3), near=0.1),
@@ -231,6 +234,9 @@ _FINER: Final = replace(_TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backwar
 _UNSETTLED: Final = (24, 0.7, 1.5)
 
 
+_FEWER_CLASSES: Final = Stage(replace(_HOPS, targets=3, steps=10, hops=0), level=(0.1, 0))
+
+
 def _l2() -> list[Stage]:
     return [
         Stage(_TO_BOUNDARY),
@@ -238,6 +244,7 @@ def _l2() -> list[Stage]:
         _CLASSES,
         _OFF_PLATEAU,
         replace(_FROM_PLATEAU, near=0.9),
+        _FEWER_CLASSES,
         Stage(_SECOND, within=1.5, beyond=6, ahead=0.1, behind=0.25),
         # Where gradients inside see nothing, the boundary is found from outside or not at all.
         Stage(replace(_TO_BOUNDARY, targets=6, skip=2, abreast=True), behind=0.55),
@@ -271,6 +278,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
             _CLASSES,
             _OFF_PLATEAU,
             replace(_FROM_PLATEAU, near=0.9),
+            _FEWER_CLASSES,
             _FROM_BREAK,
             Stage(_MIFPE, near=0.15),
             Stage(_HOPS, near=0.06),
@@ -283,6 +291,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
         _CLASSES,
         _OFF_PLATEAU,
         _FROM_PLATEAU,
+        _ANY_CLASS,
         Stage(_FROM_OUTSIDE),
         _CHAIN,
         Stage(_WIDE_HOPS, near=0.05),

@@ -385,7 +385,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     },
     ("standard", 23): {
         "linf": "4aa1035e72fa953c417e57e2998a02ae",
-        "l2": "7c7d04721b70a9dd6c227f78b44feb80",
+        "l2": "d456124409e4491e90f217485e35d8a5",
         "l1": "9847723c022f53ed6e63568ee608b045",
         "l0": "1e6a2a13115268bba53092b52eadd352",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
@@ -394,7 +394,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     },
     ("thorough", 23): {
         "linf": "16be21eca6e548fc664818cd5e5a3187",
-        "l2": "732b8eae1d7a393b521131a5fe49a1f5",
+        "l2": "0b475131457edead6a15a34cd0e091d7",
         "l1": "3d91613ebee2e35731d2d353bd16eff6",
         "l0": "0240f5dbb78fcf89e8b548c275e3d9b5",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
