@@ -5,7 +5,8 @@ CNN-A for MNIST and CIFAR-10 (sdp), MadryCNN without max pooling, tiny (bab_atta
 (github.com/locuslab/convex_adversarial): the small nets of models_scaled and models_scaled_l2, of whose list of states the
 first is to be saved alone. From TRADES (Zhang et al. 2019), as shipped with A3 (github.com/liuye6666/adaptive_auto_attack):
 the small CNN for MNIST. From the verifiers' competitions (github.com/stanleybak/vnncomp2021, github.com/ChristopherBrix/
-vnncomp2022_benchmarks, github.com/shizhouxing/ViT_vnncomp2023): ONNX files, each with the normalisation that it expects.
+vnncomp2022_benchmarks, github.com/shizhouxing/ViT_vnncomp2023) and COLT (github.com/eth-sri/colt): ONNX files, each with the
+normalisation that it expects.
 The files are not part of this project.
 """
 

@@ -15,7 +15,20 @@ import public_l0
 from tabulate import tabulate
 
 RESULTS = Path(__file__).parent / "results"
-TABLES = ("mnist", "cifar", "unseen", "masked", "published", "vnncomp", "kinds", "vit", "1000", "l1", "l0")
+TABLES = (
+    "mnist",
+    "cifar",
+    "unseen",
+    "masked",
+    "published",
+    "vnncomp",
+    "kinds",
+    "vit",
+    "level",
+    "1000",
+    "l1",
+    "l0",
+)
 _FIGURES = ("robust %", "broken here only", "left here only", "forwards", "backwards", "seconds")
 
 
