@@ -134,7 +134,7 @@ def standard(threat: Threat) -> list[Stage]:
     margin, which reach what is straight; APGD, which comes in from outside, on two losses, from 4 and from 16 times the
     radius; from six more starts where the latter came nearer, where they came near from nine, and towards three classes;
     longer, and towards nine, where the logits do not tell; FAB towards nine of what is near; random search as a probe.
-    l0 (version 19): sigma- zero, and random search for all; where these came near, sigma-zero for longer and a search by
+    l0 (version 19): sigma-zero, and random search for all; where these came near, sigma-zero for longer and a search by
     swaps. spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says
     whether gradients tell.
     """
@@ -177,8 +177,10 @@ _OFF_PLATEAU: Final = Stage(APGD(steps=5, targets=9), flat=0.95, level=(0.1, 0.8
 # What that brought nearer; from outside, where linf looks next, little of what stays farther than this is missed.
 _FROM_PLATEAU: Final = Stage(MultiTargeted(steps=5, odi_steps=5, restarts=2), near=0.5, follows=True)
 
-# From outside any of the classes that seem level is seen, as of nets trained on one-hot labels by squares.
-_ANY_CLASS: Final = Stage(replace(_HOPS, targets=5, steps=10, hops=0), level=(0.1, 0))
+
+def _any_class(most: int) -> Stage:
+    """From outside any of the classes that seem level is seen, as of nets trained on one-hot labels by squares."""
+    return Stage(replace(_HOPS, targets=most, steps=10, hops=0), level=(0.1, 0))
 
 
 # Of what came within .7 four classes however far they seem: on recurrent nets and mixers it is often one of these that breaks.
@@ -199,7 +201,7 @@ def _linf() -> list[Stage]:
         _CLASSES,
         _OFF_PLATEAU,
         _FROM_PLATEAU,
-        _ANY_CLASS,
+        _any_class(5),
         Stage(_FROM_OUTSIDE),
         # Three had their turn at all that is near.
         Stage(replace(_OTHERS, skip=3), near=0.1),
@@ -234,9 +236,6 @@ _FINER: Final = replace(_TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backwar
 _UNSETTLED: Final = (24, 0.7, 1.5)
 
 
-_FEWER_CLASSES: Final = Stage(replace(_HOPS, targets=3, steps=10, hops=0), level=(0.1, 0))
-
-
 def _l2() -> list[Stage]:
     return [
         Stage(_TO_BOUNDARY),
@@ -244,7 +243,7 @@ def _l2() -> list[Stage]:
         _CLASSES,
         _OFF_PLATEAU,
         replace(_FROM_PLATEAU, near=0.9),
-        _FEWER_CLASSES,
+        _any_class(3),
         Stage(_SECOND, within=1.5, beyond=6, ahead=0.1, behind=0.25),
         # Where gradients inside see nothing, the boundary is found from outside or not at all.
         Stage(replace(_TO_BOUNDARY, targets=6, skip=2, abreast=True), behind=0.55),
@@ -278,7 +277,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
             _CLASSES,
             _OFF_PLATEAU,
             replace(_FROM_PLATEAU, near=0.9),
-            _FEWER_CLASSES,
+            _any_class(3),
             _FROM_BREAK,
             Stage(_MIFPE, near=0.15),
             Stage(_HOPS, near=0.06),
@@ -291,7 +290,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
         _CLASSES,
         _OFF_PLATEAU,
         _FROM_PLATEAU,
-        _ANY_CLASS,
+        _any_class(5),
         Stage(_FROM_OUTSIDE),
         _CHAIN,
         Stage(_WIDE_HOPS, near=0.05),

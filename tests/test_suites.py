@@ -106,9 +106,8 @@ def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tupl
     run.verdicts.gaps[20:40] *= 0.5  # as if at 2 eps; none was seen within 5
     assert chosen(ahead=0.1) == standing(range(20, 40))
     run.verdicts.spent[:5] = 46
-    run.verdicts.clean_gaps[40:50] = run.verdicts.clean_margin[
-        40:50, None
-    ]  # as if all other classes were as far
+    # As if all other classes were as far.
+    run.verdicts.clean_gaps[40:50] = run.verdicts.clean_margin[40:50, None]
     run.verdicts.clean_gaps[range(40, 50), run.samples.y[40:50]] = -torch.inf
     run.verdicts.gaps[45:50] *= 0.5
     assert chosen(level=(0.01, 0.8)) == standing(range(40, 45))
