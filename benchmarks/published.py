@@ -5,8 +5,9 @@ CNN-A for MNIST and CIFAR-10 (sdp), MadryCNN without max pooling, tiny (bab_atta
 (github.com/locuslab/convex_adversarial): the small nets of models_scaled and models_scaled_l2, of whose list of states the
 first is to be saved alone. From TRADES (Zhang et al. 2019), as shipped with A3 (github.com/liuye6666/adaptive_auto_attack):
 the small CNN for MNIST. From the verifiers' competitions (github.com/stanleybak/vnncomp2021, github.com/ChristopherBrix/
-vnncomp2022_benchmarks, github.com/shizhouxing/ViT_vnncomp2023) and COLT (github.com/eth-sri/colt): ONNX files, each with the
-normalisation that it expects.
+vnncomp2022_benchmarks and vnncomp2024_benchmarks, github.com/shizhouxing/ViT_vnncomp2023) and COLT (github.com/eth-sri/colt):
+ONNX files, each with the normalisation that it expects. From fast adversarial training (Wong et al. 2020,
+github.com/locuslab/fast_adversarial, MNIST/models): CNN-A. From advertorch (github.com/BorealisAI/advertorch): LeNet5.
 The files are not part of this project.
 """
 
@@ -67,8 +68,32 @@ def mnist_madry_tiny() -> nn.Module:
 
 
 def normalized(model: nn.Module, moments: str) -> nn.Module:
-    """A model behind the normalisation of this name."""
+    """A model behind the normalisation of this name; behind `columns`, one that takes each image column by column."""
+    if moments == "columns":
+        return nn.Sequential(_Columns(), model)
     return _Normalized(MOMENTS[moments], model)
+
+
+class _Columns(nn.Module):
+    """Height and width in each other's place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(2, 3)
+
+
+class LeNet5(nn.Module):
+    """Two convolutions and two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 64, 3, padding=1)
+        self.linear1, self.linear2 = nn.Linear(7 * 7 * 64, 200), nn.Linear(200, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution in (self.conv1, self.conv2):
+            x = nn.functional.max_pool2d(convolution(x).relu(), 2)
+        out: Tensor = self.linear2(self.linear1(x.flatten(1)).relu())
+        return out
 
 
 class TradesCNN(nn.Module):

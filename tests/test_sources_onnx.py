@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,16 @@ def export(model: nn.Module, file: Path, rows: int | None = None) -> Path:
     return file
 
 
-def graph(nodes: list[object], weights: dict[str, np.ndarray], file: Path, inputs: int = 1) -> Path:
-    """A hand-made file: x (N, 4) -> out (N, 3)."""
-    takes = [helper.make_tensor_value_info("x" * (i + 1), TensorProto.FLOAT, ["n", 4]) for i in range(inputs)]
+def graph(
+    nodes: list[object],
+    weights: dict[str, np.ndarray],
+    file: Path,
+    inputs: int = 1,
+    sides: Sequence[int] = (4,),
+) -> Path:
+    """A hand-made file: x (N, 4), or of other sides, -> out (N, 3)."""
+    names = ["x" * (i + 1) for i in range(inputs)]
+    takes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *sides]) for name in names]
     gives = [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 3])]
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     made = helper.make_graph(nodes, "g", takes, gives, tensors)
@@ -97,6 +105,37 @@ def test_a_graph_that_reshapes_to_its_rows_is_run_in_pieces(tmp_path: Path) -> N
     model, x = load_model(f"onnx:{file}"), torch.rand(5, 4)
     assert model.batch == 2
     assert torch.allclose(model(x), x @ torch.from_numpy(WEIGHTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["onnx", "onnxruntime"])
+def test_images_come_as_the_file_declares_them(scheme: str, tmp_path: Path) -> None:
+    """In a row of values, and channels last, as other frameworks export."""
+    x = torch.rand(5, 1, 2, 2)
+    row = graph(PRODUCT, {"w": WEIGHTS}, tmp_path / "row.onnx")
+    assert torch.allclose(
+        load_model(f"{scheme}:{row}")(x), x.flatten(1) @ torch.from_numpy(WEIGHTS), atol=1e-6
+    )
+
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["first"], perm=[0, 3, 1, 2]),
+        helper.make_node("Reshape", ["first", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["out"]),
+    ]
+    weights = np.arange(36, dtype=np.float32).reshape(12, 3) / 7
+    last = graph(nodes, {"w": weights, "shape": np.array([-1, 12])}, tmp_path / "last.onnx", sides=[2, 2, 3])
+    x = torch.rand(5, 3, 2, 2)
+    model = load_model(f"{scheme}:{last}")
+    assert torch.allclose(model(x), x.flatten(1) @ torch.from_numpy(weights), atol=1e-5)
+
+
+def test_a_size_that_the_file_does_not_take_says_nothing_but_its_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The converted graph would print its own code to stderr."""
+    model = load_model(f"onnx:{graph(PRODUCT, {'w': WEIGHTS}, tmp_path / 'row.onnx')}")
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(torch.rand(2, 1, 3, 3))
+    assert capfd.readouterr().err == ""
 
 
 def test_onnxruntime_is_attacked_without_gradients(

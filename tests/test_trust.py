@@ -255,6 +255,31 @@ def test_a_gradient_of_some_of_the_pixels_is_told(
     assert "partial-gradient" in {finding["check"] for finding in report.findings}
 
 
+class Pooled(nn.Module):
+    """The largest of each square's values beside all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(1, 8, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 14 * 14, 10)]
+        self.largest, self.all = nn.Sequential(*layers), nn.Linear(784, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.largest(x) + 0.45 * self.all(x.flatten(1))
+        return out
+
+
+def test_pooled_maxima_of_a_black_background_are_no_missing_gradient() -> None:
+    """Where neighbours are equal, the largest of them has no slope: it is looked at where they differ."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Pooled().eval()
+        x = torch.zeros(24, 1, 28, 28)
+        x[:, :, 11:17, 11:17] = torch.rand(24, 1, 6, 6)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    assert seen_first(model, (x, y), "linf:0.02") == []
+
+
 def test_waves_finer_than_the_threat_are_told(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     def waves(x: Tensor) -> Tensor:
         return x + 0.01 * (x * 500).sin()

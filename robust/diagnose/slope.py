@@ -97,8 +97,8 @@ def _alike(target: Target, x: Tensor, y: Tensor, reach: float) -> float:
     """
     low, high = target.bounds
     streams = Streams(0, torch.arange(len(x), device=x.device), ("alike",))
-    off = x + streams.uniform(x.shape[1:], -2 * reach, 2 * reach).to(x.dtype)
-    x = off.clamp(low + reach, high - reach)
+    off = streams.uniform(x.shape[1:], -2 * reach, 2 * reach).to(x.dtype)
+    x = x.clamp(low + 3 * reach, high - 3 * reach) + off  # away from the faces, so that none ends on one
     gradient, here = _gradient(target, x, y)
     with torch.no_grad():
         moves = _moves(x, reach)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable
 from importlib import import_module
@@ -21,6 +22,8 @@ from robust.sources.onnx_float import is_quantized, without_quantization
 _AGREE: Final = 1e-3  # of the logits' spread
 _PROBE_ROWS: Final = 3
 _FREE_SIDE: Final = 32  # stands for a height or width that the file leaves open
+
+Shape = tuple[int | None, ...]
 
 
 def read_onnx(path: Path) -> tuple[nn.Module, dict[str, str]]:
@@ -61,16 +64,19 @@ class OnnxGraph(nn.Module):
 
     Args:
         graph: the converted graph.
+        shape: what the file declares of its input, the rows first; None for a side that it leaves open.
         batch: rows that it takes at once, where the file fixes them; None for any number.
     """
 
-    def __init__(self, graph: nn.Module, batch: int | None = None) -> None:
+    def __init__(self, graph: nn.Module, shape: Shape, batch: int | None = None) -> None:
         super().__init__()
-        self.graph, self.batch = graph, batch
+        self.graph, self.shape, self.batch = graph, shape, batch
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes)."""
-        return _in_pieces(lambda part: _first(self.graph(part)), x, self.batch)
+        # Of a failing call a graph prints its own code to stderr; of a failing forward it does not.
+        run = self.graph.forward
+        return _in_pieces(lambda part: _first(run(part)), _as_declared(x, self.shape), self.batch)
 
 
 class OnnxRuntime(nn.Module):
@@ -83,7 +89,7 @@ class OnnxRuntime(nn.Module):
         ModelError: onnxruntime refuses the file, or it does not take one float image.
     """
 
-    shape: tuple[int | None, ...]
+    shape: Shape
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -117,7 +123,7 @@ class OnnxRuntime(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes), detached."""
-        return _in_pieces(self._run, x, self.shape[0] if self.shape else None)
+        return _in_pieces(self._run, _as_declared(x, self.shape), self.shape[0] if self.shape else None)
 
     def _run(self, x: Tensor) -> Tensor:
         array = np.ascontiguousarray(x.detach().float().cpu().numpy().astype(self.dtype, copy=False))
@@ -136,6 +142,21 @@ class OnnxRuntime(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+
+
+def _as_declared(x: Tensor, shape: Shape) -> Tensor:
+    """Images (N, C, H, W) as the file wants them: channels last, or as a row of their C * H * W values."""
+    if x.ndim == len(shape) == 4 and not _fits(x, shape):
+        turned = x.permute(0, 2, 3, 1)
+        return turned if _fits(turned, shape) else x
+    sides = [side for side in shape[1:] if side is not None]
+    known = len(sides) == len(shape) - 1 and math.prod(sides) == x[:1].numel()
+    return x.reshape(len(x), *sides) if known and x.ndim != len(shape) else x
+
+
+def _fits(x: Tensor, shape: Shape) -> bool:
+    """Whether a row of x has the sides that are declared."""
+    return all(side in (None, found) for side, found in zip(shape[1:], x.shape[1:], strict=True))
 
 
 def _read(path: Path) -> Any:
@@ -190,7 +211,7 @@ def _converted(proto: Any, path: Path, runtime: OnnxRuntime) -> OnnxGraph:
             f"model onnx:{path}: no differentiable conversion of operator {operator}{where}; {_offer(path)}"
         ) from e
     graph = graph.eval().requires_grad_(False)
-    return OnnxGraph(graph, _batch(graph, runtime))
+    return OnnxGraph(graph, runtime.shape, _batch(graph, runtime))
 
 
 def _offer(path: Path) -> str:
@@ -271,7 +292,7 @@ def _digest(path: Path) -> bytes:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
-def _shown(shape: tuple[int | None, ...]) -> str:
+def _shown(shape: Shape) -> str:
     return "(" + ", ".join("any" if side is None else str(side) for side in shape) + ")"
 
 
