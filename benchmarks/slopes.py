@@ -3,8 +3,9 @@
 python benchmarks/slopes.py [--results NAME] --case MODEL,WEIGHTS,DATA,THREAT [--case ...]
 
 Of twelve samples' medians: the slope along the gradient as a share of the steepest; how many times as fast as the gradient
-says the margin rises along it nearby ("-" where in proportion, or the surface is not straight there); and what of that lasts
-over the threat's scale ("-" where the threat is too small to tell).
+says the margin rises along it nearby ("-" where in proportion, or the surface is not straight there); what of that lasts
+over the threat's scale ("-" where the threat is too small to tell); and the cosine of the slopes along random directions and
+those that the gradient says ("-" where the surface is not straight).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def measured(case: str) -> list[str]:
         with torch.no_grad():
             right = target.logits(x).argmax(1) == y
         found = slope.uphill(target, x[right], y[right], threat)
-    figures = (found.share, found.excess, found.lasting)
+    figures = (found.share, found.excess, found.lasting, found.alike)
     return [f"{name} {threat}", *("-" if figure != figure else f"{figure:.2f}" for figure in figures)]
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--case", action="append", required=True, metavar="MODEL,WEIGHTS,DATA,THREAT")
     parser.add_argument("--results", metavar="NAME")
     options = parser.parse_args()
-    heads = ("model and threat", "share of the steepest", "times what the gradient says", "lasting")
+    heads = ("model and threat", "share of the steepest", "times what the gradient says", "lasting", "cosine")
     table = tabulate([measured(case) for case in options.case], heads, "github", disable_numparse=True)
     foot = f"{hardware()}\nCommand: python benchmarks/slopes.py, with the cases named in the rows."
     text = f"# Slopes of honest models\n\n{table}\n\n{foot}\n"

@@ -29,9 +29,7 @@ MOST: Final = (
     1.5  # times what the gradient says: honest models rise as it says (benchmarks/results/slopes-cpu.md)
 )
 LASTING: Final = 0.3  # of the rise nearby, over the threat's scale
-ALIKE: Final = (
-    0.9  # cosine; honest models of 60 kinds measured from .96, a gradient of half of the pixels .6 to .85
-)
+ALIKE: Final = 0.9  # cosine; honest models measured from .96 (benchmarks/results/slopes-cpu.md)
 _IN_PROPORTION: Final = (
     1.05  # quartiles of the samples: a gradient that is only scaled leads where the slope does
 )
