@@ -1,0 +1,114 @@
+"""Models with something around a net, small nets with something inside, and what the first checks say of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robust.diagnose import PREFLIGHT_SAMPLES, preflight
+from robust.sources import load_data
+from robust.target import Target
+from robust.threat import Threat
+
+
+class Wrap(nn.Module):
+    """A model with something in front of it and behind it."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        before: Callable[[Tensor], Tensor] = lambda x: x,
+        after: Callable[[Tensor], Tensor] = lambda z: z,
+    ) -> None:
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.net(self.before(x)))
+
+
+def with_gradient(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Passes inputs through, and changes what autograd brings back."""
+
+    class Changed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            return change(gradient)
+
+    def through(x: Tensor) -> Tensor:
+        out: Tensor = Changed.apply(x)  # type: ignore[no-untyped-call]
+        return out
+
+    return through
+
+
+def seen_first(model: nn.Module, digits: tuple[Tensor, Tensor], threat: str = "linf:0.1") -> list[str]:
+    """Names of what is found before the attacks, on as many samples as they look at."""
+    x, y = (part[:PREFLIGHT_SAMPLES] for part in digits)
+    with Target(model.eval(), device="cpu") as target:
+        return [finding.check for finding in preflight(target, x, y, Threat.parse(threat)).findings]
+
+
+def straight_through(hard: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A step function with the gradient of the identity."""
+    return lambda x: x + (hard(x) - x).detach()
+
+
+def levels(most: int) -> Callable[[Tensor], Tensor]:
+    return straight_through(lambda x: (x * most).round() / most)
+
+
+class Apply(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def trained_with(
+    activation: nn.Module, front: nn.Module | None = None, features: int = 64, epochs: int = 30
+) -> nn.Module:
+    """A small net trained on digits with the thing in place."""
+    data = load_data("builtin:digits:train")
+    x, y = data.rows(slice(None)), data.y
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            front or nn.Flatten(), nn.Linear(features, 64), activation, nn.Linear(64, 64), activation, nn.Linear(64, 10)
+        )  # fmt: skip
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        for _ in range(epochs):
+            for rows in torch.randperm(len(x)).split(128):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+                optimizer.step()
+    return model.eval()
+
+
+@functools.cache
+def rectified() -> nn.Module:
+    """That net with ReLU, and nothing else."""
+    return trained_with(nn.ReLU())
+
+
+class PartlyDetached(nn.Module):
+    """Three columns of eight have a gradient."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(torch.cat([x[..., :3], x[..., 3:].detach()], -1))
+        return out
