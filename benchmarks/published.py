@@ -8,7 +8,10 @@ the small CNN for MNIST. From the verifiers' competitions (github.com/stanleybak
 vnncomp2022_benchmarks and vnncomp2024_benchmarks, github.com/shizhouxing/ViT_vnncomp2023) and COLT (github.com/eth-sri/colt):
 ONNX files, each with the normalisation that it expects. From fast adversarial training (Wong et al. 2020,
 github.com/locuslab/fast_adversarial, MNIST/models): CNN-A. From advertorch (github.com/BorealisAI/advertorch): LeNet5.
-The files are not part of this project.
+From Salman et al. 2019 (github.com/Hadisalman/robust-verify-benchmark, weights): perceptrons of two and nine hidden layers,
+CNN-A, wide and deep nets, those for CIFAR-10 behind Wong et al.'s normalisation. From MMR-Universal (Croce & Hein 2020,
+github.com/fra31/mmr-universal, first commit, .mat files, of which the first linear layer takes rows, columns, channels): CNN-A,
+for CIFAR-10 without a normalisation. The files are not part of this project.
 """
 
 from __future__ import annotations
@@ -57,6 +60,69 @@ def cifar_cnn_a() -> nn.Module:
 
 def cifar_wong_small() -> nn.Module:
     return _Normalized(_WONG, *_layers(3, 32))
+
+
+def cifar_small() -> nn.Module:
+    return nn.Sequential(*_layers(3, 32))
+
+
+def _wide(channels: int, side: int, width: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels, 4 * width, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(4 * width, 8 * width, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * width * (side // 4) ** 2, 128 * width), nn.ReLU(), nn.Linear(128 * width, 10),
+    ]  # fmt: skip
+
+
+def mnist_wide_1() -> nn.Module:
+    return nn.Sequential(*_wide(1, 28, 1))
+
+
+def mnist_wide_2() -> nn.Module:
+    return nn.Sequential(*_wide(1, 28, 2))
+
+
+def mnist_wide_4() -> nn.Module:
+    return nn.Sequential(*_wide(1, 28, 4))
+
+
+def cifar_wide_1() -> nn.Module:
+    return _Normalized(_WONG, *_wide(3, 32, 1))
+
+
+def cifar_wide_2() -> nn.Module:
+    return _Normalized(_WONG, *_wide(3, 32, 2))
+
+
+def mnist_deep_1() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 16, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16 * 49, 100), nn.ReLU(), nn.Linear(100, 10),
+    )  # fmt: skip
+
+
+def mnist_deep_2() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(16 * 49, 100), nn.ReLU(), nn.Linear(100, 10),
+    )  # fmt: skip
+
+
+def _perceptron(hidden: int) -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(784, 100), nn.ReLU()]
+    for _ in range(hidden - 1):
+        layers += [nn.Linear(100, 100), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(100, 10))
+
+
+def mnist_mlp_2_100() -> nn.Module:
+    return _perceptron(2)
+
+
+def mnist_mlp_9_100() -> nn.Module:
+    return _perceptron(9)
 
 
 def mnist_madry_tiny() -> nn.Module:
