@@ -127,13 +127,14 @@ def standard(threat: Threat) -> list[Stage]:
     brought nearer; from outside towards five where the logits do not tell one class from another; 8 towards the other
     classes of what came near, hops from the best point of that, or from outside much nearer than before, a long ascent
     of what is nearest, and random search. l2 (version 24): 7 steps on the margin, and FAB, which ends early where the
-    surface is straight; 6 from outside towards the likeliest classes; the same ratio; ascents and hops from the nearest
-    break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
-    disagree or the boundary is near, steps towards nine classes, and random search as a probe. A survivor costs some
-    tens to some hundreds of passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 23): 7 steps on the
-    margin, which reach what is straight; APGD, which comes in from outside, on two losses, from 4 and from 16 times the
-    radius; from six more starts where the latter came nearer, where they came near from nine, and towards three classes;
-    longer, and towards nine, where the logits do not tell; FAB towards nine of what is near; random search as a probe.
+    surface is straight; 6 from outside towards the likeliest classes; the same ratio, and where the logits do not tell
+    30 steps on the margin; ascents and hops from the nearest break outside brought into the ball, ascents from far
+    outside inwards and FAB towards more classes where the two disagree or the boundary is near, steps towards nine
+    classes, and random search as a probe. A survivor costs some tens to some hundreds of passes, the more the nearer it
+    is, against some 9,760 of AutoAttack. l1 (version 23): 7 steps on the margin, which reach what is straight; APGD, which
+    comes in from outside, on two losses, from 4 and from 16 times the radius; from six more starts where the latter came
+    nearer, where they came near from nine, and towards three classes; longer, and towards nine, where the logits do not
+    tell; FAB towards nine of what is near; random search as a probe.
     l0 (version 19): sigma-zero, and random search for all; where these came near, sigma-zero for longer and a search by
     swaps. spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says
     whether gradients tell.
@@ -214,9 +215,13 @@ def _linf() -> list[Stage]:
 
 
 # In l2 these are looked at from outside: on a rugged surface more of what is near is seen from three times the radius than
-# from within, and classes that are level need no look of their own.
+# from within.
 _CLASSES_OUTSIDE: Final = Stage(
     BasinHopping(steps=6, targets=5, odi_steps=1, radii=(3, 1), worth=0.7, near=None, hops=0)
+)
+# Where classes are level or nearly so, an ascent stays on a plateau for a dozen steps, and then rises at once.
+_PAST_PLATEAU: Final = Stage(
+    PGD(steps=30, loss="margin", schedule="cosine", random_start=False), level=(0.15, 0)
 )
 # From the far ends of the box inwards, and from less far.
 _FAR: Final = BasinHopping(
@@ -244,6 +249,7 @@ def _l2() -> list[Stage]:
         _CLASSES_OUTSIDE,
         _OFF_PLATEAU,
         replace(_FROM_PLATEAU, near=0.9),
+        _PAST_PLATEAU,
         Stage(_SECOND, within=1.5, beyond=6, ahead=0.1, behind=0.25),
         # Where gradients inside see nothing, the boundary is found from outside or not at all.
         Stage(replace(_TO_BOUNDARY, targets=6, skip=2, abreast=True), behind=0.55),
