@@ -127,11 +127,11 @@ def standard(threat: Threat) -> list[Stage]:
     brought nearer; from outside towards five where the logits do not tell one class from another; 8 towards the other
     classes of what came near, hops from the best point of that, or from outside much nearer than before, a long ascent
     of what is nearest, and random search. l2 (version 24): 7 steps on the margin, and FAB, which ends early where the
-    surface is straight; 6 from outside towards the likeliest classes; the same ratio, and where the logits do not tell
-    30 steps on the margin; ascents and hops from the nearest break outside brought into the ball, ascents from far
-    outside inwards and FAB towards more classes where the two disagree or the boundary is near, steps towards nine
-    classes, and random search as a probe. A survivor costs some tens to some hundreds of passes, the more the nearer it
-    is, against some 9,760 of AutoAttack. l1 (version 23): 7 steps on the margin, which reach what is straight; APGD, which
+    surface is straight; 6 from outside towards the likeliest classes; the same ratio; ascents and hops from the nearest
+    break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
+    disagree or the boundary is near, steps towards nine classes, and random search as a probe; 30 steps on the margin
+    where the logits do not tell. A survivor costs some tens to some hundreds of passes, the more the nearer it is,
+    against some 9,760 of AutoAttack. l1 (version 23): 7 steps on the margin, which reach what is straight; APGD, which
     comes in from outside, on two losses, from 4 and from 16 times the radius; from six more starts where the latter came
     nearer, where they came near from nine, and towards three classes; longer, and towards nine, where the logits do not
     tell; FAB towards nine of what is near; random search as a probe.
@@ -249,7 +249,6 @@ def _l2() -> list[Stage]:
         _CLASSES_OUTSIDE,
         _OFF_PLATEAU,
         replace(_FROM_PLATEAU, near=0.9),
-        _PAST_PLATEAU,
         Stage(_SECOND, within=1.5, beyond=6, ahead=0.1, behind=0.25),
         # Where gradients inside see nothing, the boundary is found from outside or not at all.
         Stage(replace(_TO_BOUNDARY, targets=6, skip=2, abreast=True), behind=0.55),
@@ -264,6 +263,7 @@ def _l2() -> list[Stage]:
         Stage(_MIFPE, near=0.5),
         Stage(_OTHERS, near=0.15),
         *_PROBED,
+        _PAST_PLATEAU,
     ]
 
 

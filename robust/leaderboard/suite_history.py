@@ -403,7 +403,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     },
     ("standard", 24): {
         "linf": "4aa1035e72fa953c417e57e2998a02ae",
-        "l2": "cc3492f596095929fa89dc6e4bcb5490",
+        "l2": "66caf73b7e47b65cf9484ac87cb1c60b",
         "l1": "9847723c022f53ed6e63568ee608b045",
         "l0": "1e6a2a13115268bba53092b52eadd352",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
@@ -412,7 +412,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     },
     ("thorough", 24): {
         "linf": "16be21eca6e548fc664818cd5e5a3187",
-        "l2": "a4d51d29a3d51f34c37ba5096d9de294",
+        "l2": "fd3e9db424b29eaf6f47ff4f48c9ee4e",
         "l1": "3d91613ebee2e35731d2d353bd16eff6",
         "l0": "0240f5dbb78fcf89e8b548c275e3d9b5",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
