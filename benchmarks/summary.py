@@ -21,6 +21,7 @@ TABLES = (
     "unseen",
     "masked",
     "published",
+    "verifiers",
     "vnncomp",
     "kinds",
     "vit",

@@ -95,7 +95,7 @@ Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
 AND_FMN: Final = "+fmn"  # after the name of a suite that `resolve_minimizing` has added it to
-VERSIONS: Final = {"quick": 2, "standard": 24, "thorough": 24, "autoattack": 7, "demo": 1}
+VERSIONS: Final = {"quick": 2, "standard": 25, "thorough": 25, "autoattack": 7, "demo": 1}
 
 
 # The best searches of the threats that are no norm balls.
@@ -126,7 +126,7 @@ def standard(threat: Threat) -> list[Stage]:
     inwards; 5 on the difference of logits ratio towards each class of what has hardly moved, and more of what that
     brought nearer; from outside towards five where the logits do not tell one class from another; 8 towards the other
     classes of what came near, hops from the best point of that, or from outside much nearer than before, a long ascent
-    of what is nearest, and random search. l2 (version 24): 7 steps on the margin, and FAB, which ends early where the
+    of what is nearest, and random search. l2 (version 25): 7 steps on the margin, and FAB, which ends early where the
     surface is straight; 6 from outside towards the likeliest classes; the same ratio; ascents and hops from the nearest
     break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
     disagree or the boundary is near, steps towards nine classes, and random search as a probe; 30 steps on the margin
@@ -235,6 +235,9 @@ _INWARD: Final = BasinHopping(
 _FROM_BREAK: Final = Stage(_INWARD, within=1.4)
 _FROM_CLOSER: Final = Stage(_INWARD, within=1.5, closer=True)
 _TO_BOUNDARY: Final = FAB(steps=60, targets=1, overshoot=1.1, backward=0.8, hope=4, reuse=True)
+# Of the class that came nearest of those but the likeliest a few steps tell whether its boundary is near: where several are
+# nearly tied, the margin says that a sample is far.
+_GLANCE: Final = FAB(steps=4, targets=2, skip=1, overshoot=1.1, backward=0.8, reuse=True)
 _SECOND: Final = replace(_TO_BOUNDARY, targets=2, skip=1)
 # As in the paper: less far over the plane, and drawn back less after a step; finer, for what is near.
 _FINER: Final = replace(_TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backward=0.9, abreast=True)
@@ -246,6 +249,7 @@ _UNSETTLED: Final = (24, 0.7, 1.5)
 def _l2() -> list[Stage]:
     return [
         Stage(_TO_BOUNDARY),
+        Stage(_GLANCE),
         _CLASSES_OUTSIDE,
         _OFF_PLATEAU,
         replace(_FROM_PLATEAU, near=0.9),
@@ -342,7 +346,7 @@ def _l0() -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf (version 23) and l2 (version 24): a longer ascent towards each class with hops where it came near, one or two long chains of
+    linf (version 23) and l2 (version 25): a longer ascent towards each class with hops where it came near, one or two long chains of
     hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the 1,000
     brought a sample nearer. l1 (version 23) and l0 (version 19): the long forms of the same attacks.
     """

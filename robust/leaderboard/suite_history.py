@@ -419,4 +419,22 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
+    ("standard", 25): {
+        "linf": "4aa1035e72fa953c417e57e2998a02ae",
+        "l2": "e0c644d18afaffe8593e060f35a2e884",
+        "l1": "9847723c022f53ed6e63568ee608b045",
+        "l0": "1e6a2a13115268bba53092b52eadd352",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("thorough", 25): {
+        "linf": "16be21eca6e548fc664818cd5e5a3187",
+        "l2": "53d1b4e2a1821beb9c2b4d85c999d690",
+        "l1": "3d91613ebee2e35731d2d353bd16eff6",
+        "l0": "0240f5dbb78fcf89e8b548c275e3d9b5",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
 }
