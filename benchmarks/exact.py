@@ -6,7 +6,7 @@
 Nets are affine layers and ReLUs in a row, threats are linf. Linear relaxation (CROWN, Zhang et al. 2018, arXiv 1811.00866)
 says which ReLUs are open or closed all over the threat, and which classes cannot be reached there; for the others a
 mixed-integer program (Tjeng et al. 2019, arXiv 1711.07356) looks for a point at which the class is ahead of the label, with
-HiGHS, for at most --seconds. If there is none, the sample is verified. A point counts as broken where the model itself
+HiGHS, for at most --seconds. If there is none, up to the solver's tolerances, the sample is verified. A point counts as broken where the model itself
 misclassifies it; what is open for want of time, or within rounding, is undecided. DIR holds the public `autoattack`.
 """
 
@@ -16,7 +16,6 @@ import argparse
 import copy
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
-from verdict import case_of, hardware, own, public_autoattack
+from verdict import case_of, own, public_autoattack, write_table
 
 from robust.threat import Threat
 
@@ -189,7 +188,9 @@ def _relus(
 def examine(
     model: nn.Module, parts: Sequence[Part], x: Tensor, label: int, threat: Threat, seconds: float
 ) -> Answer:
-    """Of a sample (1, *shape) that the model classifies as its label."""
+    """Of a sample (1, *shape) that the model classifies as its label; a threat of linf in the unit box."""
+    if threat.norm != "linf":
+        raise SystemExit(f"exact: expected a threat of linf, got {threat}")
     low, high = (
         edge.flatten().double().numpy()
         for edge in ((x - threat.radius).clamp(min=0), (x + threat.radius).clamp(max=1))
@@ -253,22 +254,14 @@ def main() -> None:
         f"| model and threat | classified | public AutoAttack leaves | {options.suite} leaves | of these verified | broken | undecided | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    print("\n".join(lines), flush=True)
     public = " --auto-attack DIR" * bool(options.auto_attack)
     command = f"python benchmarks/exact.py{public} --suite {options.suite} --limit {options.limit} --seconds {options.seconds:g}"
-    foot = [
-        "",
-        f"{hardware()} {options.note}".strip(),
+    write_table(
+        lines,
         f"Command: {command}, with the cases named in the rows.",
-    ]
-    for case in options.case:
-        lines.append(row(case, options))
-        print(lines[-1], flush=True)
-        if options.results:  # after every case: a long run that is cut off keeps what it has
-            (Path(__file__).parent / "results" / f"{options.results}.md").write_text(
-                "\n".join(lines + foot) + "\n"
-            )
-    print("\n".join(foot), flush=True)
+        lambda case: [row(case, options)],
+        options,
+    )
 
 
 if __name__ == "__main__":

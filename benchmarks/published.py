@@ -41,12 +41,15 @@ class _Normalized(nn.Sequential):
         return out
 
 
-def _layers(channels: int, side: int) -> list[nn.Module]:
-    """CNN-A, which is Wong et al.'s small net as well."""
+def _layers(
+    channels: int, side: int, widths: tuple[int, int] = (16, 32), hidden: int = 100
+) -> list[nn.Module]:
+    """Two strided convolutions and two linear layers: CNN-A, which is Wong et al.'s small net as well, unless told otherwise."""
+    first, second = widths
     return [
-        nn.Conv2d(channels, 16, 4, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(32 * (side // 4) ** 2, 100), nn.ReLU(), nn.Linear(100, 10),
+        nn.Conv2d(channels, first, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(first, second, 4, stride=2, padding=1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(second * (side // 4) ** 2, hidden), nn.ReLU(), nn.Linear(hidden, 10),
     ]  # fmt: skip
 
 
@@ -67,11 +70,7 @@ def cifar_small() -> nn.Module:
 
 
 def _wide(channels: int, side: int, width: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(channels, 4 * width, 4, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(4 * width, 8 * width, 4, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(8 * width * (side // 4) ** 2, 128 * width), nn.ReLU(), nn.Linear(128 * width, 10),
-    ]  # fmt: skip
+    return _layers(channels, side, (4 * width, 8 * width), 128 * width)
 
 
 def mnist_wide_1() -> nn.Module:
@@ -95,11 +94,7 @@ def cifar_wide_2() -> nn.Module:
 
 
 def mnist_deep_1() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 4, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(8, 16, 4, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(16 * 49, 100), nn.ReLU(), nn.Linear(100, 10),
-    )  # fmt: skip
+    return nn.Sequential(*_layers(1, 28, (8, 16)))
 
 
 def mnist_deep_2() -> nn.Module:

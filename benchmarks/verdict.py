@@ -268,6 +268,24 @@ def _name(weights: str) -> str:
     return path.parent.name if path.stem == "weights" else path.stem
 
 
+def write_table(
+    head: Sequence[str], command: str, rows_of: Callable[[str], list[str]], options: argparse.Namespace
+) -> None:
+    """Print a table case by case, and keep it under results/ where --results names it."""
+    lines = list(head)
+    print("\n".join(lines), flush=True)
+    foot = ["", f"{hardware()} {options.note}".strip(), command]
+    for case in options.case:
+        rows = rows_of(case)
+        print("\n".join(rows), flush=True)
+        lines += rows
+        if options.results:  # after every case: a long run that is cut off keeps what it has
+            (Path(__file__).parent / "results" / f"{options.results}.md").write_text(
+                "\n".join(lines + foot) + "\n"
+            )
+    print("\n".join(foot), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", action="append", required=True, metavar="MODEL,WEIGHTS,DATA,THREAT")
@@ -288,17 +306,7 @@ def main() -> None:
         "| model and threat | suite | robust % | broken here only | left here only | forwards | backwards | seconds | overhead |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    print("\n".join(lines), flush=True)
-    foot = ["", f"{hardware()} {options.note}".strip(), _command(options)]
-    for case in options.case:
-        rows = compare(case, options)
-        print("\n".join(rows), flush=True)
-        lines += rows
-        if options.results:  # after every case: a long run that is cut off keeps what it has
-            (Path(__file__).parent / "results" / f"{options.results}.md").write_text(
-                "\n".join(lines + foot) + "\n"
-            )
-    print("\n".join(foot), flush=True)
+    write_table(lines, _command(options), lambda case: compare(case, options), options)
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def _linf() -> list[Stage]:
 _CLASSES_OUTSIDE: Final = Stage(
     BasinHopping(steps=6, targets=5, odi_steps=1, radii=(3, 1), worth=0.7, near=None, hops=0)
 )
-# Where classes are level or nearly so, an ascent stays on a plateau for a dozen steps, and then rises at once.
+# Where classes are level or nearly so, an ascent may stay on a plateau for longer than elsewhere, and then rise at once.
 _PAST_PLATEAU: Final = Stage(
     PGD(steps=30, loss="margin", schedule="cosine", random_start=False), level=(0.15, 0)
 )
@@ -346,9 +346,9 @@ def _l0() -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf (version 23) and l2 (version 25): a longer ascent towards each class with hops where it came near, one or two long chains of
-    hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the 1,000
-    brought a sample nearer. l1 (version 23) and l0 (version 19): the long forms of the same attacks.
+    linf (version 23) and l2 (version 25): a longer ascent towards each class with hops where it came near, one or two
+    long chains of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
+    where the 1,000 brought a sample nearer. l1 (version 23) and l0 (version 19): the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from wrapped import trained
 
 import robust
-from robust.sources import load_data
 from robust.threat import Threat
 
 THREAT = Threat.parse("linf:0.08")
@@ -29,20 +29,13 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> Any:
 @functools.cache
 def small() -> nn.Module:
     """A convolution and two linear layers with 54 ReLUs, trained on digits."""
-    data = load_data("builtin:digits:train")
-    x, y = data.rows(slice(None)), data.y
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(
+    return trained(
+        lambda: nn.Sequential(
             nn.Conv2d(1, 2, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 22), nn.ReLU(), nn.Linear(22, 10)
-        )  # fmt: skip
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        for _ in range(15):
-            for rows in torch.randperm(len(x)).split(128):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
-                optimizer.step()
-    return model.eval()
+        ),
+        rate=1e-2,
+        epochs=15,
+    )  # fmt: skip
 
 
 def test_standard_leaves_standing_what_nothing_can_break(exact: Any, digits: tuple[Tensor, Tensor]) -> None:
@@ -74,12 +67,18 @@ def test_bounds_hold_all_over_the_threat(exact: Any, digits: tuple[Tensor, Tenso
             before = model[0](at).flatten(1).numpy()
             assert np.all((inner[0].low - 1e-4 <= before) & (before <= inner[0].high + 1e-4))
     reached = model[0](corners).flatten(1).detach().numpy().max(0)
-    assert np.all(
-        reached > (inner[0].low + inner[0].high) / 2 - 1e-4
-    )  # of the first layer's inputs they are tight
+    middle = (inner[0].low + inner[0].high) / 2
+    assert np.all(reached > middle - 1e-4)  # of the first layer's inputs they are tight
 
 
 @pytest.mark.parametrize("layer", [nn.Tanh(), nn.MaxPool2d(2)])
 def test_nets_of_other_layers_are_refused(layer: nn.Module, exact: Any) -> None:
     with pytest.raises(SystemExit, match=f"expected affine layers and ReLUs, got {type(layer).__name__}"):
         exact.parts_of(nn.Sequential(layer, nn.Flatten(), nn.Linear(16, 2)), (1, 8, 8))
+
+
+def test_other_threats_are_refused(exact: Any, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = digits
+    parts = exact.parts_of(small(), x.shape[1:])
+    with pytest.raises(SystemExit, match=r"expected a threat of linf, got l2:0\.5"):
+        exact.examine(small(), parts, x[:1], int(y[0]), Threat.parse("l2:0.5"), 1.0)

@@ -76,24 +76,29 @@ class Apply(nn.Module):
         return self.function(x)
 
 
-def trained_with(
-    activation: nn.Module, front: nn.Module | None = None, features: int = 64, epochs: int = 30
-) -> nn.Module:
-    """A small net trained on digits with the thing in place."""
+def trained(build: Callable[[], nn.Module], *, rate: float = 3e-3, epochs: int = 30) -> nn.Module:
+    """A small net trained on digits."""
     data = load_data("builtin:digits:train")
     x, y = data.rows(slice(None)), data.y
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(
-            front or nn.Flatten(), nn.Linear(features, 64), activation, nn.Linear(64, 64), activation, nn.Linear(64, 10)
-        )  # fmt: skip
-        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        model = build()
+        optimizer = torch.optim.Adam(model.parameters(), rate)
         for _ in range(epochs):
             for rows in torch.randperm(len(x)).split(128):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
                 optimizer.step()
     return model.eval()
+
+
+def trained_with(activation: nn.Module, front: nn.Module | None = None, features: int = 64) -> nn.Module:
+    """One with the thing in place."""
+    return trained(
+        lambda: nn.Sequential(
+            front or nn.Flatten(), nn.Linear(features, 64), activation, nn.Linear(64, 64), activation, nn.Linear(64, 10)
+        )
+    )  # fmt: skip
 
 
 @functools.cache
