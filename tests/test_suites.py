@@ -373,6 +373,36 @@ def test_what_margins_do_not_see_from_a_plateau_is_broken(threat: str) -> None:
     assert off["survived"] == 0
 
 
+class LevelClasses(nn.Module):
+    """Nine classes are as unlikely as one another, and gain alike, each along its own signs; the least likely alone has an edge."""
+
+    def __init__(self, length: float) -> None:
+        super().__init__()
+        signs = torch.randint(0, 2, (9, 64), generator=torch.Generator().manual_seed(1)) * 2.0 - 1
+        self.along = signs / length
+
+    def forward(self, x: Tensor) -> Tensor:
+        moved = (x.flatten(1) - 0.5) @ self.along.T
+        edge = 6 * (moved[:, 8:] - 0.5).clamp_min(0)
+        label = torch.ones_like(edge)
+        return torch.cat([label, 0.2 + 0.15 * moved[:, :8], 0.199 + 0.15 * moved[:, 8:] + edge], 1)
+
+
+@pytest.mark.parametrize(("threat", "length"), [("linf:0.1", 64 * 0.1), ("l2:0.8", 8 * 0.8)])
+def test_where_the_logits_tell_no_class_from_another_all_are_tried(threat: str, length: float) -> None:
+    """Ascents on any loss of all classes go along the signs of several, and steps towards a few likeliest classes miss the one."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.5 + 0.002 * torch.randn(12, 1, 8, 8, generator=generator)
+    data = x, torch.zeros(12, dtype=torch.int64)
+    report = robust.evaluate(LevelClasses(length), data, threat=threat, device="cpu")
+    assert report.robust_accuracy == 0
+    (towards_nine,) = (
+        attack for attack in report.attacks if attack["selection"].get("level") and attack["broke"]
+    )
+    assert towards_nine["label"] == "apgd(steps=5,targets=9)"
+    assert towards_nine["broke"] == 12
+
+
 @pytest.mark.parametrize("suite", [3, APGD, None])
 def test_a_suite_of_the_wrong_type_is_named(
     suite: object, net: nn.Module, digits: tuple[Tensor, Tensor]
