@@ -348,6 +348,11 @@ class Oracle:
         """Which copy of its sample a live row is, (N,): 0 where there is but one."""
         return self._rows % self._live.copies
 
+    @property
+    def originals(self) -> Tensor:
+        """Of which row that was live when the copies were made a live row is one, (N,)."""
+        return self._rows // self._live.copies
+
     # -- for attacks of other libraries ---------------------------------------------------------
 
     @property

@@ -24,6 +24,7 @@ from robust.attacks import (
     SparseRS,
     SpatialGrid,
     Square,
+    SquareAscent,
     SwapSearch,
     make_attack,
 )
@@ -95,7 +96,7 @@ Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
 AND_FMN: Final = "+fmn"  # after the name of a suite that `resolve_minimizing` has added it to
-VERSIONS: Final = {"quick": 2, "standard": 25, "thorough": 25, "autoattack": 7, "demo": 1}
+VERSIONS: Final = {"quick": 2, "standard": 26, "thorough": 26, "autoattack": 7, "demo": 1}
 
 
 # The best searches of the threats that are no norm balls.
@@ -122,15 +123,15 @@ def quick(threat: Threat) -> list[Stage]:
 def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
-    linf (version 23): 10 steps each on the margin and on mifpe, 5 towards the likeliest classes, and 12 from outside
-    inwards; 5 on the difference of logits ratio towards each class of what has hardly moved, and more of what that
-    brought nearer; from outside towards five where the logits do not tell one class from another; 8 towards the other
-    classes of what came near, hops from the best point of that, or from outside much nearer than before, a long ascent
-    of what is nearest, and random search. l2 (version 25): 7 steps on the margin, and FAB, which ends early where the
+    linf (version 26): 10 steps each on the margin and on mifpe, 5 towards the likeliest classes, and 12 from outside
+    inwards, with hops from the best point of what that brought near, or much nearer than before; 5 on the difference of
+    logits ratio towards each class of what has hardly moved, and more of what that brought nearer; from outside towards
+    five where the logits do not tell one class from another; 8 towards the other classes of what came near, random search
+    as a probe, and of what is near random search and ascents in turns. l2 (version 26): 7 steps on the margin, and FAB, which ends early where the
     surface is straight; 6 from outside towards the likeliest classes; the same ratio; ascents and hops from the nearest
     break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the two
-    disagree or the boundary is near, steps towards nine classes, and random search as a probe; 30 steps on the margin
-    where the logits do not tell. A survivor costs some tens to some hundreds of passes, the more the nearer it is,
+    disagree or the boundary is near, steps towards nine classes, and random search as a probe, and of what is near
+    random search and ascents in turns; 30 steps on the margin where the logits do not tell. A survivor costs some tens to some hundreds of passes, the more the nearer it is,
     against some 9,760 of AutoAttack. l1 (version 23): 7 steps on the margin, which reach what is straight; APGD, which
     comes in from outside, on two losses, from 4 and from 16 times the radius; from six more starts where the latter came
     nearer, where they came near from nine, and towards three classes; longer, and towards nine, where the logits do not
@@ -154,12 +155,6 @@ _MIFPE: Final = PGD(steps=10, loss="mifpe", schedule="cosine")
 _HOPS: Final = BasinHopping(
     steps=20, targets=2, odi_steps=5, radii=(2, 1), near=None, hop_steps=14, hop_odi_steps=0, push=1
 )
-# Side by side, pushes to the corners of the ball at most and half as wide, each with one step along random logits: for
-# surfaces that gradients within the ball see little of, as on nets trained against large linf radii.
-_WIDE_HOPS: Final = replace(
-    _HOPS, targets=1, radii=(1,), hops=8, hop_odi_steps=1, push=(2, 1), chains=2, hope=4
-)
-_CHAIN: Final = Stage(replace(_HOPS, targets=1), near=0.2)
 # For all an ascent from outside. Hops are for what is near, and for what this brought nearer by much than gradients inside
 # could: where those are masked, hops break samples that seemed far.
 _FROM_OUTSIDE: Final = replace(_HOPS, steps=12, targets=1, odi_steps=0, near=0.2, gained=0.05)
@@ -167,10 +162,6 @@ _FROM_OUTSIDE: Final = replace(_HOPS, steps=12, targets=1, odi_steps=0, near=0.2
 _MOVED: Final = Stage(Square(queries=2000, proposals=8), follows=True)
 _PROBE: Final = Square(queries=100, proposals=4)
 _WIDE_STARTS: Final = APGD(steps=30, restarts=9, loss="margin", outside=16)
-# Where gradients see the surface well, squares fall behind them in the first hundred queries.
-_SQUARES: Final = Square(queries=2000, proposals=8, pace=0.025)
-
-
 # Where logits hardly move, as on a plateau, the label's own slope leads nowhere. The targeted difference of logits ratio
 # leaves it out, as long as the label is ahead, and climbs towards each class by what the others tell. Where all other
 # classes are level at the sample, as where one is as unlikely as the next, their order says nothing, and any may break.
@@ -195,6 +186,11 @@ _OTHERS: Final = MultiTargeted(steps=8, odi_steps=1)
 _PROBED: Final = [Stage(_PROBE, near=0.03, share=0.03), _MOVED]
 
 
+# From where random search stands ascents reach hills that those from x, from outside and from pushes do not, on rugged
+# surfaces more of them than hops at the same cost.
+_UP_FROM_SQUARES: Final = SquareAscent(rounds=4, queries=64, steps=12, pace=0.03)
+
+
 def _linf() -> list[Stage]:
     return [
         Stage(_MIFPE),
@@ -205,12 +201,8 @@ def _linf() -> list[Stage]:
         Stage(_FROM_OUTSIDE),
         # Three had their turn at all that is near.
         Stage(replace(_OTHERS, skip=3), near=0.1),
-        # Farther off these hops find next to nothing.
-        Stage(replace(_HOPS, steps=25, finish=80), near=0.08),
-        Stage(_WIDE_HOPS, near=0.05),
-        Stage(_SQUARES, near=0.3, share=0.03),
-        # What squares brought nearer than all gradients did is searched on.
-        Stage(Square(queries=4000, proposals=8), near=0.03, follows=True),
+        *_PROBED,
+        Stage(replace(_UP_FROM_SQUARES, rounds=6, queries=128, steps=20, pace=0.025), near=0.25),
     ]
 
 
@@ -265,8 +257,9 @@ def _l2() -> list[Stage]:
         Stage(replace(_FAR, near=0.15, hops=4), near=0.13, ahead=0.1),
         # Ascents on the margin go towards the class that is ahead where they are; this sees them all.
         Stage(_MIFPE, near=0.5),
-        Stage(_OTHERS, near=0.15),
+        Stage(_OTHERS, near=0.1),
         *_PROBED,
+        Stage(_UP_FROM_SQUARES, near=0.1),
         _PAST_PLATEAU,
     ]
 
@@ -301,8 +294,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
         _FROM_PLATEAU,
         _ANY_CLASS,
         Stage(_FROM_OUTSIDE),
-        _CHAIN,
-        Stage(_WIDE_HOPS, near=0.05),
+        Stage(_UP_FROM_SQUARES, near=0.2),
         Stage(Square(queries=48, proposals=4), near=0.1),
         _MOVED,
     ]
@@ -346,7 +338,7 @@ def _l0() -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf (version 23) and l2 (version 25): a longer ascent towards each class with hops where it came near, one or two
+    linf and l2 (version 26): a longer ascent towards each class with hops where it came near, one or two
     long chains of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
     where the 1,000 brought a sample nearer. l1 (version 23) and l0 (version 19): the long forms of the same attacks.
     """
@@ -365,6 +357,7 @@ def _longer(threat: Threat) -> list[Stage]:
     return [
         *(_longer_l2() if threat.norm == "l2" else _longer_linf()),
         *_all(APGD(), APGD(loss="dlr")),
+        Stage(SquareAscent(rounds=12), near=0.4),
         *_WIDENED,
     ]
 
@@ -388,7 +381,8 @@ def _longer_l2() -> list[Stage]:
     chain = BasinHopping(steps=60, targets=9, radii=(4, 3, 2, 1.5, 1), hops=20, near=0.4, hope=None)
     return [
         Stage(chain),
-        Stage(FAB(), near=0.7),
+        # On nets trained to be certified in linf only many short steps of FAB, towards several classes, come near in l2.
+        Stage(FAB(), near=0.95),
         Stage(replace(chain, targets=4, radii=(6, 4, 2.5, 1.6, 1.2, 1), hop_steps=20), near=0.4),
         Stage(replace(chain, targets=4, odi_steps=5, hop_steps=25), near=0.25),
     ]

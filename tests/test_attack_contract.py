@@ -45,6 +45,7 @@ CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attac
     "sparse-rs": {"queries": 300, "proposals": 2},
     "swap-search": {"queries": 300, "alone": 64, "kept": 8, "fresh": 4, "swaps": 8, "at_once": 4},
     "square": {"queries": 300, "proposals": 2},
+    "square-ascent": {"rounds": 2, "queries": 60, "proposals": 2, "steps": 8},
     "vfga": {"draws": 4},
     "transfer": {"surrogate": f"{Path(__file__).parent / 'surrogate.py'}:digits"},
 }

@@ -27,6 +27,7 @@ from robust.attacks.sigma_zero import SigmaZero
 from robust.attacks.sparse_rs import SparseRS
 from robust.attacks.spsa import SPSA
 from robust.attacks.square import Square
+from robust.attacks.square_ascent import SquareAscent
 from robust.attacks.superdeepfool import SuperDeepFool
 from robust.attacks.swap_search import SwapSearch
 from robust.attacks.transfer import Transfer
@@ -62,6 +63,7 @@ __all__ = [
     "SparseRS",
     "SpatialGrid",
     "Square",
+    "SquareAscent",
     "SuperDeepFool",
     "SwapSearch",
     "Transfer",

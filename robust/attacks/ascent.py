@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robust.attacks.geometry import ahead, into_box_then_ball, movable, moved
+from robust.attacks.geometry import ahead, choose, into_box_then_ball, movable, moved
 from robust.errors import InputError
+from robust.losses import gap_to
 from robust.oracle import Oracle, State
 from robust.replayed import Replayed
 from robust.rng import Streams
@@ -107,6 +108,41 @@ def climb(oracle: Oracle, s: State, step: Step, momentum: float) -> Tensor:
     s.previous = at
     s.x_adv = oracle.project(goal) if inside is oracle.threat else oracle.brought_into(inside, goal)
     return gap
+
+
+def ascend(
+    oracle: Oracle,
+    s: State,
+    count: int,
+    momentum: float,
+    radii: tuple[float, ...] = (1.0,),
+    *,
+    size: float,
+) -> None:
+    """Ascend from s.x_adv towards s.aim, by so many steps over the radii (see `schedule`).
+
+    Args:
+        s: has s.x_adv, s.aim, and of the best points inside the threat so far s.best (N,), the gap, s.point, and s.toward
+            (N, 1), the class: what is better takes their place.
+    """
+    begin_ascent(oracle, s)
+    steps = list(schedule(oracle.threat, radii, count, size=size))
+    for step in oracle.steps(count):
+        at, inside = s.x_adv, steps[step].inside is oracle.threat and not (steps[step].first and step)
+        gap = climb(oracle, s, steps[step], momentum)
+        if inside:
+            _keep(s, at, gap)
+    for _ in oracle.steps(1):  # none where all left in the ascent, though others rest
+        _keep(s, s.x_adv, gap_to(oracle.logits(s.x_adv), oracle.y, s.aim))
+
+
+def _keep(s: State, at: Tensor, gap: Tensor) -> None:
+    better = gap > s.best
+    if better.device.type == "cpu" and not bool(better.any()):
+        return
+    s.best = torch.where(better, gap, s.best)
+    s.point = choose(better, at, s.point)
+    s.toward = torch.where(better[:, None], s.aim, s.toward)
 
 
 @Replayed

@@ -8,11 +8,10 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from robust.attacks.ascent import begin_ascent, check_radii, classes_in_turn, climb, diversify, schedule
+from robust.attacks.ascent import ascend, check_radii, classes_in_turn, diversify
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import choose, per_row, random_start
+from robust.attacks.geometry import per_row, random_start
 from robust.errors import InputError
-from robust.losses import gap_to
 from robust.oracle import Access, Oracle, State
 
 _MEMORY: Final = 3  # hops whose gains are looked at
@@ -154,7 +153,7 @@ class BasinHopping(Attack):
         streams = oracle.random("start", rank)
         s.x_adv = oracle.start if self.inward else random_start(oracle.x, oracle.threat, streams)
         diversify(oracle, s, self.odi_steps, streams, self.radii[0])
-        self._ascend(oracle, s, self.steps, self.radii, size=1.0 if self.inward else 2.0)
+        ascend(oracle, s, self.steps, self.momentum, self.radii, size=1.0 if self.inward else 2.0)
 
     def _far(self, s: State) -> Tensor:
         """Rows that are neither near nor nearer by much than all attacks before brought them."""
@@ -181,31 +180,10 @@ class BasinHopping(Attack):
         length = lengths[oracle.copy_numbers % len(lengths)]
         s.x_adv = oracle.project(s.point + per_row(length, push) * push)
         diversify(oracle, s, self.hop_odi_steps, streams)
-        self._ascend(oracle, s, self.hop_steps, (1.0,), size=1.0)
+        ascend(oracle, s, self.hop_steps, self.momentum, size=1.0)
 
     def _finish(self, oracle: Oracle, s: State) -> None:
         oracle.rest(s.best < _FINISHED * s.clean)
         for _ in oracle.steps(1):
             s.x_adv, s.aim = s.point, s.toward
-            self._ascend(oracle, s, self.finish, (1.0,), size=0.5)
-
-    def _ascend(self, oracle: Oracle, s: State, count: int, radii: tuple[float, ...], *, size: float) -> None:
-        """Ascend towards s.aim, keeping the best point inside the threat."""
-        begin_ascent(oracle, s)
-        steps = list(schedule(oracle.threat, radii, count, size=size))
-        for step in oracle.steps(count):
-            at, inside = s.x_adv, steps[step].inside is oracle.threat and not (steps[step].first and step)
-            gap = climb(oracle, s, steps[step], self.momentum)
-            if inside:
-                self._keep(s, at, gap)
-        for _ in oracle.steps(1):  # none where all left in the ascent, though others rest
-            self._keep(s, s.x_adv, gap_to(oracle.logits(s.x_adv), oracle.y, s.aim))
-
-    @staticmethod
-    def _keep(s: State, at: Tensor, gap: Tensor) -> None:
-        better = gap > s.best
-        if better.device.type == "cpu" and not bool(better.any()):
-            return
-        s.best = torch.where(better, gap, s.best)
-        s.point = choose(better, at, s.point)
-        s.toward = torch.where(better[:, None], s.aim, s.toward)
+            ascend(oracle, s, self.finish, self.momentum, size=0.5)

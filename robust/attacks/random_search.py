@@ -84,17 +84,29 @@ class RandomSearch(Attack):
     def _search(self, oracle: Oracle, s: State, run: int) -> None:
         if self.pace is not None:
             s.clean = oracle.clean_margin
+        self.open(oracle, s, run)
+        self.walk(oracle, s, run, 0, self._changes)
+
+    @property
+    def _changes(self) -> int:
+        """How many changes a search tries one after the other: its queries but for the first point's."""
+        return self.queries // self.proposals - 1
+
+    def open(self, oracle: Oracle, s: State, run: int) -> None:
+        """Begin a search at its first point."""
         self._begin(oracle, s, oracle.random(run))
         s.best = aimed_margin(oracle.logits(s.x_adv), oracle.y, s.aim)
+
+    def walk(self, oracle: Oracle, s: State, run: int, first: int, count: int) -> None:
+        """Try `count` changes, of which the search has tried so many before."""
         numbers = self._numbers(oracle)
-        steps = self.queries // self.proposals - 1
-        for step in oracle.steps(steps):
+        for step in oracle.steps(count):
             if step % _AT_ONCE == 0:
-                s.unit = oracle.random(run, step).uniform((_AT_ONCE, numbers))
+                s.unit = oracle.random(run, first + step).uniform((_AT_ONCE, numbers))
             self._share(s)
             if step % _PACED == 0:
-                self._end(oracle, s, step / steps)
-            query = step * self.proposals
+                self._end(oracle, s, (first + step) / self._changes)
+            query = (first + step) * self.proposals
             size = self._size(query * 10_000 // self.queries if self.stretched else query)
             changed = self._change(oracle, s, size, s.unit[:, step % _AT_ONCE])
             value = aimed_margin(oracle.logits(changed[0]), oracle.y, s.aim)
