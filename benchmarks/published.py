@@ -11,7 +11,10 @@ github.com/locuslab/fast_adversarial, MNIST/models): CNN-A. From advertorch (git
 From Salman et al. 2019 (github.com/Hadisalman/robust-verify-benchmark, weights): perceptrons of two and nine hidden layers,
 CNN-A, wide and deep nets, those for CIFAR-10 behind Wong et al.'s normalisation. From MMR-Universal (Croce & Hein 2020,
 github.com/fra31/mmr-universal, first commit, .mat files, of which the first linear layer takes rows, columns, channels): CNN-A,
-for CIFAR-10 without a normalisation. The files are not part of this project.
+for CIFAR-10 without a normalisation. From auto_LiRPA (github.com/Verified-Intelligence/auto_LiRPA, examples/vision/pretrained):
+mnist_cnn_small, trained to be certified (mnist_certified; first the convolutions, then the linear layers), and kw_mnist, CNN-A. From
+oval-bab (github.com/oval-group/oval-bab, models): mnist_wide_kw, CNN-A, and cifar_madry_8px, Wong et al.'s small net. The files are
+not part of this project.
 """
 
 from __future__ import annotations
@@ -55,6 +58,10 @@ def _layers(
 
 def mnist_cnn_a() -> nn.Module:
     return nn.Sequential(*_layers(1, 28))
+
+
+def mnist_certified() -> nn.Module:
+    return nn.Sequential(*_layers(1, 28, (8, 16), 256))
 
 
 def cifar_cnn_a() -> nn.Module:
