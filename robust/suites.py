@@ -188,7 +188,7 @@ _PROBED: Final = [Stage(_PROBE, near=0.03, share=0.03), _MOVED]
 
 # From where random search stands ascents reach hills that those from x, from outside and from pushes do not, on rugged
 # surfaces more of them than hops at the same cost.
-_UP_FROM_SQUARES: Final = SquareAscent(rounds=4, queries=64, steps=12, pace=0.03)
+_UP_FROM_SQUARES: Final = SquareAscent(pace=0.025)
 
 
 def _linf() -> list[Stage]:
@@ -202,7 +202,7 @@ def _linf() -> list[Stage]:
         # Three had their turn at all that is near.
         Stage(replace(_OTHERS, skip=3), near=0.1),
         *_PROBED,
-        Stage(replace(_UP_FROM_SQUARES, rounds=6, queries=128, steps=20, pace=0.025), near=0.25),
+        Stage(_UP_FROM_SQUARES, near=0.25),
     ]
 
 
@@ -238,6 +238,9 @@ _FINER: Final = replace(_TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backwar
 _UNSETTLED: Final = (24, 0.7, 1.5)
 
 
+_FEW_SQUARES: Final = SquareAscent(rounds=4, queries=64, steps=12, pace=0.03)
+
+
 def _l2() -> list[Stage]:
     return [
         Stage(_TO_BOUNDARY),
@@ -259,7 +262,7 @@ def _l2() -> list[Stage]:
         Stage(_MIFPE, near=0.5),
         Stage(_OTHERS, near=0.1),
         *_PROBED,
-        Stage(_UP_FROM_SQUARES, near=0.1),
+        Stage(_FEW_SQUARES, near=0.1),
         _PAST_PLATEAU,
     ]
 
@@ -267,9 +270,9 @@ def _l2() -> list[Stage]:
 def _standard_below(threat: Threat) -> list[Stage]:
     """`standard` (linf, l2) for samples that broke at a radius not much larger.
 
-    Ascent begins at that break, moved into the ball. So other starts within are for what it brings near alone, and the
-    longest searches are left out; where gradients within are masked, ascents from outside alone tell who is near. All are
-    near here, so that random search and wide pushes are for the nearest.
+    Ascent begins at that break, moved into the ball. So other starts within are for what it brings near alone, and long
+    searches are short here; where gradients within are masked, ascents from outside alone tell who is near. All are near
+    here, so that random search, with ascents in turns and without, is for the nearest.
     """
     margin = PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)
     if threat.norm == "l2":
@@ -281,8 +284,9 @@ def _standard_below(threat: Threat) -> list[Stage]:
             _OFF_PLATEAU,
             replace(_FROM_PLATEAU, near=0.9),
             _FROM_BREAK,
+            Stage(replace(_FAR, steps=27, hops=4), near=0.2),
             Stage(_MIFPE, near=0.15),
-            Stage(_HOPS, near=0.06),
+            Stage(_FEW_SQUARES, near=0.1),
             Stage(_PROBE, near=0.06, share=0.05),
             _MOVED,
         ]
@@ -294,7 +298,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
         _FROM_PLATEAU,
         _ANY_CLASS,
         Stage(_FROM_OUTSIDE),
-        Stage(_UP_FROM_SQUARES, near=0.2),
+        Stage(_UP_FROM_SQUARES, near=0.1),
         Stage(Square(queries=48, proposals=4), near=0.1),
         _MOVED,
     ]
