@@ -234,7 +234,7 @@ _GLANCE: Final = FAB(steps=4, targets=2, skip=1, overshoot=1.1, backward=0.8, re
 _SECOND: Final = replace(_TO_BOUNDARY, targets=2, skip=1)
 # On nets trained to be certified in linf the plane at the sample may say that the boundary is near, and the first break yet lie
 # as far as the box goes. From there small steps come near, many of them, and larger ones stay where they are.
-_LITTLE_BY_LITTLE: Final = FAB(steps=100, targets=2, hope=10, reuse=True, abreast=True)
+_LITTLE_BY_LITTLE: Final = FAB(steps=100, targets=1, hope=10, reuse=True)
 # As in the paper: less far over the plane, and drawn back less after a step; finer, for what is near.
 _FINER: Final = replace(_TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backward=0.9, abreast=True)
 # Of _TO_BOUNDARY ten steps, 23 passes and one to judge, are enough where surfaces are nearly straight. Where it goes on
@@ -252,7 +252,7 @@ def _l2() -> list[Stage]:
         _CLASSES_OUTSIDE,
         _OFF_PLATEAU,
         replace(_FROM_PLATEAU, near=0.9),
-        Stage(_LITTLE_BY_LITTLE, beyond=5),
+        Stage(_LITTLE_BY_LITTLE, beyond=2.5),
         Stage(_SECOND, within=1.5, ahead=0.1, behind=0.25),
         # Where gradients inside see nothing, the boundary is found from outside or not at all.
         Stage(replace(_TO_BOUNDARY, targets=6, skip=2, abreast=True), behind=0.55),

@@ -414,6 +414,24 @@ def test_random_search_in_l0_breaks_most_of_what_gradients_leave_on_honest_nets(
     assert [finding.check for finding in found] == ["black-box-wins"] * fires
 
 
+def test_what_seemed_far_and_breaks_is_told(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    report = robust.evaluate(net, digits, threat="l2:0.1", device="cpu")
+    (far,) = (entry for entry in report.attacks if entry["selection"].get("beyond") == 2.5)
+    assert far["attacked"] > 10
+    assert far["broke"] == 0
+    assert report.findings == []
+    far |= {"attacked": 60, "broke": 3}
+    (finding,) = review(report.attacks, report.clean_correct, cascade=True)
+    assert (finding.check, finding.severity) == ("hidden-boundary", "suspect")
+    assert (
+        "breaks 3 of 60 samples that no search had seen broken within 2.5 times the radius" in finding.message
+    )
+    far["broke"] = 2
+    assert review(report.attacks, report.clean_correct, cascade=True) == []
+    far |= {"broke": 3, "selection": {**far["selection"], "within": 1.5}}  # others were shown to it, too
+    assert review(report.attacks, report.clean_correct, cascade=True) == []
+
+
 @pytest.mark.parametrize("draws", [None, 4])
 def test_what_one_evaluation_finds_of_the_outputs_the_next_one_finds_again(
     draws: int | None, net: nn.Module, digits: tuple[Tensor, Tensor]

@@ -204,6 +204,14 @@ AUDIT = _declare(
     advice="such claims were not counted: is the model deterministic?",
     severity="suspect",
 )
+HIDDEN_BOUNDARY = _declare(
+    "hidden-boundary",
+    rule="in l2, an attack that is shown only samples that no search saw broken within 2.5 times the radius breaks > 5 % (at least 3) of them",
+    detects="boundaries that only many small steps come near, as of some nets trained to be certified in another norm: what such steps, "
+    "of which few are taken, did not reach may yet be within reach",
+    advice="run the suite 'thorough', which takes many such steps towards every class, or 'autoattack'",
+    severity="suspect",
+)
 FLAT_MARGINS = _declare(
     "flat-margins",
     rule="of five samples or more that stand and were seen broken within twice the radius, over half have kept > 95 % of "

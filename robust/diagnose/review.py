@@ -66,6 +66,7 @@ def review(
     ]
     if cascade:
         found += _black_box(attacks, correct)
+        found += _hidden(attacks)
     if not any(finding.check == named.BLACK_BOX_WINS.name for finding in found):
         found += _second_opinion(checks or {})
     found += _flat(checks or {})
@@ -95,6 +96,18 @@ def _black_box(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]
         if after_gradients and entry["broke"] >= max(2, share * given, least):
             yield named.BLACK_BOX_WINS.finding(
                 f"{entry['label']} breaks {entry['broke']} of {given} samples that gradient attacks left"
+            )
+            return
+
+
+def _hidden(attacks: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Does an attack break what all searches before saw far from any boundary?"""
+    for entry in attacks:
+        shown = {condition for condition, value in entry.get("selection", {}).items() if value}
+        if shown == {"beyond"} and entry["broke"] >= max(3, 0.05 * entry["attacked"]):
+            yield named.HIDDEN_BOUNDARY.finding(
+                f"{entry['label']} breaks {entry['broke']} of {entry['attacked']} samples that no search had seen broken within "
+                f"{entry['selection']['beyond']:g} times the radius"
             )
             return
 

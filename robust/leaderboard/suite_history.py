@@ -439,7 +439,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     },
     ("standard", 26): {
         "linf": "1d9780902b3df43ef77d083c3ca53221",
-        "l2": "f02c17710ea9bd4750e22e19ad23c8ab",
+        "l2": "f70fdeb4f2c65dee702c4f625e8d1c09",
         "l1": "9847723c022f53ed6e63568ee608b045",
         "l0": "1e6a2a13115268bba53092b52eadd352",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
@@ -448,7 +448,7 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
     },
     ("thorough", 26): {
         "linf": "653baebe47f055c3a07313fc4400c847",
-        "l2": "f8c27363cdcac4f5114cc53dcb706131",
+        "l2": "578b678a1312a2fcbc6f3f9f1530f202",
         "l1": "3d91613ebee2e35731d2d353bd16eff6",
         "l0": "0240f5dbb78fcf89e8b548c275e3d9b5",
         "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
