@@ -68,6 +68,7 @@ BOUNDED: dict[str, dict[str, object]] = {
     "pma": {"steps": 20, "runs": 1, "targets": 9},
     "spsa": {"queries": 1300, "samples": 8},
     "square": {"queries": 300, "targets": 9},
+    "square-ascent": {"rounds": 3, "queries": 64},
 }
 CASES = [
     (name, norm)

@@ -41,7 +41,7 @@ class SquareAscent(Attack):
     """
 
     name: ClassVar[str] = "square-ascent"
-    norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     access: ClassVar[Access] = "gradient"
     paper: ClassVar[str] = "Andriushchenko et al. 2020"
 
