@@ -190,6 +190,8 @@ _PROBED: Final = [Stage(_PROBE, near=0.03, share=0.03), _MOVED]
 # From where random search stands ascents reach hills that those from x, from outside and from pushes do not, on rugged
 # surfaces more of them than hops at the same cost.
 _UP_FROM_SQUARES: Final = SquareAscent(pace=0.025)
+# In l2, where breaks seen outside show most of it, half as much will do.
+_FEW_SQUARES: Final = SquareAscent(rounds=4, queries=64, steps=12, pace=0.03)
 
 
 def _linf() -> list[Stage]:
@@ -240,9 +242,6 @@ _FINER: Final = replace(_TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backwar
 # Of _TO_BOUNDARY ten steps, 23 passes and one to judge, are enough where surfaces are nearly straight. Where it goes on
 # and neither its breaks nor the margin come near, ascents from far find nothing.
 _UNSETTLED: Final = (24, 0.7, 1.5)
-
-
-_FEW_SQUARES: Final = SquareAscent(rounds=4, queries=64, steps=12, pace=0.03)
 
 
 def _l2() -> list[Stage]:
