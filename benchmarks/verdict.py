@@ -57,12 +57,13 @@ class Counter:
 
 
 class Measured(NamedTuple):
-    """Which samples an evaluation leaves standing, and what it cost."""
+    """Which samples an evaluation leaves standing, what it cost, and, of ours, whether it is to be trusted."""
 
     survives: Tensor
     forwards: int
     backwards: int
     seconds: float
+    trust: str = "-"
 
 
 def measured(model: nn.Module, x: Tensor, y: Tensor, attack: Callable[[], Tensor]) -> Measured:
@@ -80,7 +81,9 @@ def own(model: nn.Module, samples: Samples, threat: Threat, suite: str) -> Measu
     """A suite of this project."""
     report = robust.evaluate(model, samples, threat=threat, suite=suite, device="cpu")
     standing = torch.from_numpy((report.verdicts.status == "survived").to_numpy(copy=True))
-    return Measured(standing, report.forwards, report.backwards, report.seconds)
+    checks = ", ".join(finding["check"] for finding in report.findings)
+    trust = report.trust + f": {checks}" * bool(checks)
+    return Measured(standing, report.forwards, report.backwards, report.seconds, trust)
 
 
 def public_autoattack(
@@ -159,14 +162,14 @@ PEERS = {
 
 def row(name: str, found: Measured | public_a3.Printed, reference: Tensor, pass_seconds: float) -> str:
     if isinstance(found, Measured):
-        robust, survives = float(found.survives.float().mean()), found.survives
+        robust, survives, trust = float(found.survives.float().mean()), found.survives, found.trust
         apart = f"{int((~survives & reference).sum())} | {int((survives & ~reference).sum())}"
     else:
-        robust, apart = found.robust, "- | -"
+        robust, apart, trust = found.robust, "- | -", "-"
     overhead = found.seconds / (pass_seconds * (found.forwards + found.backwards))
     return (
         f"| {name} | {100 * robust:.1f} | {apart} | "
-        f"{found.forwards} | {found.backwards} | {found.seconds:.1f} | {overhead:.2f} |"
+        f"{found.forwards} | {found.backwards} | {found.seconds:.1f} | {overhead:.2f} | {trust} |"
     )
 
 
@@ -303,8 +306,8 @@ def main() -> None:
     lines = [
         f"# Verdicts on {options.limit} images each",
         "",
-        "| model and threat | suite | robust % | broken here only | left here only | forwards | backwards | seconds | overhead |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model and threat | suite | robust % | broken here only | left here only | forwards | backwards | seconds | overhead | trust |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     write_table(lines, _command(options), lambda case: compare(case, options), options)
 
