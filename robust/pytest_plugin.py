@@ -303,21 +303,25 @@ class _Teller:
             self.failures.append({"test": report.nodeid, "reason": reason})
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         from robust.gate.summary import append_markdown, write_json
 
         page = os.environ.get("GITHUB_STEP_SUMMARY")
         if self.json_file is not None:
-            self._try(write_json, self.json_file, self.records, self.settings, self.failures)
+            written = self._try(write_json, self.json_file, self.records, self.settings, self.failures)
+            if not written and session.exitstatus == pytest.ExitCode.OK:  # what was asked for is not there
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if page and (self.records or self.failures):
             self._try(append_markdown, Path(page), self.records, self.failures)
 
-    def _try(self, write: Callable[..., None], *arguments: object) -> None:
+    def _try(self, write: Callable[..., None], *arguments: object) -> bool:
         """Write a file; what cannot be written is told, and keeps no other from being written."""
         try:
             write(*arguments)
         except RobustError as error:
             self.troubles.append(str(error))
+            return False
+        return True
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.records and not self.troubles:

@@ -268,7 +268,9 @@ def test_a_json_file_that_cannot_be_written_loses_no_summary(
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(session.path / "summary.md"))
     session.write(PASSES + "    import pathlib; pathlib.Path('r.json').mkdir()\n")
-    session.run("--robust-json", "r.json").stdout.fnmatch_lines(["--robust-json: cannot write *"])
+    found = session.run("--robust-json", "r.json")
+    found.stdout.fnmatch_lines(["--robust-json: cannot write *"])
+    assert found.ret == pytest.ExitCode.TESTS_FAILED  # a file that was asked for is missing
     assert "test_passes" in (session.path / "summary.md").read_text()
 
 
