@@ -10,6 +10,7 @@ from robust.attacks import (
     APGD,
     ATTACKS,
     CW,
+    DDN,
     FAB,
     FGSM,
     FMN,
@@ -96,7 +97,7 @@ Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
 AND_FMN: Final = "+fmn"  # after the name of a suite that `resolve_minimizing` has added it to
-VERSIONS: Final = {"quick": 2, "standard": 26, "thorough": 26, "autoattack": 7, "demo": 1}
+VERSIONS: Final = {"quick": 2, "standard": 27, "thorough": 27, "autoattack": 7, "demo": 1}
 
 
 # The best searches of the threats that are no norm balls.
@@ -127,9 +128,9 @@ def standard(threat: Threat) -> list[Stage]:
     inwards, with hops from the best point of what that brought near, or much nearer than before; 5 on the difference of
     logits ratio towards each class of what has hardly moved, and more of what that brought nearer; from outside towards
     five where the logits do not tell one class from another; 8 towards the other classes of what came near, random search
-    as a probe, and of what is near random search and ascents in turns. l2 (version 26): 7 steps on the margin, and FAB,
-    which ends early where the surface is straight, in smaller steps where all it sees is far; 6 from outside towards the
-    likeliest classes; the same ratio; ascents and hops from the nearest break outside brought into the ball, ascents from
+    as a probe, and of what is near random search and ascents in turns. l2 (version 27): 7 steps on the margin, and FAB,
+    which ends early where the surface is straight; 6 from outside towards the likeliest classes; DDN from far off where all
+    that was seen is far; the same ratio; ascents and hops from the nearest break outside brought into the ball, ascents from
     far outside inwards and FAB towards more classes where the two disagree or the boundary is near, steps towards nine
     classes, random search as a probe, and of what is near random search and ascents in turns; 30 steps on the margin
     where the logits do not tell. A survivor costs some tens to some hundreds of passes, the more the nearer it is,
@@ -235,8 +236,14 @@ _TO_BOUNDARY: Final = FAB(steps=60, targets=1, overshoot=1.1, backward=0.8, hope
 _GLANCE: Final = FAB(steps=4, targets=2, skip=1, overshoot=1.1, backward=0.8, reuse=True)
 _SECOND: Final = replace(_TO_BOUNDARY, targets=2, skip=1)
 # On nets trained to be certified in linf the plane at the sample may say that the boundary is near, and the first break yet lie
-# as far as the box goes. From there small steps come near, many of them, and larger ones stay where they are.
-_LITTLE_BY_LITTLE: Final = FAB(steps=100, targets=1, hope=10, reuse=True)
+# as far as the box goes. From there large steps whose norm shrinks find the way in, where FAB's stay; of what they brought
+# nearer others find more.
+_SHRINKING: Final = DDN(steps=50, gamma=0.15, growth=0.05, far=True, hope=30)
+_FROM_AFAR: Final = [
+    Stage(_SHRINKING, beyond=2.5),
+    Stage(replace(_SHRINKING, loss="margin"), closer=True),
+    Stage(replace(_SHRINKING, steps=60, gamma=0.1, growth=0.1), closer=True),
+]
 # As in the paper: less far over the plane, and drawn back less after a step; finer, for what is near.
 _FINER: Final = replace(_TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backward=0.9, abreast=True)
 # Of _TO_BOUNDARY ten steps, 23 passes and one to judge, are enough where surfaces are nearly straight. Where it goes on
@@ -251,7 +258,7 @@ def _l2() -> list[Stage]:
         _CLASSES_OUTSIDE,
         _OFF_PLATEAU,
         replace(_FROM_PLATEAU, near=0.9),
-        Stage(_LITTLE_BY_LITTLE, beyond=2.5),
+        *_FROM_AFAR,
         Stage(_SECOND, within=1.5, ahead=0.1, behind=0.25),
         # Where gradients inside see nothing, the boundary is found from outside or not at all.
         Stage(replace(_TO_BOUNDARY, targets=6, skip=2, abreast=True), behind=0.55),
@@ -346,7 +353,7 @@ def _l0() -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf and l2 (version 26): a longer ascent towards each class with hops where it came near, one or two
+    linf (version 26) and l2 (version 27): a longer ascent towards each class with hops where it came near, one or two
     long chains of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
     where the 1,000 brought a sample nearer. l1 (version 23) and l0 (version 19): the long forms of the same attacks.
     """

@@ -46,18 +46,22 @@ def test_a_smoke_test_works_under_every_threat_for_no_more_passes(
 
 
 @pytest.mark.parametrize(
-    ("norm", "passes"), [("linf", 2 * 11 + 7 + 13 + 55), ("l2", 8 + 12 + 6 + 8 + 55 + 12 + 53)]
+    ("norm", "passes", "more"),
+    [("linf", 2 * 11 + 7 + 13 + 55, 0), ("l2", 8 + 12 + 6 + 8 + 55 + 26 + 53, 25 + 51 + 61)],
 )
 def test_what_is_far_from_its_boundary_costs_little(
-    norm: str, passes: int, net: nn.Module, digits: tuple[Tensor, Tensor]
+    norm: str, passes: int, more: int, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    """Of these margins hardly move, which could be a plateau: nine classes of six passes are a part of it."""
+    """Of these margins hardly move, which could be a plateau: nine classes of six passes are a part of it.
+
+    In l2 DDN goes on where it comes nearer than FAB did: `more`.
+    """
     report = robust.evaluate(net, digits, threat=f"{norm}:0.001", suite="standard", device="cpu")
     survivors = report.verdicts[report.verdicts.status == "survived"]
     assert len(survivors) > 50
     assert survivors.forwards.median() == 1 + passes
-    assert survivors.forwards.max() <= 1 + passes + 200  # random search sees a few per cent
-    assert survivors.backwards.max() <= passes
+    assert survivors.forwards.max() <= 1 + passes + more + 200  # random search sees a few per cent
+    assert survivors.backwards.max() <= passes + more
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +13,12 @@ from robust.attacks.apgd import likeliest_wrong
 from robust.attacks.ascent import gap_weights
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import choose, per_row, random_boundary_start
+from robust.attacks.hope import begin_with_hope, end_the_hopeless
 from robust.attacks.planes import project_on_plane
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
 from robust.replayed import Replayed
 from robust.threat import norm_of
-
-_STRETCH: Final = 5  # steps
 
 
 @ATTACKS.register("fab")
@@ -117,7 +116,7 @@ class FAB(Attack):
         return nearest[:, : max(0, min(self.targets, classes - 1) - self.skip)], classes
 
     def _search(self, oracle: Oracle, s: State) -> None:
-        s.least = s.mark = torch.full_like(oracle.y, torch.inf, dtype=oracle.x.dtype)
+        begin_with_hope(oracle, s)
         if self.targets:
             s.weights = gap_weights(s.weights, oracle.y, s.aim)
         rounds = self.steps + self.reuse  # the last one of `reuse` looks at the last point
@@ -130,7 +129,7 @@ class FAB(Attack):
             else:
                 s.x_adv = self._stepped(oracle, s.x_adv, plane.gradient, -plane.gap)
                 s.x_adv = self._drawn_back(oracle, s, oracle.decide(s.x_adv))
-            self._end_the_hopeless(oracle, s, step + (not self.reuse))
+            end_the_hopeless(oracle, s, self.hope, step + (not self.reuse))
 
     def _boundary(self, oracle: Oracle, s: State) -> _Plane:
         if self.targets == 0:
@@ -151,13 +150,6 @@ class FAB(Attack):
         s.least = torch.where(wrong, s.least.minimum(oracle.distance(s.x_adv)), s.least)
         back = oracle.x + self.backward * (s.x_adv - oracle.x)
         return choose(wrong, back, s.x_adv)
-
-    def _end_the_hopeless(self, oracle: Oracle, s: State, points: int) -> None:
-        if self.hope is None or points == 0 or points % _STRETCH:
-            return
-        if points > _STRETCH:
-            oracle.rest(s.least - oracle.threat.radius > self.hope * (s.mark - s.least))
-        s.mark = s.least
 
 
 @Replayed

@@ -104,7 +104,8 @@ def _hidden(attacks: list[dict[str, Any]]) -> Iterator[Finding]:
     """Does an attack break what all searches before saw far from any boundary?"""
     for entry in attacks:
         shown = {condition for condition, value in entry.get("selection", {}).items() if value}
-        if shown == {"beyond"} and entry["broke"] >= max(3, 0.05 * entry["attacked"]):
+        left = entry["attacked"] - entry["broke"]
+        if shown == {"beyond"} and left >= 3 and entry["broke"] >= max(3, 0.05 * entry["attacked"]):
             yield named.HIDDEN_BOUNDARY.finding(
                 f"{entry['label']} breaks {entry['broke']} of {entry['attacked']} samples that no search had seen broken within "
                 f"{entry['selection']['beyond']:g} times the radius"

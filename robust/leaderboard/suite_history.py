@@ -455,4 +455,22 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
+    ("standard", 27): {
+        "linf": "1d9780902b3df43ef77d083c3ca53221",
+        "l2": "1653a7ffd86075182a79527704cb7bf3",
+        "l1": "9847723c022f53ed6e63568ee608b045",
+        "l0": "1e6a2a13115268bba53092b52eadd352",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("thorough", 27): {
+        "linf": "653baebe47f055c3a07313fc4400c847",
+        "l2": "f867f106ebe892e5aa880c9f820d75bf",
+        "l1": "3d91613ebee2e35731d2d353bd16eff6",
+        "l0": "0240f5dbb78fcf89e8b548c275e3d9b5",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
 }
