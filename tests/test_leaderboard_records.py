@@ -17,6 +17,7 @@ from robust.leaderboard import (
     Record,
     Store,
     sha256,
+    verify,
 )
 from robust.leaderboard.artefacts import verdicts_sha256
 from robust.leaderboard.record import _sealed, content_id
@@ -143,7 +144,8 @@ def test_a_newer_schema_says_upgrade() -> None:
         ("attacks.0.parameters", {"a": float("nan")}), ("attacks.0.parameters", {"a": {1, 2}}),
         ("model.parameters", -1), ("model.name", "x" * 301), ("model.weights_sha256", "../../etc"),
         ("artefacts.verdicts_sha256", "0" * 63 + "\n"), ("created", "yesterday"), ("created", "2026-01-01T00:00:00"),
-        ("schema_version", 3), ("unheard", 1), ("model.unheard", 1),
+        ("schema_version", 3), ("unheard", 1), ("model.unheard", 1), ("classes", []),
+        ("data.indices_sha256", None), ("artefacts.verdicts_sha256", None),
     ],
 )  # fmt: skip
 def test_a_record_cannot_contradict_itself(path: str, value: Any) -> None:
@@ -204,10 +206,32 @@ def test_a_record_of_schema_1_is_read_and_keeps_its_id(tmp_path: Path) -> None:
     assert (back.robust, back.attacks, back.created) == (record.robust, record.attacks, record.created)
     assert back.classes == []
     assert len(Store(tmp_path).verdicts(back)) == 100
-    assert Record.loads(back.dumps()).robust == record.robust
+    assert back.dumps() == text
+    table = Store(tmp_path).verdicts_file(back)
+    assert Store(tmp_path / "copy").add(back, table) == old
+    assert [one.id for one in Store(tmp_path / "copy").records()] == [old]
     for at in range(0, len(text), 7):
         with pytest.raises(StoreError):
             Record.loads(f"{text[:at]}{'1' if text[at] != '1' else '2'}{text[at + 1 :]}")
+
+
+@pytest.mark.parametrize(("forwards", "passes"), [(3000, None), (2999, False)])
+def test_a_record_of_schema_1_may_leave_out_what_that_did_not_have(
+    tmp_path: Path, forwards: int, passes: bool | None
+) -> None:
+    """Its checks may have cost anything, but its table's 100 samples took 30 passes forward each."""
+    report = make_report(alone={PGD: 40})
+    report.verdicts["distance"] *= 0.01  # within the ball
+    record = Record.from_report(report, name="net", defense={"name": "none", "parameters": {}})
+    Store(tmp_path).add(record, report.verdicts)
+    cheap = record.model_copy(update={"cost": record.cost.model_copy(update={"forwards": forwards})})
+    text = as_schema_1(cheap)
+    name = f"{json.loads(text)['id']}.json"
+    (tmp_path / "records" / name).write_text(text)
+    found = {outcome.check: outcome.ok for outcome in verify(Store(tmp_path), name)}
+    left_out = ("classes", "data.indices_sha256", "artefacts.verdicts_sha256")
+    assert [found[check] for check in left_out] == [None] * 3
+    assert (found["passes"], found["robust"]) == (passes, True)
 
 
 def test_classes_groups_and_the_worst_of_them() -> None:

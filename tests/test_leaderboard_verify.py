@@ -25,7 +25,7 @@ from robust.leaderboard import Record, Store, examples_bytes, sha256, verify, wi
 from robust.leaderboard.artefacts import verdicts_bytes, verdicts_sha256
 from robust.leaderboard.claims import check_suite
 from robust.leaderboard.derive import derive
-from robust.leaderboard.record import _place
+from robust.leaderboard.record import _place, _sealed, content_id
 from robust.leaderboard.verify import Outcome
 from robust.report import Report
 from robust.sources import load_data, save_weights
@@ -256,16 +256,21 @@ def forge(
         table(verdicts)
     if examples:
         examples(saved)
-    if record:
-        record(content)
     parquet, tensors = verdicts_bytes(verdicts), examples_bytes(saved)
     content["artefacts"] = {
         "verdicts_sha256": verdicts_sha256(verdicts),
         "verdicts_file_sha256": sha256(parquet),
         "examples_sha256": sha256(tensors),
     }
-    forged = Record.model_validate(content)
-    Store(folder).add(forged, parquet, examples=tensors)
+    if record:
+        record(content)
+    for name, written in {
+        f"records/{content_id(content)}.json": _sealed(content).encode(),
+        f"verdicts/{sha256(parquet)}.parquet": parquet,
+        f"examples/{sha256(tensors)}.safetensors": tensors,
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(written)
     return folder
 
 
@@ -295,6 +300,11 @@ def test_accuracies_that_are_not_the_tables_are_caught(filed: Path, tmp_path: Pa
     ("path", "value", "check"),
     [
         ("data.indices_sha256", "0" * 64, "data.indices_sha256"),
+        ("data.indices_sha256", None, "record"),
+        ("artefacts.verdicts_sha256", "0" * 64, "artefacts.verdicts_sha256"),
+        ("artefacts.verdicts_sha256", None, "record"),
+        ("classes", [], "record"),
+        ("fairness", None, "record"),
         ("data.sha256", "0" * 64, "data"),
         ("classes.0.name", "ten", None),
         ("fairness.worst", 99, "fairness"),
@@ -326,6 +336,13 @@ def test_a_sealed_change_of_the_record_is_caught(
 
     found = failed(outcomes(forge(filed, tmp_path, record=change)))
     assert check in found if check else not found  # names of classes follow from nothing
+
+
+def test_groups_of_the_table_that_the_record_leaves_out_are_caught(filed: Path, tmp_path: Path) -> None:
+    def split(verdicts: pd.DataFrame) -> None:
+        verdicts["group"] = ["north", "south"] * 30
+
+    assert failed(outcomes(forge(filed, tmp_path, table=split))) == {"groups"}
 
 
 def _set(column: str, status: str, value: Any) -> Callable[[pd.DataFrame], None]:

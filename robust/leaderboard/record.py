@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Literal, Self
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_validator
 from pydantic_core import to_json
 
 from robust.errors import InputError, StoreError
@@ -45,6 +45,7 @@ from robust.leaderboard.trust import follows
 from robust.report import Report
 
 SCHEMA_VERSION: Final = 2
+_FILED_AS: Final = "schema"  # key of the validation context: the schema version that the file has
 
 
 class Record(Part):
@@ -52,7 +53,8 @@ class Record(Part):
 
     `trust` is "unknown" where the number was not measured here. Fields that are not explained here are
     in the parts. A record that contradicts itself cannot be made: pydantic's ValidationError.
-    `classes`, `groups` and `fairness` follow from the verdict table, as clean, robust and statuses do.
+    `classes`, `groups` and `fairness` follow from the verdict table, as clean, robust and statuses do. Only a record
+    of an older schema may do without what that one did not have.
     """
 
     schema_version: Literal[2] = SCHEMA_VERSION
@@ -78,7 +80,7 @@ class Record(Part):
     created: Time
     command: Text | None = None
 
-    _filed_as: str | None = PrivateAttr(default=None)  # id in an older schema, under which it is filed
+    _filed: dict[str, Any] | None = PrivateAttr(default=None)  # the content of its file, where that is older
 
     @property
     def standing(self) -> list[int]:
@@ -112,6 +114,25 @@ class Record(Part):
                 raise ValueError("classes or groups do not add up to the whole")
         return self
 
+    @model_validator(mode="after")
+    def _says_all(self, info: ValidationInfo) -> Self:
+        if (info.context or {}).get(_FILED_AS, SCHEMA_VERSION) != SCHEMA_VERSION:
+            return self
+        said = {
+            "data.indices_sha256": self.data.indices_sha256,
+            "artefacts.verdicts_sha256": self.artefacts.verdicts_sha256,
+            "classes": self.classes,
+            "fairness": self.fairness or len(self.classes) < 2,
+        }
+        if missing := [path for path, value in said.items() if not value]:
+            raise ValueError(f"{', '.join(missing)}: missing, which no record of this schema leaves out")
+        return self
+
+    @property
+    def migrated(self) -> bool:
+        """Whether it was filed under an older schema, which asked less of it."""
+        return self._filed is not None and self._filed["schema_version"] != SCHEMA_VERSION
+
     @cached_property
     def id(self) -> str:
         """Content address, 64 hex digits: the same for a run repeated with the same outcome.
@@ -119,7 +140,7 @@ class Record(Part):
         Leaves out dates, seconds, device, versions and the command. A record read from an older schema
         keeps the id that it is filed under.
         """
-        return self._filed_as or content_id(self.model_dump(mode="json"))
+        return content_id(self._as_filed())
 
     @property
     def short_id(self) -> str:
@@ -131,12 +152,16 @@ class Record(Part):
         copied = super().model_copy(update=update, deep=deep)
         if update:
             copied.__dict__.pop("id", None)
-            copied._filed_as = None
+            copied._filed = None
         return copied
 
     def dumps(self) -> str:
         """The text of the record's file: content, id, and a checksum over all of the content."""
-        return _sealed(self.model_dump(mode="json"))
+        return _sealed(self._as_filed())
+
+    def _as_filed(self) -> dict[str, Any]:
+        """What its file holds: of an older schema as it came: brought up to this one it would be another record."""
+        return self._filed or self.model_dump(mode="json")
 
     @staticmethod
     def loads(text: str, where: str = "record") -> Record:
@@ -158,11 +183,11 @@ class Record(Part):
                     f"{where}: schema version {version!r}, this program reads {OLDEST} to {SCHEMA_VERSION}; "
                     "upgrade robust-harness"
                 )
-            record = Record.model_validate(migrate(content))
+            record = Record.model_validate(migrate(content), context={_FILED_AS: version})
             written = record.model_dump(mode="json")
             if json.dumps(written) != json.dumps(content):  # of an older schema, or not as it was written
-                if (filed_as := content_id(content)) != content_id(written):
-                    record._filed_as = filed_as
+                if content_id(content) != content_id(written):
+                    record._filed = content
                 elif version == SCHEMA_VERSION:
                     content = written
             honest = _is_sealed(text.replace("\r\n", "\n"), content)

@@ -270,7 +270,7 @@ class Paper(Part):
 class Artefacts(Part):
     """Hashes of what lies beside the record.
 
-    `verdicts_sha256` is of the verdict table's content, whatever wrote it (None: a record of schema 1);
+    `verdicts_sha256` is of the verdict table's content, whatever wrote it (None: a record that was filed under schema 1);
     `verdicts_file_sha256` of its Parquet file, whose bytes depend on the writer's version. Files are
     named by their own hash.
     """

@@ -133,13 +133,13 @@ def _numbers(record: Record, verdicts: pd.DataFrame) -> Iterator[Outcome]:
         said: Any = record
         for key in path.split("."):
             said = getattr(said, key)
-        yield _compare(path, said, counted)
+        yield _compare(path, said, counted, migrated=record.migrated)
     yield _attacks(record, verdicts)
     yield _passes(record, verdicts)
 
 
-def _compare(path: str, said: Any, counted: Any) -> Outcome:
-    if said in (None, []) and counted not in (None, []):
+def _compare(path: str, said: Any, counted: Any, *, migrated: bool) -> Outcome:
+    if migrated and said in (None, []) and counted not in (None, []):
         return Outcome(path, None, "the record does not say")
     said, counted = (_plain(value) for value in (said, counted))
     if _same(said, counted):
@@ -198,7 +198,7 @@ def _passes(record: Record, verdicts: pd.DataFrame) -> Outcome:
     """Passes per sample and of the checks against the totals; those of the attacks against the samples'."""
     cost, checks = record.cost, record.cost.checks
     forwards, backwards = int(verdicts["forwards"].sum()), int(verdicts["backwards"].sum())
-    if record.artefacts.verdicts_sha256 is None:
+    if record.migrated and cost.forwards >= forwards and cost.backwards >= backwards:
         return Outcome("passes", None, "a record of schema 1 does not say what its checks cost")
     total = (forwards + checks.forwards, backwards + checks.backwards)
     if total != (cost.forwards, cost.backwards):
