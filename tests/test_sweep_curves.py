@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 import robust
 from robust.attacks import PGD
+from robust.cli.sweep import _print_curves
 from robust.parts import Plan, attack_part
 from robust.run import Settings
 from robust.sources import as_samples
 from robust.suites import Stage
 from robust.sweep import SweepConfig, run_sweep
+from robust.sweep.cells import curve_cells
 from robust.sweep.curves import attack_curve, points
 from robust.target import Target
 from robust.threat import Threat
@@ -147,6 +149,29 @@ def test_curves_of_a_sweep_are_kept_drawn_and_found_again(tmp_path: Path) -> Non
     assert "robust" not in files[1].read_text()[:20]
     assert "95 % interval" in files[1].read_text()
     assert plot_curves([curve], tmp_path / "again" / "linf")[1].read_bytes() == files[1].read_bytes()
+
+
+def test_curves_of_one_norm_at_other_radii_have_a_table_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = SweepConfig.model_validate(
+        {
+            "data": "builtin:digits",
+            "limit": 12,
+            "models": [{"spec": "builtin:digits-mlp"}],
+            "curves": [
+                {"norm": "linf", "eps": ["0.02", "0.04"], "suite": "quick"},
+                {"norm": "linf", "eps": ["0.1", "0.2"], "suite": "quick"},
+            ],
+        }
+    )
+    assert len({cell.title for cell in curve_cells(plan)}) == 2
+    result = run_sweep(plan, tmp_path, device="cpu")
+    _print_curves(result, tmp_path)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for curve in result.curves:
+        head = lines.index(["robust", "%", *(point["eps"] for point in curve["points"])])
+        assert lines[head + 2][-2:] == [f"{100 * point['value']:.1f}" for point in curve["points"]]
 
 
 def test_curves_that_make_no_sense_are_refused(tmp_path: Path) -> None:

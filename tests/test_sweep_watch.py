@@ -38,10 +38,10 @@ def test_short_names_say_what_sets_cells_apart(plan: SweepConfig) -> None:
     names = short_names(plan)
     assert sorted(names.values()) == [
         "fgsm-rs(epochs=1,batch_size=256)",
-        "fgsm-rs(epochs=1,batch_size=256), linf at 2 eps",
+        "fgsm-rs(epochs=1,batch_size=256), linf at 0.02, 0.05",
         "fgsm-rs(epochs=1,batch_size=256), linf:0.05",
         "none(epochs=1,batch_size=256,learning_rate=0.01)",
-        "none(epochs=1,batch_size=256,learning_rate=0.01), linf at 2 eps",
+        "none(epochs=1,batch_size=256,learning_rate=0.01), linf at 0.02, 0.05",
         "none(epochs=1,batch_size=256,learning_rate=0.01), linf:0.05",
     ]
     alone = plan.model_copy(update={"defenses": plan.defenses[:1], "curves": []})
@@ -66,7 +66,7 @@ def test_a_terminal_of_80_columns_is_wide_enough(
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", said) if line.strip()]
     assert max(map(len, lines)) <= 80
     assert not any("a-network" in line for line in lines)
-    found = [line for line in lines if line.startswith("none(epochs...f at 2 eps")]
+    found = [line for line in lines if line.startswith("none(epochs...0.02, 0.05")]
     assert any(re.search(r"20/30 .*robust \d+\.\d% \[\d+\.\d%, \d+\.\d%\]$", row) for row in found), found
     assert any(re.match(r"sweep .* \d/4 .*samples/s", line) for line in lines)
 
@@ -84,5 +84,5 @@ def test_lines_of_a_log_name_everything(
     assert all("a-network-with-quite-a-long-name x " in line for line in lines)
     assert lines[-1].startswith("[4/4] ")
     assert any(
-        re.search(r"linf at 2 eps, quick, seed 0: robust \d+\.\d% to \d+\.\d%, ", line) for line in lines
+        re.search(r"linf at 0.02, 0.05, quick, seed 0: robust \d+\.\d% to \d+\.\d%, ", line) for line in lines
     )

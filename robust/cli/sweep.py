@@ -168,12 +168,13 @@ def _print_curves(result: SweepResult, out: Path) -> None:
     from robust.errors import MissingDependencyError
     from robust.sweep.plots import plot_curves
 
-    groups: dict[tuple[str, str, int, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, tuple[str, ...], str, int, str], list[dict[str, Any]]] = {}
     for curve in result.curves:
-        key = (curve["norm"], curve["suite"], curve["seed"], curve["data"]["sha256"])
+        eps = tuple(point["eps"] for point in curve["points"])
+        key = (curve["norm"], eps, curve["suite"], curve["seed"], curve["data"]["sha256"])
         groups.setdefault(key, []).append(curve)
-    for number, ((norm, suite, seed, _), curves) in enumerate(groups.items()):
-        heads = ["robust %", *(point["eps"] for point in curves[0]["points"])]
+    for number, ((norm, eps, suite, seed, _), curves) in enumerate(groups.items()):
+        heads = ["robust %", *eps]
         rows = [
             [f"{c['model']} + {c['defense']}", *(f"{100 * p['value']:.1f}" for p in c["points"])]
             for c in curves

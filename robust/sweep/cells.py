@@ -127,11 +127,7 @@ class CurveCell:
     @property
     def title(self) -> str:
         """For progress and messages."""
-        curve = self.curve
-        return (
-            f"{self.pair.title}, {curve.norm} at {len(curve.eps)} eps, {suite_title(curve.suite)}, "
-            f"seed {self.seed}"
-        )
+        return f"{self.pair.title}, {self.curve.title}, {suite_title(self.curve.suite)}, seed {self.seed}"
 
 
 def suite_title(suite: Suite) -> str:
@@ -197,7 +193,7 @@ def short_names(config: SweepConfig) -> dict[str, str]:
 def _traits(cell: Cell | CurveCell) -> list[str]:
     model, defense = cell.pair.model.title, cell.pair.defense.title
     if isinstance(cell, CurveCell):
-        threat, suite = f"{cell.curve.norm} at {len(cell.curve.eps)} eps", cell.curve.suite
+        threat, suite = cell.curve.title, cell.curve.suite
     else:
         threat, suite = cell.threat, cell.suite
     return [model, defense, threat, suite_title(suite), f"seed {cell.seed}"]

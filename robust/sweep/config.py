@@ -161,6 +161,11 @@ class Curve(_Strict):
         return self
 
     @property
+    def title(self) -> str:
+        """The norm and all radii: curves of one norm differ in nothing else that is short."""
+        return f"{self.norm} at {', '.join(threat.eps for threat in self.threats)}"
+
+    @property
     def threats(self) -> list[Threat]:
         """By growing radius."""
         return sorted((Threat(self.norm, eps) for eps in self.eps), key=lambda threat: threat.radius)
