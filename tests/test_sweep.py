@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from robust.leaderboard import Store
 from robust.leaderboard.verify import verify
 from robust.sources import load_data, load_model, save_weights
 from robust.sweep import Event, SweepConfig, SweepResult, run_sweep
-from robust.sweep.config import DefenseEntry, ModelEntry
+from robust.sweep.cells import plan as cells
+from robust.sweep.config import DefenseEntry, ModelEntry, Suite
 from robust.sweep.executors import InProcess, Told
 from robust.sweep.processes import Processes
 from robust.sweep.tasks import AttackTask, Folder, ModelRef, Outcome, Worker, build_target
@@ -90,6 +92,38 @@ def test_a_crash_in_a_cell_is_kept_with_its_traceback_and_mended_by_the_next_run
     (tmp_path / "broken").unlink()
     second = run_sweep(plan, tmp_path / "out", device="cpu")
     assert (second.computed, second.reused, second.failures, second.missing) == (1, 1, [], [])
+    assert not list((tmp_path / "out" / "failures").iterdir())
+
+
+def test_cells_of_one_title_are_told_apart(tmp_path: Path) -> None:
+    """Titles leave out what a suite's attacks are given."""
+    (tmp_path / "net.py").write_text(CRASHING)
+    suites: list[Suite] = [[{"name": "pgd", "steps": 2}], [{"name": "pgd", "steps": 3}]]
+    both = SweepConfig(
+        data="builtin:digits", limit=8, threats=["linf:0.1"], suites=suites, models=[{"spec": f"{tmp_path}/net.py:make"}]
+    )  # fmt: skip
+    one = both.model_copy(update={"suites": suites[:1]})
+    assert len({cell.title for cell in cells(both)}) == 1
+    assert run_sweep(one, tmp_path / "out", device="cpu").computed == 1
+    (tmp_path / "broken").touch()
+    result = run_sweep(both, tmp_path / "out", device="cpu")
+    assert (result.reused, len(result.failures), len(result.missing)) == (1, 1, 1)
+    (tmp_path / "broken").unlink()
+    shutil.rmtree(tmp_path / "out" / "cells")
+    assert run_sweep(one, tmp_path / "out", device="cpu").computed == 1
+    (saved,) = (tmp_path / "out" / "failures").iterdir()
+    assert "the cable was pulled" in saved.read_text()
+
+
+def test_a_model_that_could_not_be_read_is_forgiven_once_it_can(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(CRASHING.replace("return Net()", "raise RuntimeError('no cable')"))
+    plan = SweepConfig(
+        data="builtin:digits", limit=8, threats=["linf:0.1"], suites=["fgsm"], models=[{"spec": f"{tmp_path}/net.py:make"}]
+    )  # fmt: skip
+    assert len(run_sweep(plan, tmp_path / "out", device="cpu").failures) == 1
+    assert len(list((tmp_path / "out" / "failures").iterdir())) == 1
+    (tmp_path / "net.py").write_text(CRASHING)
+    assert run_sweep(plan, tmp_path / "out", device="cpu").computed == 1
     assert not list((tmp_path / "out" / "failures").iterdir())
 
 

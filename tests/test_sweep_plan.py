@@ -38,6 +38,11 @@ from robust.threat import Threat
         (PLAN, "", "got an empty file; a sweep needs `data`"),
         ('data = "builtin:digits"', "", "data: is missing; a sweep needs `data`"),
         ('spec = "builtin:digits-mlp"', "", r"models\.0\.spec: is missing"),
+        (
+            'spec = "builtin:digits-mlp"',
+            'spec = ["a.py:make", "b.py:make"]',
+            r"models: two are called 'make'; give each an entry with a `name` of its own",
+        ),
         ("limit = 60", 'limit = "all"', r"limit: expected a valid integer, .*got 'all'"),
     ],
 )
@@ -160,6 +165,14 @@ def test_lists_expand_to_a_grid_with_overrides() -> None:
     own = [cell for cell in cells if cell.pair.model.title == "own"]
     assert {(cell.threat, cell.seed, cell.limit) for cell in own} == {("l2:2", 7, 10)}
     assert len({cell.title for cell in cells}) == len(cells)
+
+
+def test_entries_of_one_model_may_overlap(sweep_config: SweepConfig) -> None:
+    entry = sweep_config.models[0]
+    also = entry.model_copy(update={"threats": ["l2:0.5", "l2:1"]})
+    cells = plan(SweepConfig.model_validate({**sweep_config.model_dump(), "models": [entry, also]}))
+    assert sorted(cell.threat for cell in cells) == ["l2:0.5"] * 2 + ["l2:1"] * 2 + ["linf:0.05"] * 2
+    assert len({cell.pair.identity for cell in cells}) == 2  # trained once for both
 
 
 def test_exclude_leaves_cells_out() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
@@ -73,9 +73,8 @@ class Pair:
     @property
     def identity(self) -> str:
         """Equal for equal pairs."""
-        return json.dumps(
-            [self.model.model_dump(mode="json"), self.defense.model_dump(mode="json"), self.train, self.seed]
-        )
+        model = self.model.model_dump(mode="json", include={"spec", "weights", "name", "normalize"})
+        return json.dumps([model, self.defense.model_dump(mode="json"), self.train, self.seed])
 
 
 @dataclass(frozen=True)
@@ -113,6 +112,12 @@ class Cell:
         """For progress and messages."""
         return f"{self.pair.title}, {self.threat}, {suite_title(self.suite)}, seed {self.seed}"
 
+    @property
+    def identity(self) -> str:
+        """Equal for equal cells, where a title may be of several: it leaves out what a suite's attacks are given."""
+        what = [self.data, self.limit, self.threat, self.suite, self.seed, self.cascade]
+        return json.dumps([self.pair.identity, *what], default=str)
+
 
 @dataclass(frozen=True)
 class CurveCell:
@@ -129,6 +134,15 @@ class CurveCell:
         """For progress and messages."""
         return f"{self.pair.title}, {self.curve.title}, {suite_title(self.curve.suite)}, seed {self.seed}"
 
+    @property
+    def identity(self) -> str:
+        """As of a cell."""
+        what = [self.data, self.limit, self.curve.model_dump(mode="json"), self.seed]
+        return json.dumps([self.pair.identity, *what], default=str)
+
+
+_Kind = TypeVar("_Kind", Cell, CurveCell)
+
 
 def suite_title(suite: Suite) -> str:
     """A suite's name, or its attacks."""
@@ -143,7 +157,7 @@ def plan(config: SweepConfig) -> list[Cell]:
     Raises:
         InputError: an exclusion that no cell matches, or nothing left.
     """
-    cells = [cell for pair in pairs(config) for cell in _cells_of(pair, config)]
+    cells = _once(cell for pair in pairs(config) for cell in _cells_of(pair, config))
     for exclusion in config.exclude:
         if cells and not any(_matches(exclusion, cell) for cell in cells):
             said = ", ".join(
@@ -159,12 +173,17 @@ def plan(config: SweepConfig) -> list[Cell]:
 
 def curve_cells(config: SweepConfig) -> list[CurveCell]:
     """The curves of a sweep."""
-    return [
+    return _once(
         CurveCell(pair, pair.model.data or config.data, pair.model.limit or config.limit, curve, seed)
         for pair in pairs(config)
         for curve in config.curves
         for seed in pair.model.seeds or config.seeds
-    ]
+    )
+
+
+def _once(cells: Iterable[_Kind]) -> list[_Kind]:
+    """Each cell once, where entries of one model overlap."""
+    return list({cell.identity: cell for cell in cells}.values())
 
 
 def pairs(config: SweepConfig) -> Iterator[Pair]:

@@ -113,6 +113,12 @@ class ModelEntry(_Strict):
         """The name to show."""
         return self.name or str(self.spec).rpartition(":")[2]
 
+    def is_the_same_as(self, other: ModelEntry) -> bool:
+        """Whether both are one model, that may be attacked otherwise."""
+        return (self.spec, self.weights, self.normalize, self.train) == (
+            other.spec, other.weights, other.normalize, other.train,
+        )  # fmt: skip
+
     def expand(self) -> Iterator[ModelEntry]:
         """One entry per spec."""
         for spec in _as_list(self.spec):
@@ -211,6 +217,18 @@ class SweepConfig(_Strict):
 
     _threats = field_validator("threats")(_parse_threats)
     _once = field_validator("suites", "seeds")(_distinct)
+
+    @field_validator("models")
+    @classmethod
+    def _named_apart(cls, models: list[ModelEntry]) -> list[ModelEntry]:
+        """A title stands for one model, on a board and in messages."""
+        known: dict[str, ModelEntry] = {}
+        for model in (model for entry in models for model in entry.expand()):
+            if not model.is_the_same_as(known.setdefault(model.title, model)):
+                raise ValueError(
+                    f"two are called {model.title!r}; give each an entry with a `name` of its own"
+                )
+        return models
 
     @model_validator(mode="after")
     def _has_work(self) -> Self:

@@ -10,7 +10,7 @@ from typing import Any
 
 from robust.errors import RobustError, StoreError, UnknownNameError
 from robust.leaderboard import Record, Store
-from robust.sweep.cells import Cell, CurveCell
+from robust.sweep.cells import Cell, CurveCell, Pair
 from robust.sweep.config import SweepConfig
 from robust.sweep.finish import Anyhow, Failure, Open, SweepResult, make_curve, make_record
 from robust.sweep.results import Results
@@ -34,30 +34,30 @@ class Diary:
         for listener in self.listeners:
             listener(Event(kind, title, task, fields))
 
-    def fail(self, title: str, reason: str, trace: str) -> None:
+    def fail(self, what: Anyhow | Pair, reason: str, trace: str) -> None:
         """A cell or pair has failed."""
-        self._result.failures.append(Failure(title, reason))
-        self._results.fail(_name(title), title, trace)
-        self.tell("failed", title, reason=reason)
+        self._result.failures.append(Failure(what.title, reason))
+        self._results.fail(_name(what), what.title, trace)
+        self.tell("failed", what.title, reason=reason)
 
-    def caught(self, title: str, error: Exception) -> None:
+    def caught(self, what: Anyhow | Pair, error: Exception) -> None:
         """As `fail`, while an exception is handled."""
         text = str(error) if isinstance(error, RobustError) else f"{type(error).__name__}: {error}"
-        self.fail(title, " ".join(text.split()) or type(error).__name__, traceback.format_exc())
+        self.fail(what, " ".join(text.split()) or type(error).__name__, traceback.format_exc())
 
-    def forgive(self, title: str, failures: Sequence[str] = ()) -> None:
+    def forgive(self, what: Anyhow | Pair, failures: Sequence[str] = ()) -> None:
         """What may have failed before has succeeded, but for these `failures` of single samples."""
         if failures:
-            self._results.fail(_name(title), title, "\n".join(failures))
+            self._results.fail(_name(what), what.title, "\n".join(failures))
         else:
-            self._results.forgive(_name(title))
+            self._results.forgive(_name(what))
 
 
 class Filing:
     """Records and curves: found done, or made of all the shards of a cell.
 
     Attributes:
-        done: titles of cells that are.
+        done: identities of cells that are.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Filing:
             self._result.records.append(record)
             self._note_errors(cell, record.statuses.error, self._record_file(record))
         self._result.reused += 1
-        self.done.add(cell.title)
+        self.done.add(cell.identity)
         self._diary.tell("reused", cell.title, what="cell")
         return True
 
@@ -113,10 +113,10 @@ class Filing:
         except StoreError:
             raise
         except Exception as error:
-            self._diary.caught(cell.title, error)
+            self._diary.caught(cell, error)
             return
         self._result.computed += 1
-        self.done.add(cell.title)
+        self.done.add(cell.identity)
 
     def _note_errors(self, cell: Anyhow, errors: int, kept: Path) -> None:
         """A result is there, but not of all samples: computed or found, the sweep is not whole."""
@@ -135,7 +135,7 @@ class Filing:
             "cell", cell.title, record=record.id, n=report.n, clean=report.clean_accuracy,
             robust=report.robust_accuracy, low=low, high=high, trust=report.trust, seconds=report.seconds,
         )  # fmt: skip
-        self._diary.forgive(cell.title, report.failures)
+        self._diary.forgive(cell, report.failures)
         self._note_errors(cell, report.statuses["error"], self._record_file(record))
 
     def _keep_curve(self, opened: Open, cell: CurveCell) -> None:
@@ -146,9 +146,9 @@ class Filing:
         values = [point["value"] for point in curve["points"]]
         self._diary.tell("curve", cell.title, robust=values, seconds=curve["seconds"])
         failures = [failure for part in opened.parts.values() for failure in part.failures]
-        self._diary.forgive(cell.title, failures)
+        self._diary.forgive(cell, failures)
         self._note_errors(cell, curve["errors"], self._results.curve_file(opened.key))
 
 
-def _name(title: str) -> str:
-    return hashlib.sha256(title.encode()).hexdigest()[:16]
+def _name(what: Anyhow | Pair) -> str:
+    return hashlib.sha256(what.identity.encode()).hexdigest()[:16]

@@ -105,7 +105,7 @@ class _Sweep:
             self.result.stopped = str(error)
             del self.diary.listeners[1:]  # the log is on the same disk
         finally:
-            self.result.missing = [cell.title for cell in everything if cell.title not in self.filing.done]
+            self.result.missing = [cell.title for cell in everything if cell.identity not in self.filing.done]
             self._end(time.perf_counter() - start)
         return self.result
 
@@ -173,7 +173,7 @@ class _Sweep:
             except StoreError:
                 raise
             except Exception as error:
-                self.diary.caught(pair.title, error)
+                self.diary.caught(pair, error)
 
     def _begin(self, pair: Pair) -> None:
         """Hand out the training of a pair's model, or where there is nothing to train, its cells."""
@@ -223,6 +223,8 @@ class _Sweep:
         return False
 
     def _open_cells(self, pair: Pair, ref: ModelRef, sha256: str) -> None:
+        """The pair's model is there: hand out the shards of its cells."""
+        self.diary.forgive(pair)
         origin = self.origins[pair.identity]
         for cell in self.cells[pair.identity]:
             held = self._look(cell, origin)
@@ -305,14 +307,13 @@ class _Sweep:
             "trained", task.title, task.id, clean=last.clean_accuracy, robust=last.robust_accuracy, seconds=seconds
         )  # fmt: skip
         for pair in waiting:
-            self.diary.forgive(pair.title)
             ref = replace(task.model, weights=str(path.resolve()), behind=pair.behind)
             try:
                 self._open_cells(pair, ref, trained.sha256)
             except StoreError:
                 raise
             except Exception as error:
-                self.diary.caught(pair.title, error)
+                self.diary.caught(pair, error)
 
     def _part(self, task: Task, part: Part | CurvePart, examples: bytes | None) -> None:
         opened = self.open.pop(task.id)
@@ -331,10 +332,10 @@ class _Sweep:
         opened = self.open.get(task.id)
         if opened is None:
             for pair in self.training.pop(task.id):
-                self.diary.fail(pair.title, reason, trace)
+                self.diary.fail(pair, reason, trace)
         elif not opened.failed:
             opened.failed = True
-            self.diary.fail(opened.cell.title, reason, trace)
+            self.diary.fail(opened.cell, reason, trace)
 
     def _progress(self, task: Task, progress: Progress) -> None:
         self.diary.tell("progress", task.title, task.id, **asdict(progress))
