@@ -21,6 +21,7 @@ from robust.suites import Stage
 from robust.sweep import SweepConfig, run_sweep
 from robust.sweep.cells import curve_cells
 from robust.sweep.curves import attack_curve, points
+from robust.sweep.finish import counts
 from robust.target import Target
 from robust.threat import Threat
 
@@ -121,6 +122,31 @@ def test_searches_begin_at_a_break_that_is_known_beyond_the_radius() -> None:
 
     assert statuses(None) == ["survived"] * 3
     assert statuses(beyond) == ["broken", "broken", "survived"]
+
+
+class SometimesNaN(nn.Module):
+    """Class 1 where the first value is over 1/2; no numbers where the second is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.flatten(1).unbind(1)
+        logits = torch.stack([0.5 - first, first - 0.5], 1)
+        return logits.where(second[:, None] < 0.5, torch.nan)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_clean_logits_that_are_no_numbers_are_errors_whatever_the_label(label: int) -> None:
+    """argmax takes NaN for class 0: under label 1 they would be misclassified, and nothing would be told."""
+    x = torch.tensor([[0.1, 0.1], [0.1, 0.9], [0.9, 0.9], [0.9, 0.1]]).view(4, 1, 1, 2)
+    samples = as_samples((x, torch.full((4,), label)))
+    threats = [Threat("linf", "0.01"), Threat("linf", "0.02")]
+    settings = Settings(micro_batch=4, precision="float32")
+    part = attack_curve(Target(SometimesNaN(), device="cpu"), samples, threats, "quick", settings, range(4))
+    falls = [2, -2, -2, -1] if label == 0 else [-1, -2, -2, 2]
+    assert part.table["falls_at"].tolist() == falls
+    assert part.table["prediction"].tolist() == [0, -1, -1, 1]
+    assert [finding.check for finding in part.findings].count("non-finite") == 1
+    assert part.failures == ["clean: non-finite logits on 2 clean samples"]
+    assert counts(part) == {"samples": 4, "correct": 1, "survived": 1}
 
 
 def test_curves_of_a_sweep_are_kept_drawn_and_found_again(tmp_path: Path) -> None:

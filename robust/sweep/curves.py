@@ -20,7 +20,7 @@ from torch import Tensor
 
 from robust.attacks import Attack, make_attack
 from robust.audit import audit
-from robust.diagnose import Finding
+from robust.diagnose import NON_FINITE, Finding
 from robust.oracle import Oracle
 from robust.parts import Plan, attack_part
 from robust.run import Progress, Settings
@@ -43,7 +43,7 @@ class CurvePart:
     """What was found of the samples at `rows`.
 
     Attributes:
-        table: a row per sample: sample_id, label, prediction, falls_at (index of the smallest radius at
+        table: a row per sample: sample_id, label, prediction (-1: logits that are no numbers), falls_at (index of the smallest radius at
             which it is broken, their number if none, -1 where misclassified, -2 where it ended in an
             error), distance (of the nearest audited adversarial example, NaN where none), forwards,
             backwards.
@@ -118,11 +118,8 @@ class _Curve:
             x, y, ids = self._load(part)
             with torch.no_grad(), naming_failures():
                 logits = [self.target.logits(x[some]) for some in torch.arange(len(x)).split(self.rows)]
-            self.prediction[part] = torch.cat(logits).argmax(1).cpu()
             self.forwards[part] += 1
-            wrong = self.prediction[part] != self.samples.y[part]
-            self.falls_at[part[wrong]] = -1
-            right = (~wrong).nonzero().squeeze(1)
+            right = self._classify(part, torch.cat(logits).cpu())
             if len(right):
                 here = right.to(x.device)
                 self._place(attack, part[right], x[here], y[here], ids[here])
@@ -131,6 +128,24 @@ class _Curve:
                 self.settings.progress(
                     Progress("placing", done, n, int((self.falls_at == self.top).sum()), n)
                 )
+
+    def _classify(self, rows: Tensor, logits: Tensor) -> Tensor:
+        """Take in the logits, (N, C), of the clean samples at these rows; positions in them of those that are right."""
+        finite = logits.isfinite().all(1)
+        self.prediction[rows] = logits.argmax(1).where(finite, -1)
+        right = self.prediction[rows] == self.samples.y[rows]
+        self.falls_at[rows[~right]] = -1
+        self.falls_at[rows[~finite]] = -2
+        lost = int((~finite).sum())
+        if lost:
+            self.failures.append(f"clean: non-finite logits on {lost} clean samples")
+            self._find([NON_FINITE.finding("NaN or infinity on clean samples")])
+        return right.nonzero().squeeze(1)
+
+    def _find(self, findings: Sequence[Finding]) -> None:
+        """Note each check that fired, once."""
+        known = {finding.check for finding in self.findings}
+        self.findings += [finding for finding in findings if finding.check not in known]
 
     def _place(self, attack: Attack, rows: Tensor, x: Tensor, y: Tensor, ids: Tensor) -> None:
         oracle = Oracle(
@@ -172,8 +187,7 @@ class _Curve:
         self._fell(broken, distance, part.examples["x_adv"])
         self.stands_at[asked[[s == "survived" for s in statuses]]] = index
         self.falls_at[asked[[s == "error" for s in statuses]]] = -2
-        known = {finding.check for finding in self.findings}
-        self.findings += [finding for _, finding in part.findings if finding.check not in known]
+        self._find([finding for _, finding in part.findings])
         self.failures += [f"{threat}: {failure}" for failure in part.failures]
         self.model, self.device = part.model, part.device
 

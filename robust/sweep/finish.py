@@ -85,8 +85,9 @@ def counts(part: Part | CurvePart) -> dict[str, int]:
     if isinstance(part, Part):
         survived = int((part.verdicts["status"] == "survived").sum())
         return {"samples": len(part.verdicts), "correct": part.correct, "survived": survived}
-    falls = part.table["falls_at"]
-    return {"samples": len(falls), "correct": int((falls != -1).sum()), "survived": int((falls > 0).sum())}
+    table = part.table
+    correct = int((table["prediction"] == table["label"]).sum())
+    return {"samples": len(table), "correct": correct, "survived": int((table["falls_at"] > 0).sum())}
 
 
 def make_record(
