@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from robust.errors import InputError, StoreError
+from robust.files import replacing
 from robust.stats import interval
 from robust.threat import Threat
 
@@ -223,21 +223,26 @@ class Report:
         return explain(self, folder, target=target, samples=samples)
 
     def save(self, folder: str | Path) -> Path:
-        """Write report.json, verdicts.parquet and, where kept, examples.safetensors; each atomically.
+        """Write report.json, verdicts.parquet and, where kept, examples.safetensors; all of them or none.
+
+        A report that was here before goes only once all files are written beside it. Its report.json goes first and the new
+        one comes last: an interruption in between leaves no folder that loads with the files of two.
 
         Raises:
             StoreError: the folder cannot be written.
         """
         folder = Path(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "verdicts.parquet", lambda path: self.verdicts.to_parquet(path, index=False))
-            (folder / "examples.safetensors").unlink(missing_ok=True)  # of a report that was here before
-            if self.examples is not None:
-                examples = self.examples
-                _write(folder / "examples.safetensors", lambda path: save_file(examples, path))
             text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-            _write(folder / "report.json", lambda path: Path(path).write_text(text, encoding="utf-8"))
+            with ExitStack() as files:  # put in place in the reverse order
+                files.enter_context(replacing(folder / "report.json")).write_text(text, encoding="utf-8")
+                # Opened here, as in load.
+                with files.enter_context(replacing(folder / "verdicts.parquet")).open("wb") as table:
+                    self.verdicts.to_parquet(table, index=False)
+                if self.examples is not None:
+                    save_file(self.examples, files.enter_context(replacing(folder / "examples.safetensors")))
+                for name in ("report.json", "examples.safetensors"):
+                    (folder / name).unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             raise StoreError(f"report: cannot write to {folder}: {error}") from error
         return folder
@@ -338,15 +343,3 @@ def curve_radii(threat: Threat, eps: Iterable[float | str], *, unlimited: bool) 
             "add a minimum-norm attack such as fmn to them, or evaluate each radius by itself"
         )
     return radii
-
-
-def _write(path: Path, write: Any) -> None:
-    """Write through a temporary name in the same folder, so that a reader never sees half a file."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(name)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -13,6 +13,7 @@ import torch
 
 from robust.defenses.options import EpochResult
 from robust.errors import InputError, StoreError
+from robust.files import replacing
 from robust.target import out_of_memory
 
 
@@ -37,13 +38,10 @@ class Checkpoint:
         """
         text = json.dumps([asdict(result) for result in history])
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_suffix(".partial")
-            torch.save({**state, "identity": self._identity, "history": text}, partial)
-            partial.replace(self._path)
-            partial = self._folder / "history.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self._folder / "history.json")
+            with replacing(self._path) as partial:
+                torch.save({**state, "identity": self._identity, "history": text}, partial)
+            with replacing(self._folder / "history.json") as partial:
+                partial.write_text(text, encoding="utf-8")
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
             raise StoreError(f"out: cannot write a checkpoint to {self._folder}: {error}") from error
 

@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robust.errors import InputError, StoreError
+from robust.files import replacing
 from robust.report import STATUSES, Report
 from robust.stats import Outcome, mcnemar
 
@@ -85,16 +85,11 @@ class Baseline(BaseModel):
         lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in fields.items()]
         listed = ",\n".join(f"    {json.dumps(key)}: {json.dumps(ids)}" for key, ids in verdicts.items())
         text = "{\n" + ",\n".join([*lines, f'  "verdicts": {{\n{listed}\n  }}']) + "\n}\n"
-        part = path.with_name(f".{path.name}.{uuid4().hex}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
+            with replacing(path) as partial:
+                partial.write_text(text, encoding="utf-8")
         except OSError as error:
             raise StoreError(f"baseline {path}: cannot be written ({error.strerror or error})") from error
-        finally:
-            if path.parent.is_dir():
-                part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import safetensors.torch
 import torch
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from robust.errors import InputError, ModelError, StoreError
+from robust.files import replacing
 from robust.sources.digest import add_tensor
 from robust.sources.limits import MODEL_BYTES, check_size
 
@@ -60,17 +60,11 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         raise InputError(f"weights {path}: expected a file name ending in .safetensors")
     # safetensors refuses tensors that share memory.
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _tensors(model).items()}
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not save_file: it makes files that only their owner can read.
-        part.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
-        part.replace(path)
+        with replacing(path) as partial:
+            partial.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
     except OSError as e:
         raise StoreError(f"weights {path}: cannot be written ({e})") from e
-    finally:
-        if path.parent.is_dir():
-            part.unlink(missing_ok=True)
 
 
 def model_sha256(model: nn.Module) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from robust.diagnose import Finding
 from robust.errors import StoreError
+from robust.files import replacing
 from robust.leaderboard.artefacts import sha256
 from robust.parts import Part
 from robust.sweep.curves import CurvePart
@@ -53,15 +53,11 @@ class Results:
             ) from error
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write a file under a temporary name, then rename it."""
-        partial = path.with_name(f".{path.name}.{uuid4().hex}.partial")
+        """Write a file at once or not at all."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
-            partial.replace(path)
+            with replacing(path) as partial:
+                partial.write_bytes(content)
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
             raise StoreError(
                 f"out: cannot write {path}: {error.strerror or error}; what was finished is kept"
             ) from error
