@@ -120,11 +120,15 @@ def attack_part(
             run.look()
         if rows.start:
             run.checks |= {"forwards": 0, "backwards": 0}
-        for stage in plan.stages:
-            run.attack(stage, cascade=plan.cascade)
-            if run.interrupted:
-                run.stop()
-                break
+        try:
+            for stage in plan.stages:
+                run.attack(stage, cascade=plan.cascade)
+                if run.interrupted:
+                    break
+        except KeyboardInterrupt:  # between two searches
+            run.interrupted = True
+        if run.interrupted:
+            run.stop()
         run.forget_breaks()
         before_probes = len(run.findings)
         if not run.interrupted:

@@ -219,57 +219,63 @@ class Run:
     # -- attacks --------------------------------------------------------------------------------
 
     def attack(self, stage: Stage, *, cascade: bool) -> None:
-        """Run a stage of the suite over the samples that it is to see, nearest to the boundary first."""
+        """Run a stage of the suite over the samples that it is to see, nearest to the boundary first.
+
+        Ctrl-C ends it early: `interrupted` says so, and its entry has what was done until then.
+        """
         attack, v = stage.attack, self.verdicts
         rows = self._chosen(stage, cascade=cascade).nonzero().squeeze(1)
         if attack.access == "gradient" and not self.differentiable:
             rows = rows[:0]
         rows = rows[v.margin[rows].argsort(descending=True, stable=True)]
         before, reach, passes = v.margin, v.reach.clone(), v.forwards + v.backwards
-        entry = new_entry(stage, len(rows))
-        start, done, most = time.perf_counter(), 0, len(rows)
+        entry, start = new_entry(stage, len(rows)), time.perf_counter()
+        try:
+            self._attack_in_waves(attack, rows, entry, cascade=cascade)
+            v.rose, v.closer = v.margin > before, v.reach < reach
+            if attack.minimum_norm:
+                v.spent = v.spent.maximum((v.forwards + v.backwards - passes) // self.target.draws)
+        finally:  # verdicts name the attack by the number of its entry
+            entry["survived"] = max(0, len(rows) - entry["broke"] - entry["errors"])
+            entry["seconds"] = time.perf_counter() - start
+            self.entries.append(entry)
+
+    def _attack_in_waves(self, attack: Attack, rows: Tensor, entry: dict[str, Any], *, cascade: bool) -> None:
+        done, broke, most = 0, 0, len(rows)  # broke: in the waves that are done
         crashes: list[str] = []
-        while done < len(rows):
-            wave = rows[done : done + min(most, self._wave(attack, len(rows) - done))]
-            broke = entry["broke"]
-            try:
-                tick = self._watch(attack, done, len(wave), len(rows))
-                self._attack_wave(attack, wave, entry, tick, cascade=cascade)
-                most *= 2
-            except Exception as error:
-                if error is self._from_caller:
-                    raise
-                if isinstance(error, RobustError) and not (done or self.entries):
-                    raise  # nothing was found yet that it could lose
-                if out_of_memory(error) and self.micro_batch > 1:
-                    self.micro_batch //= 2
-                    continue
-                if len(wave) > 1:  # whose crash it is they tell alone: it must not lose the others
-                    most = len(wave) // 2
-                    continue
-                crashes.append(f"{told(error)}\n{traceback.format_exc()}")
-                v.fail(wave)
-                entry["errors"] += 1
-            if self.interrupted:
-                entry["errors"] += len(rows) - done - (entry["broke"] - broke)
-                break
-            done += len(wave)
-            self._held = memory.give_back(self._held)
-            try:
+        try:
+            while done < len(rows):
+                wave = rows[done : done + min(most, self._wave(attack, len(rows) - done))]
+                try:
+                    tick = self._watch(attack, done, len(wave), len(rows))
+                    self._attack_wave(attack, wave, entry, tick, cascade=cascade)
+                    most *= 2
+                except Exception as error:
+                    if error is self._from_caller:
+                        raise
+                    if isinstance(error, RobustError) and not (done or self.entries):
+                        raise  # nothing was found yet that it could lose
+                    if out_of_memory(error) and self.micro_batch > 1:
+                        self.micro_batch //= 2
+                        continue
+                    if len(wave) > 1:  # whose crash it is they tell alone: it must not lose the others
+                        most = len(wave) // 2
+                        continue
+                    crashes.append(f"{told(error)}\n{traceback.format_exc()}")
+                    self.verdicts.fail(wave)
+                    entry["errors"] += 1
+                if self.interrupted:
+                    break
+                done, broke = done + len(wave), entry["broke"]
+                self._held = memory.give_back(self._held)
                 self.tell(attack.label, done, len(rows))
-            except KeyboardInterrupt:  # as within the attack
-                self.interrupted = True
-                entry["errors"] += len(rows) - done
-                break
+        except KeyboardInterrupt:  # outside the attack itself
+            self.interrupted = True
+        if self.interrupted:
+            entry["errors"] += len(rows) - done - (entry["broke"] - broke)
         if crashes:
             self.note_failure(attack.label, f"crashed on {len(crashes)} samples: {crashes[0]}")
             self.find(diagnose.CRASH, f"{attack.label} crashed")
-        v.rose, v.closer = v.margin > before, v.reach < reach
-        if attack.minimum_norm:
-            v.spent = v.spent.maximum((v.forwards + v.backwards - passes) // self.target.draws)
-        entry["survived"] = max(0, len(rows) - entry["broke"] - entry["errors"])
-        entry["seconds"] = time.perf_counter() - start
-        self.entries.append(entry)
 
     def _wave(self, attack: Attack, left: int) -> int:
         """Rows to attack at once: as many as fill some micro-batches, in waves of about equal size."""

@@ -16,11 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 import robust
 from robust import engine, run_checks
+from robust.attacks import FGSM, PGD
 from robust.audit import audit, audit_twice
 from robust.errors import ModelError, StoreError
 from robust.evaluation import Interrupted
 from robust.report import Report
-from robust.run import Progress
+from robust.run import Progress, Run
 from robust.target import Target
 from robust.threat import Threat
 
@@ -182,6 +183,35 @@ def test_ctrl_c_in_the_checks_keeps_the_verdicts(
         assert report.verdicts.status.tolist() == plain.verdicts.status.tolist()
         assert report.trust == "unreliable"
         assert "interrupted" in {finding["check"] for finding in report.findings}
+
+
+@pytest.mark.parametrize("place", ["_chosen", "load", "_watch", "_judge"])
+def test_ctrl_c_around_an_attack_keeps_the_verdicts(
+    place: str, net: nn.Module, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = [FGSM(), PGD(steps=3)]
+    plain = evaluate(net, digits, suite=suite)
+    original = getattr(Run, place)
+
+    def stop_in_the_second(self: Run, *args: Any, **options: Any) -> object:
+        if len(self.entries) == 1:
+            raise KeyboardInterrupt
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Run, place, stop_in_the_second)
+    with pytest.raises(Interrupted) as caught:
+        evaluate(net, digits, suite=suite)
+    report = caught.value.report
+    assert report.attacks[0]["broke"] == plain.attacks[0]["broke"]
+    first = (plain.verdicts.attack == "fgsm").to_numpy()
+    assert first.any()
+    assert report.verdicts[first].status.tolist() == plain.verdicts[first].status.tolist()
+    assert report.statuses["survived"] == 0
+    assert "interrupted" in {finding["check"] for finding in report.findings}
+    for entry in report.attacks:
+        assert entry["attacked"] == entry["broke"] + entry["survived"] + entry["errors"]
+    spent = sum(entry["forwards"] for entry in report.attacks) + report.checks["forwards"]
+    assert spent >= report.verdicts.forwards.sum() - report.n
 
 
 AROUND: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
