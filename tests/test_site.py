@@ -21,7 +21,7 @@ from test_leaderboard_compare import ROWS
 from robust.cli import main
 from robust.errors import StoreError
 from robust.leaderboard import Record, Store, compare, examples_bytes, read_robustbench, verify
-from robust.leaderboard.site import publish
+from robust.leaderboard.site import _Site, publish
 from robust.leaderboard.site.exports import badge
 from robust.leaderboard.site.pages import described
 from robust.threat import Threat
@@ -275,6 +275,50 @@ def test_files_of_entries_that_are_gone_go_and_others_stay(store: Store, tmp_pat
     }
     assert left == {*written, "site.json", "CNAME"}
     assert f"entries/{record.short_id}.html" in left
+
+
+def test_a_publication_that_was_stopped_can_be_repeated(
+    store: Store, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one, and one into the site of another store."""
+    whole, other = _Site.files, Store(tmp_path / "store")
+    file_report(other, "alone", 50)
+
+    def stopped(self: _Site) -> Iterator[tuple[str, bytes]]:
+        for name, content in whole(self):
+            yield name, content
+            if name.startswith("records/"):
+                raise KeyboardInterrupt
+
+    for published in (store, other, store):
+        monkeypatch.setattr(_Site, "files", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            publish(published, tmp_path / "site")
+        assert list((tmp_path / "site" / "records").iterdir())
+        monkeypatch.setattr(_Site, "files", whole)
+        publish(published, tmp_path / "site")
+    assert _contents(tmp_path / "site") == _contents(site)
+
+
+def test_what_a_stopped_publication_left_goes_with_the_next(
+    store: Store, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, folder = Store(tmp_path / "store"), tmp_path / "site"
+    file_report(other, "alone", 50)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", _refuse)
+        with pytest.raises(StoreError, match="cannot write"):
+            publish(other, folder)
+    publish(store, folder)
+    assert _contents(folder) == _contents(site)
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise OSError("no space left")
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_folders_of_somebody_else_are_left_alone(

@@ -33,6 +33,7 @@ from robust.leaderboard.trust import objections
 __all__ = ["publish"]
 
 MANIFEST: Final = "site.json"  # the files of the last publication, so that the next can clear them away
+_UNFINISHED: Final = "site.unfinished.txt"  # those of one that was stopped, a line each
 _EXPORTS: Final = {"md": "markdown", "csv": "csv", "tex": "latex", "json": "json"}
 _WRITERS: Final = 8
 _STATUS: Final = {"misclassified": "m", "broken": "b", "survived": "s", "error": "e"}
@@ -41,7 +42,7 @@ _STATUS: Final = {"misclassified": "m", "broken": "b", "survived": "s", "error":
 def publish(store: Store, out: str | Path) -> list[str]:
     """Write the site of a store into a folder; the same store gives the same bytes.
 
-    Files that an earlier publication left there go; others are left alone.
+    Files that an earlier publication left there go, those of one that was stopped too; others are left alone.
 
     Args:
         store: records, with their verdict tables, and references.
@@ -64,14 +65,25 @@ def publish(store: Store, out: str | Path) -> list[str]:
             f"--out: {out} holds records that no publication put there, such as {strange}; give a new folder"
         )
     try:
-        written = _write(out, site.files())
+        written = _write(out, _noted(out, site.files()))
         for name in sorted(before - set(written)):
             (out / name).unlink(missing_ok=True)
         manifest = {"made_by": "robust leaderboard publish", "files": sorted(written)}
         (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8", newline="\n")
+        (out / _UNFINISHED).unlink()
     except OSError as error:
         raise StoreError(f"--out: cannot write to {out}: {error.strerror or error}") from error
     return sorted(written)
+
+
+def _noted(out: Path, files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """The files, each noted in the folder before it can be written there."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / _UNFINISHED).open("a", encoding="utf-8", newline="\n") as notes:
+        for name, content in files:
+            notes.write(f"{name}\n")
+            notes.flush()
+            yield name, content
 
 
 def _write(out: Path, files: Iterable[tuple[str, bytes]]) -> list[str]:
@@ -97,15 +109,17 @@ def _write(out: Path, files: Iterable[tuple[str, bytes]]) -> list[str]:
 
 
 def _published(out: Path) -> set[str]:
-    """Files of the last publication; StoreError where the folder has an index page of somebody else's."""
+    """Files of the last publication, and of those stopped since; StoreError where an index page is somebody else's."""
     try:
         if not out.exists():
             return set()
-        if not (out / MANIFEST).is_file():
-            if (out / "index.html").exists() or not out.is_dir():
-                raise StoreError(f"--out: {out} holds something else; give a new folder")
-            return set()
-        names = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]
+        names = []
+        if (stopped := out / _UNFINISHED).is_file():
+            names += stopped.read_text(encoding="utf-8").splitlines()
+        if (out / MANIFEST).is_file():
+            names += json.loads((out / MANIFEST).read_text(encoding="utf-8"))["files"]
+        elif not names and ((out / "index.html").exists() or not out.is_dir()):
+            raise StoreError(f"--out: {out} holds something else; give a new folder")
         return {name for name in names if ".." not in Path(name).parts and not Path(name).is_absolute()}
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"--out: {out / MANIFEST} is not from a publication; give a new folder") from error
