@@ -356,6 +356,31 @@ def test_a_site_is_never_published_into_a_store(tmp_path: Path, monkeypatch: pyt
         publish(Store(tmp_path / "site"), tmp_path / "site")
 
 
+@pytest.mark.parametrize(
+    ("examples", "shown"),
+    [
+        (examples_bytes({"sample_id": torch.arange(10, 12), "x_adv": torch.rand(2, 1, 4, 4)}), True),
+        (examples_bytes({"x_adv": torch.rand(2, 1, 4, 4)}), False),
+        (examples_bytes({"sample_id": torch.arange(10, 12)}), False),
+        (examples_bytes({"sample_id": torch.arange(10, 12), "x_adv": torch.rand(1, 1, 4, 4)}), False),
+        (examples_bytes({"sample_id": torch.arange(10, 12), "x_adv": torch.rand(2, 1, 0, 4)}), False),
+        (examples_bytes({"sample_id": torch.arange(0, 2), "x_adv": torch.rand(2, 1, 4, 4)}), False),
+        (b"examples", False),
+        (b"", False),
+    ],
+)
+def test_examples_of_another_form_are_not_shown(tmp_path: Path, examples: bytes, shown: bool) -> None:
+    """And do not keep the others' records from being published."""
+    report, store = make_report(), Store(tmp_path / "store")
+    record = Record.from_report(
+        report, name="net", defense={"name": "none", "parameters": {}}, examples=examples
+    )
+    store.add(record, report.verdicts, examples=examples)
+    publish(store, tmp_path / "site")
+    page = (tmp_path / "site" / "entries" / f"{record.short_id}.html").read_text()
+    assert ("data:image/png" in page) == shown
+
+
 def test_an_entry_that_is_not_ranked_says_why(tmp_path: Path) -> None:
     record = file_report(Store(tmp_path / "store"), "cut short", 50, error=20)
     publish(Store(tmp_path / "store"), tmp_path / "site")

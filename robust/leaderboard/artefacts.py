@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from robust.errors import DataError, StoreError
@@ -183,6 +184,44 @@ def examples_bytes(examples: Mapping[str, Tensor]) -> bytes:
     the data set.
     """
     return bytes(save({name: tensor.contiguous() for name, tensor in examples.items()}))
+
+
+def read_examples(content: bytes) -> dict[str, Tensor]:
+    """The adversarial examples in the bytes of a safetensors file: see `examples_bytes`.
+
+    Raises:
+        StoreError: no safetensors file, or none that holds examples.
+    """
+    try:
+        saved = load(content)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise StoreError(f"examples: no safetensors file that can be read: {error}") from error
+    if problem := _malformed(saved):
+        raise StoreError(f"examples: {problem}; ask for the record's own file")
+    return saved
+
+
+def _malformed(saved: dict[str, Tensor]) -> str:
+    """What is wrong with the form of saved examples: sample_id (K,) integers, x_adv and, if any, x (K, ...) floats."""
+    if missing := [name for name in ("sample_id", "x_adv") if name not in saved]:
+        return f"the file has no {missing[0]}"
+    ids = saved["sample_id"]
+    if ids.dtype not in (torch.int64, torch.int32) or ids.ndim != 1:
+        return f"sample_id: expected integers of shape (K,), got {form(ids)}"
+    for name in ("x_adv", "x"):
+        points = saved.get(name)
+        if points is None:
+            continue
+        if not points.is_floating_point() or points.ndim < 2 or len(points) != len(ids):
+            return f"{name}: expected floats of shape ({len(ids)}, ...), got {form(points)}"
+        if points.shape != saved["x_adv"].shape:
+            return f"x: expected the shape of x_adv, {tuple(saved['x_adv'].shape)}, got {tuple(points.shape)}"
+    return ""
+
+
+def form(tensor: Tensor) -> str:
+    """Type and shape of a tensor, for messages."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
 def with_clean(

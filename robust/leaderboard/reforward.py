@@ -8,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from robust.errors import RobustError, StoreError
+from robust.leaderboard.artefacts import form, read_examples
 from robust.leaderboard.claims import threat_of
 from robust.leaderboard.drawn import Draws, weigh
 from robust.leaderboard.layout import plain
@@ -76,12 +75,12 @@ def check_examples(
         yield Outcome("examples", None, "none were saved with this record")
         return
     try:
-        saved = load(store.examples_file(record) or b"")
-    except (StoreError, SafetensorError, KeyError, ValueError) as error:
+        saved = read_examples(store.examples_file(record) or b"")
+    except StoreError as error:
         yield Outcome("examples", False, str(error))
         return
     table = verdicts.set_index("sample_id")
-    if problem := _malformed(saved) or _strangers(saved["sample_id"], table["status"]):
+    if problem := _strangers(saved["sample_id"], table["status"]):
         yield Outcome("examples", False, problem)
         return
     ids, x_adv = saved["sample_id"], saved["x_adv"].float()
@@ -97,28 +96,6 @@ def check_examples(
         yield _inside(record, rows, x_adv, x)
     if target is not None and (x is None or x.shape == x_adv.shape):
         yield _misclassified(record, rows, x_adv, target)
-
-
-def _malformed(saved: dict[str, Tensor]) -> str:
-    """What is wrong with the form of saved examples: sample_id (K,) integers, x_adv and, if any, x (K, ...) floats."""
-    if missing := [name for name in ("sample_id", "x_adv") if name not in saved]:
-        return f"the file has no {missing[0]}"
-    ids = saved["sample_id"]
-    if ids.dtype not in (torch.int64, torch.int32) or ids.ndim != 1:
-        return f"sample_id: expected integers of shape (K,), got {_form(ids)}"
-    for name in ("x_adv", "x"):
-        points = saved.get(name)
-        if points is None:
-            continue
-        if not points.is_floating_point() or points.ndim < 2 or len(points) != len(ids):
-            return f"{name}: expected floats of shape ({len(ids)}, ...), got {_form(points)}"
-        if points.shape != saved["x_adv"].shape:
-            return f"x: expected the shape of x_adv, {tuple(saved['x_adv'].shape)}, got {tuple(points.shape)}"
-    return ""
-
-
-def _form(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
 def _strangers(ids: Tensor, status: pd.Series) -> str:
@@ -171,7 +148,7 @@ def _misclassified(record: Record, rows: pd.DataFrame, x_adv: Tensor, target: Ta
         found = _predictions(target, x_adv)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
-        return Outcome("fooled", False, f"the model cannot take examples of {_form(x_adv)}: {reason}")
+        return Outcome("fooled", False, f"the model cannot take examples of {form(x_adv)}: {reason}")
     if standing := int((found == label).sum()):
         problem = f"{standing} of {len(label)} examples are classified correctly"
     elif unclear := int((found < 0).sum()):

@@ -11,11 +11,10 @@ from typing import Final
 import fsspec
 import pandas as pd
 from fsspec.implementations.local import LocalFileSystem
-from safetensors.torch import load
 from torch import Tensor
 
 from robust.errors import StoreError, UnknownNameError
-from robust.leaderboard.artefacts import read_verdicts, sha256, verdicts_bytes, verdicts_sha256
+from robust.leaderboard.artefacts import read_examples, read_verdicts, sha256, verdicts_bytes, verdicts_sha256
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
 
@@ -238,10 +237,10 @@ class Store:
         """The adversarial examples of a record (see `Report.examples`), None if it was filed without.
 
         Raises:
-            StoreError: missing, or altered.
+            StoreError: missing, altered, or of another form.
         """
         file = self.examples_file(record)
-        return None if file is None else load(file)
+        return None if file is None else read_examples(file)
 
     def examples_file(self, record: Record) -> bytes | None:
         """The safetensors file of a record's adversarial examples, None if it was filed without.

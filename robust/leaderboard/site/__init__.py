@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from safetensors.torch import load
 
 from robust.errors import StoreError
 from robust.leaderboard.artefacts import read_verdicts
@@ -250,7 +249,7 @@ class _Site:
             classes_text=pages.fairness_text(record),
             groups=charts.group_bars(record.groups) if record.groups else "",
             confusion=charts.confusion_table(confused, names),
-            panels=panels(record, verdicts, None if examples is None else load(examples), names),
+            panels=panels(record, verdicts, examples, names),
             cost=pages.cost_facts(record),
             provenance=pages.provenance_facts(record),
         )

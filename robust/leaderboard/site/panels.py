@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
@@ -11,6 +11,8 @@ import pandas as pd
 from PIL import Image
 from torch import Tensor
 
+from robust.errors import StoreError
+from robust.leaderboard.artefacts import read_examples
 from robust.leaderboard.record import Record
 
 _SHOWN = 8
@@ -18,24 +20,30 @@ _LARGEST = 512  # pixels a side
 
 
 def panels(
-    record: Record, verdicts: pd.DataFrame, examples: Mapping[str, Tensor] | None, names: Sequence[str]
+    record: Record, verdicts: pd.DataFrame, examples: bytes | None, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The first examples: what they are of, and clean, adversarial and difference as data URLs.
 
-    Only grey and RGB images of moderate size can be shown; the clean side needs the points saved beside.
+    Only grey and RGB images of moderate size can be shown; the clean side needs the points saved beside. Of a file that
+    holds no examples of this record nothing is shown: `leaderboard verify` says so.
     """
-    if examples is None or not _are_images(examples["x_adv"]):
+    try:
+        saved = {} if examples is None else read_examples(examples)
+    except StoreError:
         return []
-    table, found = verdicts.set_index("sample_id"), []
+    if not saved or not _are_images(saved["x_adv"]):
+        return []
+    broken, found = verdicts[verdicts["status"] == "broken"], []
+    table = broken.drop_duplicates("sample_id").set_index("sample_id")
     low, high = record.threat.bounds
-    for place, id_ in enumerate(examples["sample_id"][:_SHOWN].tolist()):
-        if id_ not in table.index:  # no example of this record: `leaderboard verify` says so
+    for place, id_ in enumerate(saved["sample_id"][:_SHOWN].tolist()):
+        if id_ not in table.index:
             continue
         row = table.loc[id_]
-        x_adv = (examples["x_adv"][place] - low) / (high - low)
+        x_adv = (saved["x_adv"][place].float() - low) / (high - low)
         images = [(_png(x_adv), "adversarial")]
-        if "x" in examples:
-            x = (examples["x"][place] - low) / (high - low)
+        if "x" in saved:
+            x = (saved["x"][place].float() - low) / (high - low)
             change = x_adv - x
             images = [
                 (_png(x), "clean"),
@@ -56,12 +64,12 @@ def panels(
 
 
 def _are_images(x: Tensor) -> bool:
-    return x.dim() == 4 and x.shape[1] in (1, 3) and max(x.shape[2:]) <= _LARGEST
+    return x.dim() == 4 and x.shape[1] in (1, 3) and min(x.shape) > 0 and max(x.shape[2:]) <= _LARGEST
 
 
 def _png(x: Tensor) -> str:
     """A (C, H, W) picture in [0, 1] as a data URL."""
-    pixels = (x.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    pixels = (x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
     sink = BytesIO()
     image.save(sink, "PNG")
