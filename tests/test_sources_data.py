@@ -271,6 +271,11 @@ def edit(index: tuple[int, ...], value: float) -> torch.Tensor:
         (Items([(Image.new("L", (2, 2)), 0)]), ("PIL", "ToTensor")),
         (Items([(X[0], 0.5)]), ("no numbers of classes",)),
         (Samples(X, Y, Y[:3]), ("ids: expected int64 of shape (5,)",)),
+        (
+            Samples(X, Y, torch.zeros(5, dtype=torch.int64)),
+            ("ids: expected distinct integers, got 0 5 times",),
+        ),
+        (Samples(X, Y, torch.tensor([0, 1, 2, 7, 7])), ("ids: expected distinct integers, got 7 twice",)),
     ],
 )
 def test_bad_samples_are_refused(data: object, words: tuple[str, ...]) -> None:

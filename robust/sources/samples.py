@@ -181,7 +181,7 @@ def check_samples(samples: Samples, bounds: Bounds = UNIT, num_classes: int | No
         num_classes: labels must lie below it; by default the number of class names, if there are any.
 
     Raises:
-        DataError: lengths that differ, no samples, labels that are not integers in [0, num_classes),
+        DataError: lengths that differ, no samples, an id that is there twice, labels that are not integers in [0, num_classes),
             x of another type, not finite, or outside the bounds.
     """
     if samples.x.ndim < 2:
@@ -196,6 +196,7 @@ def check_samples(samples: Samples, bounds: Bounds = UNIT, num_classes: int | No
             f"ids: expected int64 of shape ({len(samples.x)},), got {samples.ids.dtype} "
             f"{tuple(samples.ids.shape)}"
         )
+    _check_distinct(samples.ids)
     if samples.x.numel() == 0:
         raise DataError(f"x: expected at least one sample, got shape {tuple(samples.x.shape)}")
     if num_classes is None and samples.class_names:
@@ -209,6 +210,17 @@ def check_samples(samples: Samples, bounds: Bounds = UNIT, num_classes: int | No
     return replace(
         samples, x=x, y=_labels(samples.y, num_classes), x_sha256=samples.x_sha256 if same else None
     )
+
+
+def _check_distinct(ids: Tensor) -> None:
+    """A sample's random numbers hang on its id: those of one id would all draw the same."""
+    values, counts = ids.unique(return_counts=True)
+    if len(values) < len(ids):
+        most = int(counts.argmax())
+        times = "twice" if counts[most] == 2 else f"{int(counts[most])} times"
+        raise DataError(
+            f"ids: expected distinct integers, got {int(values[most])} {times}; number the samples, as torch.arange(N) does"
+        )
 
 
 def check_labels(samples: Samples, classes: int) -> None:
