@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import robust
 from robust.attacks import ATTACKS, Attack, make_attack
 from robust.attacks.adapters import LIBRARIES, Library, Torchattacks, adapter_of
+from robust.attacks.adapters.isolation import private_randomness
 from robust.cli import main
 from robust.errors import InputError, MissingDependencyError, UnknownNameError, UnsupportedError
 from robust.evaluation import Interrupted
@@ -438,3 +439,14 @@ def test_slow_ones_show_progress_and_ctrl_c_keeps_what_was_found(
     assert report.statuses["error"] == report.clean_correct - report.statuses["broken"]
     costs = report.verdicts["forwards"] + report.verdicts["backwards"]
     assert costs.max() <= 60 + 2  # clean and audit
+
+
+def test_a_library_is_seeded_without_a_seed_left_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    with private_randomness(3):
+        first = torch.rand(2)
+    with private_randomness(3):
+        assert torch.equal(torch.rand(2), first)
+    assert seeded == []

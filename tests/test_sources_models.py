@@ -449,6 +449,17 @@ def test_truncated_weights(tmp_path: Path, suffix: str, keep: float) -> None:
     refused(lambda: load_weights(small(), file), "truncated, damaged")
 
 
+def test_a_model_seeds_no_other_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where CUDA is not in use yet, torch would keep the seed, and set it once it is."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    first, second, other = (load_model("builtin:digits-mlp", seed=seed) for seed in (5, 5, 6))
+    assert model_sha256(first) == model_sha256(second) != model_sha256(other)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert seeded == []
+
+
 def test_missing_weights(tmp_path: Path) -> None:
     refused(lambda: load_weights(small(), tmp_path / "none.pt"), "none.pt: no such file")
     refused(lambda: load_model("builtin:digits-mlp", tmp_path), "a folder, not a file")

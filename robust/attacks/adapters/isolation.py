@@ -21,7 +21,9 @@ def private_randomness(seed: int) -> Iterator[None]:
         try:
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
+            if devices:  # else torch would keep the seed for when CUDA is in use, after this
+                torch.cuda.manual_seed_all(seed)
             yield
         finally:
             random.setstate(python)
