@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +118,11 @@ def test_a_missing_teacher_is_named_before_the_first_epoch() -> None:
 def test_a_teacher_of_other_data_is_refused(name: str, teacher: object, said: str, batch: Batch) -> None:
     with pytest.raises(InputError, match=f"{name.partition('+')[0]}: teacher: {said}"):
         make_defense(name, teacher=teacher).step(THREAT)(net(), batch)  # type: ignore[attr-defined]
+
+
+def test_a_teacher_may_be_named_by_a_path_in_a_record() -> None:
+    told = json.loads(json.dumps(ARD(teacher=Path("nets") / "teacher.py:make").parameters))
+    assert Path(told["teacher"]) == Path("nets/teacher.py:make")
 
 
 def test_a_target_teaches_what_its_module_does(batch: Batch) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from robust.attacks.base import json_value
 from robust.defenses.base import DEFENSES
 from robust.defenses.inner import Ascent, clean_logits, kl
 from robust.defenses.objective import AdversarialTraining, Step
@@ -43,10 +44,12 @@ class RobustDistillation(AdversarialTraining):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        own = {
+            name: getattr(self, name) for name in self.__dataclass_fields__
+        }  # not asdict, which copies the teacher
         if isinstance(self.teacher, nn.Module | Target):
             own["teacher"] = f"sha256:{model_sha256(_module(self.teacher))}"
-        return own
+        return {name: json_value(value) for name, value in own.items()}
 
     def check(self, threat: Threat | None) -> None:
         super().check(threat)
