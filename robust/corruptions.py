@@ -82,13 +82,19 @@ def corruption_accuracy(
         data: as for `evaluate`, images.
         severities: which of 1 to 5.
         bounds, device: as for `evaluate`.
-        batch_size: rows a pass takes.
+        batch_size: rows a pass takes, at least 1.
+
+    Raises:
+        InputError and its kin: a parameter out of its range, or a model that fails on the data.
     """
     import pandas as pd
 
     from robust.sources import as_samples, check_labels
     from robust.target import Target, check_given, naming_failures
 
+    _check_severities(severities)
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise InputError(f"batch_size: expected a positive integer, got {batch_size!r}")
     if isinstance(model, Target):
         check_given(model, None, bounds)
     target = model if isinstance(model, Target) else Target(model, bounds=bounds or (0.0, 1.0), device=device)
@@ -104,6 +110,12 @@ def corruption_accuracy(
                     counts[i] += int(((logits.argmax(1) == y) & logits.isfinite().all(1)).sum())
     table = pd.DataFrame(right, index=list(severities)).T / len(samples)
     return table.assign(mean=table.mean(axis=1))
+
+
+def _check_severities(severities: Sequence[int]) -> None:
+    known = isinstance(severities, Sequence) and all(each in SEVERITIES for each in severities)
+    if not known or not severities:
+        raise InputError(f"severities: expected at least one of 1 to 5, such as (1, 3), got {severities!r}")
 
 
 def _file(function: Corruption) -> Corruption:

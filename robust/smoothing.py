@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -158,7 +159,11 @@ def certify(
     Raises:
         InputError and its kin: a parameter out of its range, or a model that fails on the data.
     """
-    _check(sigma, n0, n, alpha)
+    _check_sigma(sigma)
+    _check_draws("n0", n0)
+    _check_draws("n", n)
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha: expected a probability in (0, 1), got {alpha}")
     seed = checked_seed(seed)
     if isinstance(model, Target):
         check_given(model, normalize, bounds)
@@ -197,14 +202,14 @@ def certify(
     )
 
 
-def _check(sigma: float, n0: int, n: int, alpha: float) -> None:
+def _check_sigma(sigma: float) -> None:
     if not 0 < sigma < math.inf:
         raise InputError(f"sigma: expected a finite number > 0, got {sigma}")
-    for name, value in (("n0", n0), ("n", n)):
-        if value < 1:
-            raise InputError(f"{name}: expected at least 1 draw, got {value}")
-    if not 0 < alpha < 1:
-        raise InputError(f"alpha: expected a probability in (0, 1), got {alpha}")
+
+
+def _check_draws(name: str, draws: int) -> None:
+    if not isinstance(draws, int | np.integer) or isinstance(draws, bool) or draws < 1:
+        raise InputError(f"{name}: expected an integer of at least 1 draw, got {draws!r}")
 
 
 def _counts(target: Target, x: Tensor, sigma: float, draws: int, noise: Streams) -> Tensor:
@@ -247,7 +252,8 @@ class SmoothedTarget(Target):
         self, model: nn.Module, *, sigma: float, draws: int = 32, seed: int = 0, **options: Any
     ) -> None:
         super().__init__(model, **options)
-        _check(sigma, draws, draws, 0.5)
+        _check_sigma(sigma)
+        _check_draws("draws", draws)
         seed = checked_seed(seed)
         self.sigma, self.draws, self.seed = sigma, draws, seed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -187,6 +188,17 @@ def test_mean_corruption_accuracy(net: nn.Module, digits: tuple[Tensor, Tensor])
     assert table.loc["fog", 5] == pytest.approx(expected, abs=1 / 64 + 1e-6)
     assert table[1].mean() > table[5].mean() > 0
     assert table["mean"].mean() == pytest.approx((table[1].mean() + table[5].mean()) / 2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_size": 0}, {"batch_size": 1.5}, {"severities": ()}, {"severities": 3}, {"severities": (1, 6)}],
+)
+def test_options_of_the_mean_out_of_range(
+    wrong: dict[str, Any], net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(wrong))}: expected"):
+        corruption_accuracy(net, digits, device="cpu", **wrong)
 
 
 def test_an_answer_that_is_not_finite_is_not_right(digits: tuple[Tensor, Tensor]) -> None:

@@ -138,12 +138,20 @@ def test_the_smoothed_target_is_the_mean_probability_and_passes_gradients() -> N
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sigma": 0.0}, {"n0": 0}, {"n": 0}, {"alpha": 1.0}, {"sigma": math.nan}, {"seed": 1.5}]
+    "wrong",
+    [{"sigma": 0.0}, {"n0": 0}, {"n": 0}, {"n": 1e3}, {"alpha": 1.0}, {"sigma": math.nan}, {"seed": 1.5}],
 )
 def test_parameters_out_of_range(wrong: dict[str, float]) -> None:
     options = {"sigma": 0.25, **wrong}
-    with pytest.raises(InputError, match=next(iter(wrong))):
+    with pytest.raises(InputError, match=f"^{next(iter(wrong))}: expected"):
         certify(linear(), points(0.1), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"sigma": -1.0}, {"draws": 0}, {"draws": 2.5}])
+def test_parameters_of_a_smoothed_target_out_of_range(wrong: dict[str, float]) -> None:
+    options = {"sigma": 0.25, **wrong}
+    with pytest.raises(InputError, match=f"^{next(iter(wrong))}: expected"):
+        SmoothedTarget(linear(), device="cpu", **options)  # type: ignore[arg-type]
 
 
 def test_the_command_prints_the_table_and_keeps_the_certificates(
