@@ -65,6 +65,11 @@ def aimed_margin(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
     return gap_to(logits, y, torch.where(aim == y[:, None], likeliest_other(logits, y), aim))
 
 
+def aimed_hinge(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+    """The aimed margin up to 0, without a gradient beyond: -> (N,)."""
+    return aimed_margin(logits, y, aim).clamp_max(0)
+
+
 def reached(label: Tensor, y: Tensor, aim: Tensor) -> Tensor:
     """Whether a point is taken for the aimed class, or with the label for an aim, for any other: all (N,) -> (N,) bool."""
     return torch.where(aim == y, label != y, label == aim)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-from robust.attacks.aims import aimed_margin, runs
+from robust.attacks.aims import aimed_hinge, runs
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row
 from robust.errors import InputError
@@ -78,7 +78,7 @@ class EAD(Attack):
         s.ahead = oracle.x + s.delta  # the point ahead of the iterate
         s.success = torch.zeros_like(oracle.y, dtype=torch.bool)
         for step in oracle.steps(self.steps):
-            gradient, value, _ = oracle.gradient(s.ahead, _hinge, s.aim)
+            gradient, value, _ = oracle.gradient(s.ahead, aimed_hinge, s.aim)
             s.success = s.success | (value >= 0)
             rate = self.step_size * (1 - step / self.steps) ** 0.5
             moved = oracle.change(s.ahead) * (1 - 2 * rate)
@@ -91,7 +91,3 @@ class EAD(Attack):
 def _within(oracle: Oracle, delta: Tensor) -> Tensor:
     """The nearest point of the box to x + delta, in delta's memory."""
     return delta.add_(oracle.x).clamp_(*oracle.threat.bounds)
-
-
-def _hinge(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
-    return aimed_margin(logits, y, aim).clamp_max(0)

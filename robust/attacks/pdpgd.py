@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from robust.attacks.aims import aimed_margin, runs
+from robust.attacks.aims import aimed_hinge, runs
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row
 from robust.errors import InputError
@@ -81,7 +81,7 @@ class PDPGD(Attack):
         s.spread = torch.zeros_like(s.price)
         for step in oracle.steps(self.steps):
             fall = (1 + math.cos(math.pi * step / self.steps)) / 2
-            gradient, value, _ = oracle.gradient(s.x_adv, _hinge, s.aim)
+            gradient, value, _ = oracle.gradient(s.x_adv, aimed_hinge, s.aim)
             s.mean.lerp_(gradient, 0.1)
             s.spread = 0.99 * s.spread + 0.01 / values * norm_of(gradient.flatten(1), "l2").square()
             size = (s.spread / (1 - 0.99 ** (step + 1))).sqrt().clamp_min(1e-12)
@@ -120,7 +120,3 @@ def _proximal_two_thirds(delta: Tensor, weight: Tensor) -> Tensor:
     a = 2 / math.sqrt(3) * weight.pow(0.25) * angle.cosh().sqrt()
     root = (a + (2 * size / a - a.square()).clamp_min(0).sqrt()) / 2
     return torch.where(size > 2 / 3 * (3 * weight.pow(3)).pow(0.25), delta.sign() * root.pow(3), 0.0)
-
-
-def _hinge(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
-    return aimed_margin(logits, y, aim).clamp_max(0)

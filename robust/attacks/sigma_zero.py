@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robust.attacks.aims import aimed_margin, runs
+from robust.attacks.aims import aimed_hinge, runs
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import Adam, per_row
 from robust.errors import InputError
@@ -73,7 +73,7 @@ class SigmaZero(Attack):
         s.threshold = torch.full_like(oracle.y, self.threshold, dtype=oracle.x.dtype)
         adam = Adam(s, oracle.x)
         for step in oracle.steps(self.steps):
-            gradient, value, _ = oracle.gradient(oracle.x + width * s.delta, _hinge, s.aim)
+            gradient, value, _ = oracle.gradient(oracle.x + width * s.delta, aimed_hinge, s.aim)
             square = s.delta.square() + self.sigma
             slope = 2 * self.sigma * s.delta / square.square() / s.delta.shape[1:].numel() - width * gradient
             slope = slope / per_row(slope.flatten(1).abs().amax(1).clamp_min(1e-12), slope)
@@ -87,7 +87,3 @@ class SigmaZero(Attack):
                 torch.ge(size, per_row(s.threshold, size), out=size)
             )  # a mask takes far longer
         oracle.visit(oracle.x + width * s.delta)
-
-
-def _hinge(logits: Tensor, y: Tensor, aim: Tensor) -> Tensor:
-    return aimed_margin(logits, y, aim).clamp_max(0)
