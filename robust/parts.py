@@ -133,11 +133,9 @@ def attack_part(
         before_probes = len(run.findings)
         if not run.interrupted:
             try:
-                run_checks.second_opinion(run, plan.stages)
-                before_probes = len(run.findings)
-                if not rows.start:
-                    run_checks.look_again(run)
-                    run_checks.probe(run, plan.stages, full=plan.full_checks)
+                before_probes = run_checks.after_attacks(
+                    run, plan.stages, whole=True, first=not rows.start, full=plan.full_checks
+                )
             except KeyboardInterrupt:
                 run.stop_checks()
     part = part_of(run, rows, describe(target), time.perf_counter() - start, before_probes)

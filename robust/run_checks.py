@@ -30,6 +30,26 @@ _FLAT: Final = 0.95  # of the clean margin
 _FLAT_NORMS: Final = ("linf", "l2", "l1")  # in which there are ascents
 
 
+def after_attacks(run: Run, stages: Sequence[Stage], *, whole: bool, first: bool, full: bool) -> int:
+    """All of them, as far as they concern this run.
+
+    Args:
+        whole: every stage has passed over its samples.
+        first: it is the run that begins the samples: it looks at the model as a whole, last.
+        full: also with the checks that search at length.
+
+    Returns:
+        How many findings it had before the model as a whole was looked at.
+    """
+    if whole:
+        second_opinion(run, stages)
+    found = len(run.findings)
+    if first:
+        look_again(run)
+        probe(run, stages, full=full)
+    return found
+
+
 def probe(run: Run, stages: Sequence[Stage], *, full: bool) -> None:
     """Look closer at few samples: by the brief checks, or by all where asked for."""
     full = full and run.threat.family is None  # they search norm balls

@@ -137,6 +137,24 @@ def test_a_pass_that_is_not_to_be_trusted_is_undecided() -> None:
     assert gate(Rounding(), samples(200, 1.0), suite="quick", require_trust=False).outcome == "pass"
 
 
+class Drifting(Threshold):
+    """Moves its boundary a little every hundred times that it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked += 1
+        return super().forward(x - 1e-2 * (self.asked // 100))
+
+
+def test_a_model_that_changes_while_it_is_attacked_passes_no_gate() -> None:
+    result = gate(Drifting(), samples(200, 1.0))
+    assert [finding["check"] for finding in result.report.findings] == ["stateful"]
+    assert result.outcome == "undecided"
+
+
 class Poisoned(Threshold):
     """NaN for some samples."""
 

@@ -148,12 +148,10 @@ def _parts(runs: Sequence[Run], plan: Plan, seconds: Sequence[float], *, complet
     parts, start = [], 0
     model = describe(runs[0].target)
     for run, spent in zip(runs, seconds, strict=True):
-        found = len(run.findings)
         began = time.perf_counter()
-        if complete:
-            run_checks.second_opinion(run, plan.stages)
-        if not start:
-            run_checks.probe(run, plan.stages, full=plan.full_checks)
+        found = run_checks.after_attacks(
+            run, plan.stages, whole=complete, first=not start, full=plan.full_checks
+        )
         rows = range(start, start + len(run.samples))
         parts.append(part_of(run, rows, model, spent + time.perf_counter() - began, found))
         start = rows.stop
