@@ -65,6 +65,7 @@ def summed_up(name: str) -> dict[str, Any]:
         "left here only": int(rows["left here only"].sum()),
         "times fewer passes": f"{passes.min():.0f} to {passes.max():.0f}",
         "times less time": f"{time.min():.0f} to {time.max():.0f}",
+        "not trusted": int(text.count("| suspect: ") + text.count("| unreliable: ")),
         "in under 1/30": f"{int((time >= 30).sum())} of {len(time)}",
     }
 
