@@ -207,7 +207,7 @@ AUDIT = _declare(
 HIDDEN_BOUNDARY = _declare(
     "hidden-boundary",
     rule="in l2, an attack that is shown only samples that no search saw broken within 2.5 times the radius breaks > 5 % (at least 3) "
-    "of them, and leaves 3 or more",
+    "of them, and 3 samples or more stand in the end",
     detects="boundaries that only one search finds its way in to, as of some nets trained to be certified in another norm: what it did "
     "not reach may yet be within reach",
     advice="run the suite 'thorough', which looks towards every class, or 'autoattack'",

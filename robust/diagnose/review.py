@@ -14,6 +14,7 @@ from robust.diagnose.checks import Finding
 # more than gradients broke, but not both.
 _OF_WHOLE_CHANGES: Final = ("sparse-rs", "swap-search")
 _APPROACHED: Final = 5  # samples; fewer tell nothing
+_A_FEW: Final = 3  # samples, fewer of which tell nothing of the rest
 _FEW: Final = 50  # passes
 _FEW_OF_TWO: Final = 35  # where there is one boundary to search
 
@@ -66,7 +67,7 @@ def review(
     ]
     if cascade:
         found += _black_box(attacks, correct)
-        found += _hidden(attacks)
+        found += _hidden(attacks, correct)
     if not any(finding.check == named.BLACK_BOX_WINS.name for finding in found):
         found += _second_opinion(checks or {})
     found += _flat(checks or {})
@@ -100,12 +101,13 @@ def _black_box(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]
             return
 
 
-def _hidden(attacks: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Does an attack break what all searches before saw far from any boundary?"""
+def _hidden(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
+    """Does an attack break what all searches before saw far from any boundary, so that more of what stands may be near?"""
+    if correct - sum(entry["broke"] for entry in attacks) < _A_FEW:
+        return
     for entry in attacks:
         shown = {condition for condition, value in entry.get("selection", {}).items() if value}
-        left = entry["attacked"] - entry["broke"]
-        if shown == {"beyond"} and left >= 3 and entry["broke"] >= max(3, 0.05 * entry["attacked"]):
+        if shown == {"beyond"} and entry["broke"] >= max(_A_FEW, 0.05 * entry["attacked"]):
             yield named.HIDDEN_BOUNDARY.finding(
                 f"{entry['label']} breaks {entry['broke']} of {entry['attacked']} samples that no search had seen broken within "
                 f"{entry['selection']['beyond']:g} times the radius"
