@@ -18,11 +18,13 @@ from robust import evaluate
 from robust.errors import InputError
 from robust.leaderboard import (
     Record,
+    compare,
     leaderboard_frame,
     render,
 )
 from robust.leaderboard.layout import short_heads
 from robust.leaderboard.site.charts import attack_bars
+from robust.leaderboard.site.pages import siblings
 from robust.leaderboard.table import _in_order, choose
 from robust.threat import Threat
 
@@ -37,7 +39,7 @@ def _frame(*records: Record) -> pd.DataFrame:
         {"threat": Threat("l2", "8/255")}, {"threat": Threat("linf", "16/510")},
         {"threat": Threat("linf", "8/255", (-1.0, 1.0))}, {"data": {"spec": "builtin:digits", "sha256": "ce" * 32}},
         {"data": {"spec": "builtin:digits", "sha256": "cd" * 31 + "ce"}},
-        {"suite": "quick"}, {"cascade": True}, {"alone": {PGD: 40}},
+        {"suite": "quick"}, {"cascade": True}, {"alone": {PGD: 40}}, {"minimize": True},
     ],
 )  # fmt: skip
 def test_different_conditions_are_never_ranked_together(change: dict[str, Any]) -> None:
@@ -51,6 +53,22 @@ def test_attacks_that_only_differ_in_unseen_parameters_part_boards() -> None:
     changed.attacks[0]["parameters"] = {"label": FGSM, "sizes": (1, 3)}
     other = Record.from_report(changed, name="net", defense={"name": "none", "parameters": {}})
     assert _frame(make_record(), other)["board"].nunique() == 2
+
+
+@pytest.mark.parametrize(
+    ("selection", "boards"),
+    [({"near": 1e-9}, 2), ({"near": 0.0}, 2), ({"near": None, "follows": False, "share": 0.0}, 1)],
+)
+def test_attacks_that_were_shown_others_part_boards(selection: dict[str, Any], boards: int) -> None:
+    """Conditions that are not set choose nobody, and older records do not list them."""
+    changed = make_report()
+    for entry in changed.attacks:
+        entry["selection"] = selection
+    other = Record.from_report(changed, name="net", defense={"name": "none", "parameters": {}})
+    assert _frame(make_record(), other)["board"].nunique() == boards
+    assert len(siblings([make_record(), other])) == boards
+    differs = compare(make_record(), other, changed.verdicts, changed.verdicts).differs
+    assert differs == ["attacks"] * (boards - 1)
 
 
 def test_ranks_are_ranges_where_intervals_overlap() -> None:

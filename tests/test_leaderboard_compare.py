@@ -115,9 +115,12 @@ def test_compare_counts_pairs_whole_and_per_class() -> None:
 
 
 def test_what_differs_beside_the_model_is_said() -> None:
-    (a, left), (b, right) = record(trust="unreliable"), record(robust=38, seed=3, suite="quick")
+    (a, left), (b, right) = (
+        record(trust="unreliable"),
+        record(robust=38, seed=3, suite="quick", minimize=True),
+    )
     found = compare(a, b, left, right)
-    assert found.differs == ["suite (standard and quick)", "seed (0 and 3)"]
+    assert found.differs == ["suite (standard and quick)", "minimize (False and True)", "seed (0 and 3)"]
     text = comparison_text(found)
     assert max(map(len, text.splitlines())) <= 80
     assert "not under the same conditions: suite (standard and quick)" in text

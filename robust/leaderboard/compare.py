@@ -102,14 +102,12 @@ def _differs(a: Record, b: Record) -> list[str]:
     sides: list[dict[str, Any]] = [
         {
             "threat": f"{record.threat.norm}:{record.threat.eps} in {list(record.threat.bounds)}",
-            "suite": record.suite.name,
-            "attacks": [[attack.name, attack.parameters] for attack in record.attacks],
-            "cascade": record.suite.cascade,
+            **record.search,
             "seed": record.seed,
         }
         for record in (a, b)
     ]
-    shown = {"threat", "suite", "cascade", "seed"}
+    shown = {"threat", "suite", "cascade", "minimize", "seed"}
     return [
         f"{key} ({plain(sides[0][key])} and {plain(sides[1][key])})" if key in shown else key
         for key in sides[0]

@@ -90,6 +90,17 @@ class Record(Part):
             return [self.robust.k + sum(fell[i + 1 :]) for i in range(len(fell))]
         return [self.clean.k - count for count in fell]
 
+    @property
+    def search(self) -> dict[str, Any]:
+        """How adversarial points were searched for, in JSON: where this differs, accuracies say nothing of each other."""
+        return {
+            "suite": self.suite.name,
+            "cascade": self.suite.cascade,
+            "minimize": self.suite.minimize,
+            "eot": self.suite.eot,
+            "attacks": [[attack.name, attack.parameters, attack.conditions] for attack in self.attacks],
+        }
+
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
         s, n = self.statuses, self.data.n

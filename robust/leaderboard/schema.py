@@ -139,6 +139,15 @@ class AttackInfo(Part):
     backwards: Count
     seconds: Seconds
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What of the selection is set: a version lists as unset what an older one did not list."""
+        return {
+            key: value
+            for key, value in self.selection.items()
+            if not (value is None or value is False or (key == "share" and value == 0))
+        }
+
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
         if self.broke + self.survived > self.attacked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -20,7 +19,7 @@ from robust.leaderboard.layout import board_text, csv_text, notes_text, plain, s
 from robust.leaderboard.rank import Survived, ranks
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
-from robust.leaderboard.schema import AttackInfo
+from robust.leaderboard.schema import AttackInfo, canonical
 from robust.leaderboard.trust import reasons, shown_trust
 
 FORMATS: Final = ("terminal", "markdown", "csv", "latex", "json")
@@ -37,7 +36,7 @@ def leaderboard_frame(
     """A row per record and per reference, ranked within its board.
 
     Records share a board where norm, eps as written, bounds, data (by hash) and suite (its attacks with
-    their parameters) are the same. Within it the higher robust accuracy comes first; unreliable records
+    their parameters, whom each is shown, and whether the nearest points are searched for) are the same. Within it the higher robust accuracy comes first; unreliable records
     come last and have the rank "-". A rank is a range, "1-2", between those surely better and those
     surely worse; see `ranks`. References have boards of their own (norm, eps as written, data set, where
     they come from), for nothing says on which samples and with what attacks they were measured.
@@ -204,11 +203,9 @@ def choose(
 
 def _board_key(record: Record) -> tuple[Hashable, ...]:
     """What records must share to be ranked against each other."""
-    threat, suite = record.threat, record.suite
-    attacks = json.dumps([[attack.name, attack.parameters] for attack in record.attacks], sort_keys=True)
+    threat = record.threat
     where = (threat.norm, threat.radius, threat.eps, threat.bounds, record.data.sha256, record.data.n)
-    judged = json.dumps(suite.eot, sort_keys=True)
-    return *where, threat.targeted, suite.name, suite.cascade, judged, attacks
+    return *where, threat.targeted, *map(canonical, record.search.values())
 
 
 def _order(record: Record) -> tuple[Any, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from robust.leaderboard.layout import FLAGS, percent, plain, suite_text
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
 from robust.leaderboard.reforward import preprocessing_of
-from robust.leaderboard.schema import Rate
+from robust.leaderboard.schema import Rate, canonical
 from robust.leaderboard.site.charts import MANY, range_bar
 from robust.leaderboard.table import FIXED
 
@@ -151,9 +150,8 @@ def siblings(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
 
 def curve_key(record: Record) -> tuple[str, ...]:
     """What records on one accuracy-against-eps curve share."""
-    model, threat, suite = record.model, record.threat, record.suite
-    attacks = json.dumps([[attack.name, attack.parameters] for attack in record.attacks], sort_keys=True)
-    conditions = (threat.norm, str(threat.bounds), suite.name, str(suite.cascade), str(record.seed), attacks)
+    model, threat = record.model, record.threat
+    conditions = (threat.norm, str(threat.bounds), str(record.seed), canonical(record.search))
     pair = (model.name, record.defense.model_dump_json(), model.weights_sha256, str(model.normalize))
     return *pair, record.data.sha256, *conditions
 
