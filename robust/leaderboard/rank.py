@@ -11,7 +11,8 @@ from robust.leaderboard.record import Record
 from robust.leaderboard.store import Store
 from robust.leaderboard.trust import shown_trust
 
-Survived = Mapping[str, npt.NDArray[np.bool_]]  # by record id, in the order of the verdict table
+# By record id, in the order of the verdict table, which is the data's: records of one board share its hash.
+Survived = Mapping[str, npt.NDArray[np.bool_]]
 
 
 def survivors(store: Store, records: Iterable[Record]) -> Survived:
