@@ -176,7 +176,11 @@ def test_show_reads_the_tables(tmp_path: Path, cli: Callable[..., tuple[int, str
     ids = [made.id for made in store.records()]
     code, out, _ = cli("compare", tmp_path, ids[0][:10], ids[1][:10])
     assert (code, "more robust" in out) == (0, True)
+    code, out, _ = cli("compare", tmp_path, ids[0][:10], ids[1][:10], "--json", tmp_path / "found.json")
+    assert (code, "is more robust" in " ".join(out.split())) == (0, True)
+    written = (tmp_path / "found.json").read_text()
     code, out, _ = cli("compare", tmp_path, ids[0][:10], ids[1][:10], "--json", "-")
+    assert out == written
     assert abs(json.loads(out)["whole"]["difference"]) == 0.03
     (file, *_) = (tmp_path / "verdicts").iterdir()
     file.unlink()

@@ -152,7 +152,6 @@ def compare(
     """Compare two records sample by sample. Difference, interval and exact test, per class too."""
     import json
 
-    from robust.errors import StoreError
     from robust.leaderboard import Store, comparison_text
     from robust.leaderboard import compare as run
 
@@ -161,11 +160,8 @@ def compare(
     left, right = where.get(a), where.get(b)
     found = run(left, right, where.verdicts(left), where.verdicts(right))
     text = json.dumps(found.to_dict(), indent=1)
-    if json_ is not None and json_ != "-":
-        try:
-            Path(json_).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StoreError(f"--json: cannot write {json_}: {error.strerror or error}") from error
+    if json_ not in (None, "-"):
+        common.write_json(json_, text)
     print(text if json_ == "-" else comparison_text(found))
     return 0
 

@@ -16,8 +16,7 @@ from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 from robust.attacks.labels import told_apart
 from robust.leaderboard.schema import SuiteInfo
 
-# trust: (flag in the table, what it means)
-FLAGS: Final = {"trusted": "", "suspect": "?", "unreliable": "!", "unknown": "*"}  # by trust
+FLAGS: Final = {"trusted": "", "suspect": "?", "unreliable": "!", "unknown": "*"}  # in the table, by trust
 _MEANING: Final = {
     "suspect": "suspect, read the findings before believing the number",
     "unreliable": "unreliable and not ranked, the number is not to be trusted",
