@@ -146,7 +146,7 @@ class Drifting(Threshold):
 
     def forward(self, x: Tensor) -> Tensor:
         self.asked += 1
-        return super().forward(x - 1e-2 * (self.asked // 100))
+        return super().forward(x - 0.05 * (self.asked // 100))
 
 
 def test_a_model_that_changes_while_it_is_attacked_passes_no_gate() -> None:
