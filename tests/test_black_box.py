@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 from conftest import Linear
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import robust
@@ -31,6 +35,7 @@ from robust.errors import InputError
 from robust.evaluation import Interrupted
 from robust.ledger import Ledger, Prior
 from robust.oracle import Oracle
+from robust.report import Report
 from robust.rng import Streams
 from robust.run import Progress
 from robust.target import Target
@@ -381,6 +386,27 @@ def test_transfer_needs_and_names_its_surrogate(net: nn.Module, digits: tuple[Te
     assert report.robust_accuracy < 0.4
     assert report.backwards <= report.checks["backwards"]
     assert report.to_dict()["attacks"][0]["parameters"]["surrogate"] == "Sequential"
+
+
+def test_another_surrogate_in_the_same_file_is_another(
+    net: nn.Module, digits: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    code, file = tmp_path / "surrogate.py", tmp_path / "surrogate.safetensors"
+    code.write_text("from conftest import _small_net as net\n")
+    attack = Transfer(surrogate=f"{code}:net", weights=str(file))
+
+    def run(weights: Mapping[str, Tensor]) -> Report:
+        save_file(dict(weights), file)
+        return robust.evaluate(net, digits, threat="linf:0.15", suite=attack, device="cpu", batch_size=64)
+
+    blind, own = run({key: 0 * value for key, value in net.state_dict().items()}), run(net.state_dict())
+    assert own.robust_accuracy < blind.robust_accuracy == blind.clean_accuracy
+    notes = own.attacks[0]["notes"]
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in notes[1]
+    assert [note != before for note, before in zip(notes, blind.attacks[0]["notes"], strict=True)] == [
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(

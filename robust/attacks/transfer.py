@@ -75,6 +75,17 @@ class Transfer(Attack):
         return (self.surrogate,) if isinstance(self.surrogate, str) else ()
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Which files the surrogate is read from: their names alone do not tell."""
+        return tuple(f"{option}: SHA-256 of its files {sha256}" for option, sha256 in self._files.items())
+
+    @property
+    def _files(self) -> dict[str, str]:
+        from robust.sources import named_sha256
+
+        return named_sha256({"surrogate": self.surrogate, "weights": self.weights})
+
+    @property
     def _surrogate_name(self) -> str:
         given = self.surrogate.model if isinstance(self.surrogate, Target) else self.surrogate
         return given if isinstance(given, str) else type(given).__name__
@@ -113,7 +124,7 @@ class Transfer(Attack):
             return self.surrogate
         model = self.surrogate
         if isinstance(model, str):
-            return _load_once(model, self.weights, bounds, device)
+            return _load_once(model, self.weights, bounds, device, tuple(self._files.items()))
         return Target(model, bounds=bounds, device=device)
 
 
@@ -135,7 +146,13 @@ def _try(surrogate: Target, x: Tensor, y: Tensor) -> None:
 
 
 @functools.lru_cache(maxsize=4)
-def _load_once(spec: str, weights: str | None, bounds: tuple[float, float], device: torch.device) -> Target:
+def _load_once(
+    spec: str,
+    weights: str | None,
+    bounds: tuple[float, float],
+    device: torch.device,
+    files: tuple[tuple[str, str], ...],  # with others, the same names are another model
+) -> Target:
     from robust.sources import load
 
     return load(spec, weights, bounds=bounds, device=device)

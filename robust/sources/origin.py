@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,10 @@ def origin_sha256(spec: str) -> str | None:
     statements name, but not what is installed, imported by a computed name, or read as data. Of hf:FOLDER its JSON
     files. It depends on contents and on names within the folder, not on where that lies.
     """
-    files = _files(spec)
+    return _digest(_files(spec))
+
+
+def _digest(files: Sequence[Path]) -> str | None:
     if not files:
         return None
     digest, folder = hashlib.sha256(), files[0].parent
@@ -30,13 +33,21 @@ def origin_sha256(spec: str) -> str | None:
 
 
 def named_sha256(options: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files that options of an attack or a defense name, as the SPEC of a model or its weights."""
+    """Hashes of the files that options of an attack or a defense name, as the SPEC of a model or its weights.
+
+    They cover the weights too that such a SPEC brings: those of a model under test are hashed once it is loaded.
+    """
     found = {}
     for option in _NAMING & options.keys():
         value = options[option]
-        if isinstance(value, str) and (sha256 := origin_sha256(value) or _of_weights(value)):
+        if isinstance(value, str) and (sha256 := _digest(_with_weights(value)) or _of_weights(value)):
             found[option] = sha256
     return dict(sorted(found.items()))
+
+
+def _with_weights(spec: str) -> list[Path]:
+    scheme, _, name = spec.partition(":")
+    return [*_files(spec), *(sorted(Path(name).glob("*.safetensors")) if scheme == "hf" else [])]
 
 
 def _of_weights(name: str) -> str | None:
