@@ -60,6 +60,17 @@ class Settings:
     minimize: bool = False  # search each sample's nearest adversarial point, in or out of the threat
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """What an audit said of N claims."""
+
+    rows: Tensor  # positions of their samples, (N,)
+    points: Tensor  # that it is of, (N, ...)
+    found: Audit
+    inside: Tensor  # adversarial inside the threat, (N,) bool
+    claimed: Tensor  # by the search to be so, (N,) bool
+
+
 class Run:
     """One evaluation: first looks at the model, then attacks in waves whose claims are judged.
 
@@ -347,16 +358,14 @@ class Run:
         )  # fmt: skip
         told = oracle.ledger.margin > 0  # by an earlier attack, where all go on after a break
         try:
-            attack(oracle)
-        except KeyboardInterrupt:  # what was found is kept
-            self.interrupted = True
-        except Exception:  # its rows are attacked again, fewer at a time
+            self._search(attack, oracle)
+            judged = self._judge(rows, oracle.ledger)
+        except BaseException:  # Ctrl-C, or its rows are attacked again, fewer at a time
             self.checks["forwards"] += int(oracle.ledger.forwards.sum())
             self.checks["backwards"] += int(oracle.ledger.backwards.sum())
             raise
         ledger = oracle.ledger
-        checked = self._judge(rows, ledger, entry)
-        entry["forwards"] += int(ledger.forwards.sum()) + checked
+        entry["forwards"] += int(ledger.forwards.sum()) + self._settle(judged, entry)
         entry["backwards"] += int(ledger.backwards.sum())
         self._keep_breaks(rows, ledger)
         v.note(rows, ledger)
@@ -372,6 +381,12 @@ class Run:
             entry["errors"] += int(failed.sum())
             self.note_failure(attack.label, f"non-finite logits on {int(failed.sum())} samples")
             self.find(diagnose.NON_FINITE, f"NaN or infinity under {attack.label}")
+
+    def _search(self, attack: Attack, oracle: Oracle) -> None:
+        try:
+            attack(oracle)
+        except KeyboardInterrupt:  # what was found is kept
+            self.interrupted = True
 
     def _near_of(self, attack: Attack, rows: Tensor, x: Tensor, *, cascade: bool) -> Tensor | None:
         """Where a search of these rows begins that begins at an adversarial point beyond the threat: (N, ...) or None."""
@@ -389,8 +404,8 @@ class Run:
         nearer = ((distance < v.reach[rows]) & (v.status[rows] == SURVIVED)).nonzero().squeeze(1)
         self._breaks.note(rows[nearer], distance[nearer] / self.threat.radius, ledger.x_adv, nearer)
 
-    def _judge(self, rows: Tensor, ledger: Ledger, entry: dict[str, Any]) -> int:
-        """Re-measure the claims on the plain model and write the verdicts; returns the passes that took.
+    def _judge(self, rows: Tensor, ledger: Ledger) -> list[_Judged]:
+        """Re-measure the claims on the plain model. Nothing is noted yet: where memory is short, all of it is done again.
 
         Clean samples and labels are read anew: an attack may have written into those that it was shown.
         """
@@ -398,20 +413,31 @@ class Run:
         ball = self.threat.family is None
         anywhere = replace(self.threat, eps="1e9") if minimize and ball else self.threat
         claims = (ledger.distance.isfinite() if minimize else ledger.broken).nonzero().squeeze(1)
+        judged = []
         for part in in_parts(claims, self.micro_batch):
-            points, where = ledger.x_adv[part], rows[part.cpu()]
+            where = rows[part.cpu()]
             x, y, _ = self.load(where)
-            found, points = self._audited(points, x, y, anywhere if minimize else self.threat)
+            found, points = self._audited(ledger.x_adv[part], x, y, anywhere if minimize else self.threat)
             inside = found.valid.cpu()
             if minimize:
                 inside = inside & self.threat.contains(points.double(), x.double()).cpu()
-            self.verdicts.forwards[where] += self.target.draws
-            entry["broke"] += int(inside.sum())
-            entry["rejected"] += int((~inside & ledger.broken[part].cpu()).sum())
-            fresh = self.verdicts.settle(where, found, inside, len(self.entries), minimize=minimize)
+            judged.append(_Judged(where, points, found, inside, ledger.broken[part].cpu()))
+        return judged
+
+    def _settle(self, judged: Sequence[_Judged], entry: dict[str, Any]) -> int:
+        """Write the verdicts; returns the passes that judging took."""
+        passes = 0
+        for one in judged:
+            self.verdicts.forwards[one.rows] += self.target.draws
+            passes += len(one.rows) * self.target.draws
+            entry["broke"] += int(one.inside.sum())
+            entry["rejected"] += int((~one.inside & one.claimed).sum())
+            fresh = self.verdicts.settle(
+                one.rows, one.found, one.inside, len(self.entries), minimize=self.settings.minimize
+            )
             if self.settings.keep_examples:
-                self._examples.add(where[fresh], points.cpu()[fresh])
-        return len(claims) * self.target.draws
+                self._examples.add(one.rows[fresh], one.points.cpu()[fresh])
+        return passes
 
     def _audited(self, points: Tensor, x: Tensor, y: Tensor, threat: Threat) -> tuple[Audit, Tensor]:
         """`audit`, and once more for what it denies by rounding; Ctrl-C waits for it."""

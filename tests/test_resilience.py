@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 import robust
 from robust import engine, run_checks
+from robust import run as run_module
 from robust.attacks import FGSM, PGD
-from robust.audit import audit, audit_twice
+from robust.audit import Audit, audit, audit_twice
 from robust.errors import ModelError, StoreError
 from robust.evaluation import Interrupted
 from robust.report import Report
@@ -183,6 +184,28 @@ def test_ctrl_c_in_the_checks_keeps_the_verdicts(
         assert report.verdicts.status.tolist() == plain.verdicts.status.tolist()
         assert report.trust == "unreliable"
         assert "interrupted" in {finding["check"] for finding in report.findings}
+
+
+def test_short_memory_while_claims_are_judged_counts_nothing_twice(
+    net: nn.Module, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = evaluate(net, digits, suite=PGD(steps=3), batch_size=16)
+    asked: list[int] = []
+
+    def short_once(*args: Any) -> tuple[Audit, Tensor]:
+        asked.append(1)
+        if len(asked) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return audit_twice(*args)
+
+    monkeypatch.setattr(run_module, "audit_twice", short_once)
+    report = evaluate(net, digits, suite=PGD(steps=3), batch_size=16)
+    assert len(asked) > 2
+    counts = ("broke", "survived", "rejected", "errors", "forwards", "backwards")
+    for entry, wanted in zip(report.attacks, plain.attacks, strict=True):
+        assert [entry[key] for key in counts] == [wanted[key] for key in counts]
+    assert report.verdicts.forwards.tolist() == plain.verdicts.forwards.tolist()
+    assert report.checks["forwards"] > plain.checks["forwards"]
 
 
 @pytest.mark.parametrize("place", ["_chosen", "load", "_watch", "_judge"])
