@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -110,9 +111,7 @@ def test_the_callers_model_and_randomness_are_as_they_were(net: nn.Module, digit
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
     assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
     assert torch.equal(noise, torch.get_rng_state())
-    assert (report.verdicts == reference.verdicts).all(axis=None) or report.verdicts.equals(
-        reference.verdicts
-    )
+    pd.testing.assert_frame_equal(report.verdicts, reference.verdicts, check_exact=True)
 
 
 def test_normalisation_lives_inside_and_8_bit_images_are_fractions(net: nn.Module, digits: Digits) -> None:

@@ -421,4 +421,5 @@ def test_curves_go_towards_several_classes_as_single_evaluations_do(threat: str)
     below = resolve_below("standard", Threat.parse(threat))
     _, whole = resolve("standard", Threat.parse(threat))
     towards = next(stage for stage in whole if stage.attack.name == "multitargeted")
-    assert towards in (below or [])
+    assert below is not None
+    assert towards in below
