@@ -106,6 +106,7 @@ class Run:
             "seconds": 0.0,
             "asked": 0,
             "nearer": 0,
+            "crossed": 0,
             "approached": 0,
             "flat": 0,
         }

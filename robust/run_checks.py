@@ -137,6 +137,7 @@ def _search_blindly(run: Run, rows: Tensor) -> None:
     gain = oracle.ledger.margin.cpu() - run.verdicts.margin[rows]
     run.checks["asked"] += len(rows)
     run.checks["nearer"] += int((gain > _NEARER * -run.verdicts.clean_margin[rows]).sum())
+    run.checks["crossed"] += int(oracle.ledger.broken.sum())
     run.checks["forwards"] += int(oracle.ledger.forwards.sum())
 
 

@@ -7,6 +7,7 @@ from wrapped import PartlyDetached
 
 import robust
 from robust.attacks import PGD
+from robust.diagnose import review
 from robust.parts import Plan, attack_part, join
 from robust.report import Report
 from robust.run import Run, Settings
@@ -41,6 +42,19 @@ def test_the_second_opinion_is_on_what_much_was_spent_on(
     assert run.checks["nearer"] > 2  # no gradient was ever used here
 
 
+def test_what_the_second_opinion_breaks_is_said(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    run = Run(
+        Target(net, device="cpu"), as_samples(digits, bounds=(0.0, 1.0)), Threat.parse("linf:0.3"), Settings()
+    )
+    with run.target:
+        run.look()
+        second_opinion(run, [Stage(PGD(steps=10))])
+    crossed = run.checks["crossed"]
+    assert 0 < crossed <= run.checks["asked"]
+    (finding,) = review([], run.correct, cascade=True, checks=run.checks)
+    assert f", {crossed} of them across the boundary" in finding.message
+
+
 def test_the_second_opinion_is_the_same_in_parts(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     samples, settings = as_samples(digits, bounds=(0.0, 1.0)), Settings(micro_batch=16)
     threat = Threat.parse("linf:0.1")
@@ -55,3 +69,4 @@ def test_the_second_opinion_is_the_same_in_parts(net: nn.Module, digits: tuple[T
     assert whole.findings == cut.findings
     assert whole.checks["asked"] == cut.checks["asked"]
     assert whole.checks["nearer"] == cut.checks["nearer"]
+    assert whole.checks["crossed"] == cut.checks["crossed"]

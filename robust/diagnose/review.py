@@ -118,9 +118,11 @@ def _hidden(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
 def _second_opinion(counts: dict[str, float]) -> Iterator[Finding]:
     """Does random search come nearer than all gradient attacks to samples that they left?"""
     asked, nearer = int(counts.get("asked", 0)), int(counts.get("nearer", 0))
+    crossed = int(counts.get("crossed", 0))
     if nearer >= max(2, 0.1 * asked):
+        across = f", {crossed} of them across the boundary though they count as survived" if crossed else ""
         yield named.BLACK_BOX_WINS.finding(
-            f"48 queries of random search bring {nearer} of {asked} samples nearer than all gradients did"
+            f"48 queries of random search bring {nearer} of {asked} samples nearer than all gradients did{across}"
         )
 
 
