@@ -129,8 +129,8 @@ def standard(threat: Threat) -> list[Stage]:
     logits ratio towards each class of what has hardly moved, and more of what that brought nearer; from outside towards
     five where the logits do not tell one class from another; 8 towards the other classes of what came near, random search
     as a probe, and of what is near random search and ascents in turns. l2 (version 27): 7 steps on the margin, and FAB,
-    which ends early where the surface is straight; 6 from outside towards the likeliest classes; DDN from far off where all
-    that was seen is far; the same ratio; ascents and hops from the nearest break outside brought into the ball, ascents from
+    which ends early where the surface is straight; 6 from outside towards the likeliest classes; the same ratio; DDN from far
+    off where all that was seen is far; ascents and hops from the nearest break outside brought into the ball, ascents from
     far outside inwards and FAB towards more classes where the two disagree or the boundary is near, steps towards nine
     classes, random search as a probe, and of what is near random search and ascents in turns; 30 steps on the margin
     where the logits do not tell. A survivor costs some tens to some hundreds of passes, the more the nearer it is,
@@ -396,7 +396,7 @@ def _longer_l2() -> list[Stage]:
     chain = BasinHopping(steps=60, targets=9, radii=(4, 3, 2, 1.5, 1), hops=20, near=0.4, hope=None)
     return [
         Stage(chain),
-        # On nets trained to be certified in linf only many short steps of FAB, towards several classes, come near in l2.
+        # On nets trained to be certified in linf any class may be the one whose boundary is near in l2.
         Stage(FAB(), near=0.95),
         Stage(replace(chain, targets=4, radii=(6, 4, 2.5, 1.6, 1.2, 1), hop_steps=20), near=0.4),
         Stage(replace(chain, targets=4, odi_steps=5, hop_steps=25), near=0.25),

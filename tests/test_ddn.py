@@ -32,6 +32,13 @@ def test_from_far_off_the_way_in_is_found_in_few_steps() -> None:
     assert far.robust_accuracy < 1
 
 
+def test_the_suite_finds_the_way_in_by_it_alone() -> None:
+    data = torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.int64)
+    report = robust.evaluate(_Well(), data, threat="l2:0.62", device="cpu")
+    broken = {entry["name"] for entry in report.attacks if entry["broke"]}
+    assert broken == {"ddn"}
+
+
 def test_logits_on_a_large_scale_do_not_stop_it(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     scaled = Wrap(net, after=lambda logits: 1000 * logits).eval()
     report = robust.evaluate(scaled, digits, threat="l2:0.5", suite="ddn", device="cpu")
@@ -51,7 +58,10 @@ def test_a_search_without_hope_ends_and_one_with_hope_goes_on(
     assert found["ended"].forwards < 0.8 * found["whole"].forwards
 
 
-@pytest.mark.parametrize("option", [{"hope": 0.0}, {"growth": -0.1}, {"gamma": 1.0}, {"init_norm": 0.0}])
+@pytest.mark.parametrize(
+    "option",
+    [{"hope": 0.0}, {"growth": -0.1}, {"gamma": 1.0}, {"init_norm": 0.0}, {"init_norm": 1.0, "far": True}],
+)
 def test_impossible_options_are_refused(option: dict[str, float]) -> None:
     with pytest.raises(InputError, match=r"ddn: .*expected"):
         DDN(**option)  # type: ignore[arg-type]

@@ -64,6 +64,10 @@ class DDN(Attack):
             )
         if self.growth is not None and self.growth < 0:
             raise InputError(f"ddn: growth: expected a share >= 0, got {self.growth}")
+        if self.init_norm is not None and self.far:
+            raise InputError(
+                f"ddn: init_norm: expected none with far, which has its own, got {self.init_norm}"
+            )
         if self.init_norm is not None and self.init_norm <= 0:
             raise InputError(f"ddn: init_norm: expected a number above 0, got {self.init_norm}")
         if self.hope is not None and self.hope <= 0:

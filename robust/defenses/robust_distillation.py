@@ -44,9 +44,8 @@ class RobustDistillation(AdversarialTraining):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        own = {
-            name: getattr(self, name) for name in self.__dataclass_fields__
-        }  # not asdict, which copies the teacher
+        # Not asdict, which copies the teacher.
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__}
         if isinstance(self.teacher, nn.Module | Target):
             own["teacher"] = f"sha256:{model_sha256(_module(self.teacher))}"
         return {name: json_value(value) for name, value in own.items()}

@@ -91,9 +91,8 @@ def open_model(spec: str, weights: str | Path | None = None, *, seed: int = 0) -
     if scheme in _LOADERS and not name:
         raise InputError(f"model: expected a name after {scheme}:, got {spec!r}; the forms are {FORMS}")
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(
-            seed
-        )  # torch.manual_seed reseeds other devices too, or will once they are in use
+        # torch.manual_seed reseeds other devices too, or will once they are in use.
+        torch.default_generator.manual_seed(seed)
         opened = _LOADERS[scheme](name) if scheme in _LOADERS else Opened(_from_python(spec))
     model = opened.model
     if weights is not None:
