@@ -23,10 +23,8 @@ class _Well(nn.Module):
 def test_from_far_off_the_way_in_is_found_in_few_steps() -> None:
     data = torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.int64)
     near, far = (
-        robust.evaluate(
-            _Well(), data, threat="l2:1", suite=DDN(steps=25, init_norm=0.1, far=far), device="cpu"
-        )
-        for far in (False, True)
+        robust.evaluate(_Well(), data, threat="l2:1", suite=attack, device="cpu")
+        for attack in (DDN(steps=25, init_norm=0.1), DDN(steps=25, far=True))
     )
     assert near.robust_accuracy == 1  # its norm has grown to .34, and the edge is at .6
     assert far.robust_accuracy < 1
