@@ -21,6 +21,7 @@ from robust import engine
 from robust.attacks.adapters.art import ART
 from robust.cli import main
 from robust.errors import MissingDependencyError
+from robust.sources import save_weights
 
 if TYPE_CHECKING:
     from robust.sweep import SweepConfig, SweepResult
@@ -145,6 +146,21 @@ def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
         return Outcome(int(stop.value.code or 0), out, err)
 
     return run_inside
+
+
+@pytest.fixture
+def files(tmp_path: Path, net: nn.Module, digits: tuple[Tensor, Tensor]) -> Path:
+    """A folder with a user's model file, weights and data."""
+    (tmp_path / "my_model.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),\n"
+        "        nn.Flatten(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10))\n"
+    )
+    save_weights(net, tmp_path / "w.safetensors")
+    x, y = digits
+    np.savez(tmp_path / "data.npz", x=x.numpy(), y=y.numpy())
+    return tmp_path
 
 
 @pytest.fixture

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Outcome
 from torch import Tensor, nn
 
 import robust
@@ -120,3 +122,21 @@ def test_a_model_without_data() -> None:
 def test_accuracy_one_by_one_says_on_how_many(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     twice = tuple(torch.cat([part, part]) for part in digits)
     assert " of the first 64, 7: " in lines(net, twice)["accuracy by batch"].found  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", ["--weights=nope.safetensors", "--limit=3"])
+def test_what_is_for_a_model_is_refused_without_one(
+    tmp_path: Path, inside: Callable[..., Outcome], option: str
+) -> None:
+    done = inside("doctor", option, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "are for a MODEL" in done.stderr
+
+
+def test_doctor_names_versions_and_what_is_missing(tmp_path: Path, inside: Callable[..., Outcome]) -> None:
+    done = inside("doctor", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "torch" in done.stdout
+    assert "python" in done.stdout
+    assert ("not installed" in done.stdout) == ('pip install "robust-harness[' in done.stdout)
+    assert max(map(len, done.stdout.splitlines())) <= 80

@@ -210,3 +210,28 @@ def test_the_history_is_drawn_with_the_epochs_that_were_undone(tmp_path: Path) -
     assert pictures[0].startswith(b"\x89PNG")
     assert pictures[0] != pictures[1]
     assert not plot_history([], tmp_path / "none.png")
+
+
+def test_harden_trains_evaluates_and_keeps_everything(files: Path) -> None:
+    done = run(
+        "--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--validation", "builtin:digits:test",
+        "--threat", "linf:0.05", "--defense", "pgd-at", "--set", "steps=2", "--train", "epochs=2", "--suite", "quick",
+        "--out", "hardened", "--device", "cpu", cwd=files,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "before" in done.stdout
+    assert "nothing has trained" not in done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    for name in (
+        "weights.safetensors",
+        "history.json",
+        "config.json",
+        "last.safetensors",
+        "before/report.json",
+        "after/report.json",
+    ):
+        assert (files / "hardened" / name).exists()
+    found = {record.defense.name: record for record in Store(files / "hardened").records()}
+    assert set(found) == {"as given", "pgd-at"}
+    assert found["pgd-at"].defense.trained_threat == "linf:0.05"
+    assert found["pgd-at"].model.name == "digits-mlp"
