@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import tarfile
 import zipfile
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from refusals import Bomb
 
 from robust.errors import DataError, InputError, ModelError
 from robust.sources import load_data, load_weights
@@ -34,16 +34,6 @@ def refused(spec: object, *words: str) -> None:
         load_data(str(spec))
     for word in words:
         assert word in str(caught.value), f"{word!r} not in {caught.value}"
-
-
-class Bomb:
-    """Makes a folder when it is unpickled the ordinary way."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.marker),)
 
 
 # --- npz
