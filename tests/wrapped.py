@@ -14,14 +14,18 @@ from robust.target import Target
 from robust.threat import Threat
 
 
+def same(t: Tensor) -> Tensor:
+    return t
+
+
 class Wrap(nn.Module):
     """A model with something in front of it and behind it."""
 
     def __init__(
         self,
         net: nn.Module,
-        before: Callable[[Tensor], Tensor] = lambda x: x,
-        after: Callable[[Tensor], Tensor] = lambda z: z,
+        before: Callable[[Tensor], Tensor] = same,
+        after: Callable[[Tensor], Tensor] = same,
     ) -> None:
         super().__init__()
         self.net, self.before, self.after = net, before, after
@@ -63,6 +67,13 @@ def straight_through(hard: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
 
 def levels(most: int) -> Callable[[Tensor], Tensor]:
     return straight_through(lambda x: (x * most).round() / most)
+
+
+def winners(x: Tensor) -> Tensor:
+    """k-WTA: of the pixels only the highest fifth, which ones jumps with the smallest change."""
+    flat = (x + 0.3 * (x * 997).sin()).flatten(1)
+    least = flat.topk(flat.shape[1] // 5, dim=1).values[:, -1:]
+    return (flat * (flat >= least)).view_as(x)
 
 
 class Apply(nn.Module):

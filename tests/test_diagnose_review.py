@@ -1,0 +1,143 @@
+"""What is read off the attacks' own counts: breaks passed over, too few passes, who breaks what others leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+from torch import Tensor, nn
+from toy import ENOUGH
+from wrapped import Wrap, same
+
+import robust
+from robust.attacks import FGSM, PGD, Attack, SigmaZero
+from robust.diagnose import review, review_passes
+from robust.run import Run, Settings
+from robust.sources import as_samples
+from robust.suites import Stage
+from robust.target import Target
+from robust.threat import Threat
+
+
+def test_points_that_the_search_passed_over_are_told(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    """A search copy that takes for misclassified what the model does not: every claim is denied."""
+    run = Run(
+        Target(net, device="cpu"),
+        as_samples(digits, bounds=(0.0, 1.0)),
+        Threat("linf", "0.05"),
+        Settings(precision="float32"),
+    )
+    with run.target:
+        run.look()
+        run.search = run.target.twin(Wrap(net, same, lambda z: z.roll(1, 1)))
+        run.attack(Stage(FGSM()), cascade=True)
+    found = review(run.entries, run.correct, cascade=True)
+    assert [finding.check for finding in found] == ["silent-success"]
+
+
+SHORT: list[str | Attack] = ["quick", "fgsm", PGD(steps=20)]
+LONG: list[str | list[Attack]] = ["standard", ENOUGH]
+
+
+@pytest.mark.parametrize(
+    ("threat", "suite", "findings"),
+    [
+        *((t, s, ["short-search"]) for t in ("linf:0.02", "l2:0.2", "l1:0.5") for s in SHORT),
+        *((t, s, []) for t in ("linf:0.02", "l2:0.2", "l1:0.5") for s in LONG),
+        ("l0:1", SigmaZero(steps=20), ["short-search"]),
+        ("l0:1", "standard", []),
+    ],
+)
+def test_what_stands_after_few_passes_proves_little(
+    threat: str,
+    suite: str | Attack | list[Attack],
+    findings: list[str],
+    net: nn.Module,
+    digits: tuple[Tensor, Tensor],
+) -> None:
+    report = robust.evaluate(net, digits, threat=threat, suite=suite, device="cpu")
+    assert report.statuses["survived"] > 5
+    assert [finding["check"] for finding in report.findings] == findings
+    assert report.trust == ("suspect" if findings else "trusted")
+
+
+def test_two_samples_that_stand_after_few_passes_are_told_with_one_of_them_not() -> None:
+    few = pd.DataFrame(
+        {"status": ["survived"] * 2 + ["broken"] * 8, "forwards": 30, "backwards": 19}
+        | {"label": 2, "prediction": 2, "prediction_adv": 0}
+    )
+    assert [finding.check for finding in review_passes(few, 1)] == ["short-search"]
+    assert review_passes(few.assign(backwards=20), 1) == []
+    assert review_passes(few[1:], 1) == []
+    two = few.assign(label=1, prediction=1)  # one boundary to search
+    assert review_passes(two, 1) == []
+    assert review_passes(two.assign(backwards=4), 1) != []
+    assert review_passes(few.assign(forwards=300, backwards=190), 10) != []  # ten draws are one answer
+    assert review_passes(pd.concat([few, few[2:].sample(40, replace=True)]), 1) == []  # 2 of 50
+
+
+@pytest.mark.parametrize(
+    ("selection", "broke", "fires"),
+    [
+        ({"share": 0.03}, 2, True),
+        ({"follows": True}, 2, False),
+        ({"near": 0.3, "share": 0.03}, 2, False),
+        ({"near": 0.3}, 5, True),
+    ],
+)
+def test_what_squares_break_is_a_share_of_what_stood(
+    selection: dict[str, Any], broke: int, fires: bool
+) -> None:
+    """Of six that were chosen because they are near or move still, two are no sign; five of ninety that stood are."""
+    ascent = {"label": "pgd", "name": "pgd", "access": "gradient", "attacked": 100, "broke": 10}
+    squares = {"label": "square", "name": "square", "access": "score", "attacked": 6, "broke": broke}
+    for entry in (ascent, squares):
+        entry |= {"rejected": 0, "silent": 0, "selection": selection if entry is squares else {}}
+    found = review([ascent, squares], 100, cascade=True)
+    assert [finding.check for finding in found] == ["black-box-wins"] * fires
+
+
+@pytest.mark.parametrize(("by_gradients", "broke", "fires"), [(100, 85, False), (40, 60, True)])
+def test_random_search_in_l0_breaks_most_of_what_gradients_leave_on_honest_nets(
+    by_gradients: int, broke: int, fires: bool
+) -> None:
+    descent = {
+        "label": "sigma-zero",
+        "name": "sigma-zero",
+        "access": "gradient",
+        "attacked": 200,
+        "broke": by_gradients,
+    }
+    search = {"label": "sparse-rs", "name": "sparse-rs", "access": "score", "attacked": 100, "broke": broke}
+    entries = [entry | {"rejected": 0, "silent": 0, "selection": {}} for entry in (descent, search)]
+    found = review(entries, 200, cascade=True)
+    assert [finding.check for finding in found] == ["black-box-wins"] * fires
+
+
+def test_what_seemed_far_and_breaks_is_told(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    report = robust.evaluate(net, digits, threat="l2:0.1", device="cpu")
+    (far,) = (entry for entry in report.attacks if entry["selection"].get("beyond") == 2.5)
+    assert far["attacked"] > 10
+    assert far["broke"] == 0
+    assert report.findings == []
+    far |= {"attacked": 60, "broke": 3}
+    (finding,) = review(report.attacks, report.clean_correct, cascade=True)
+    assert (finding.check, finding.severity) == ("hidden-boundary", "suspect")
+    assert (
+        "breaks 3 of 60 samples that no search had seen broken within 2.5 times the radius" in finding.message
+    )
+    broken = sum(entry["broke"] for entry in report.attacks)
+    assert review(report.attacks, broken + 2, cascade=True) == []  # next to nothing stands
+    far["broke"] = 2
+    assert review(report.attacks, report.clean_correct, cascade=True) == []
+    far |= {"broke": 3, "selection": {**far["selection"], "within": 1.5}}  # others were shown to it, too
+    assert review(report.attacks, report.clean_correct, cascade=True) == []
+
+
+def test_searches_for_the_nearest_point_pass_no_break_in_silence(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    for threat in ("linf:0.1", "l2:0.6"):
+        found = robust.evaluate(net, digits, threat=threat, device="cpu", minimize=True).findings
+        assert "silent-success" not in {finding["check"] for finding in found}
