@@ -52,7 +52,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     Whether a faster copy of a net pays is measured, and a copy rounds otherwise: only its own tests look for one.
     """
-    engine._PASS_WORTH["cpu"] = _WORTH_A_LOOK if item.path.stem == "test_engine" else math.inf
+    engine._PASS_WORTH["cpu"] = _WORTH_A_LOOK if item.path.stem.startswith("test_engine_") else math.inf
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - where libraries draw from
 
@@ -113,6 +113,18 @@ def net() -> nn.Module:
     """A small convolutional net trained on digits (97 % right), in eval mode."""
     model = _small_net()
     model.load_state_dict(_trained_state())
+    return model.eval()
+
+
+@pytest.fixture
+def residual(digits: tuple[Tensor, Tensor]) -> nn.Module:
+    """A small residual net, untrained."""
+    from wrapped import Residual
+
+    torch.manual_seed(0)
+    model = Residual()
+    for _ in range(5):  # statistics that folding must take up
+        model(digits[0])
     return model.eval()
 
 

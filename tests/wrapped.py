@@ -128,3 +128,18 @@ class PartlyDetached(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.net(torch.cat([x[..., :3], x[..., 3:].detach()], -1))
         return out
+
+
+class Residual(nn.Module):
+    """Two convolutions with batch norm, added to the input, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        out: Tensor = self.head((y + self.bn2(self.conv2(y))).flatten(1))
+        return out
