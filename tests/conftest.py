@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+import robust
 from robust import engine
 from robust.attacks.adapters.art import ART
 from robust.cli import main
@@ -137,6 +138,11 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1) @ self.weight.T + self.bias
+
+
+def evaluate(model: nn.Module, data: tuple[Tensor, Tensor], **options: Any) -> robust.Report:
+    """An evaluation on the CPU in linf:0.1 where nothing else is said."""
+    return robust.evaluate(model, data, **{"threat": "linf:0.1", "device": "cpu", **options})
 
 
 class Outcome(NamedTuple):

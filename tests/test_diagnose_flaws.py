@@ -237,3 +237,21 @@ def test_the_same_attack_with_another_loss_exposes_masking(
         device="cpu",
     )
     assert {"loss-gap", "logit-scale"} <= {finding["check"] for finding in report.findings}
+
+
+def test_a_batch_larger_than_what_was_looked_at_is_held_against_it(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    class Mixes(nn.Module):
+        """Of more than forty rows each sees the mean of all."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = net(x)
+            return logits + logits.mean(0) if len(x) > 40 else logits
+
+    large, small = (
+        robust.evaluate(Mixes(), digits, threat="linf:0.1", suite="pgd", batch_size=rows, device="cpu")
+        for rows in (64, 40)
+    )
+    assert "batch-dependent" in {finding["check"] for finding in large.findings}
+    assert small.findings == []

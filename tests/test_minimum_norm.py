@@ -310,3 +310,12 @@ def test_a_curve_needs_a_search_that_went_there(net: nn.Module, digits: tuple[Te
     turned = evaluate(net, digits, threat="spatial:10", minimize=True, device="cpu")
     with pytest.raises(InputError, match="expected a threat in linf, l2, l1 or l0, got spatial"):
         turned.curve([5])
+
+
+def test_a_curve_of_a_suite_that_searches_at_eps_alone_has_a_minimum_norm_attack_too(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    report = evaluate(net, digits, threat="linf:0.1", minimize=True, device="cpu")
+    for eps, found in zip(("0.02", "0.05"), report.curve([0.02, 0.05]).robust_accuracy, strict=True):
+        direct = evaluate(net, digits, threat=f"linf:{eps}", device="cpu").robust_accuracy
+        assert abs(found - direct) < 0.04

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from torch import Tensor, nn
 from wrapped import PartlyDetached
 
@@ -70,3 +71,13 @@ def test_the_second_opinion_is_the_same_in_parts(net: nn.Module, digits: tuple[T
     assert whole.checks["asked"] == cut.checks["asked"]
     assert whole.checks["nearer"] == cut.checks["nearer"]
     assert whole.checks["crossed"] == cut.checks["crossed"]
+
+
+@pytest.mark.parametrize("attack", ["fmn", "fab", "ddn"])
+def test_minimum_norm_searches_alone_get_no_second_opinion(
+    attack: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """They raise no margin inside the threat, so that random search seems to come nearer."""
+    report = robust.evaluate(net, digits, threat="l2:0.3", suite=attack, device="cpu")
+    assert report.checks["asked"] == 0
+    assert "black-box-wins" not in {finding["check"] for finding in report.findings}

@@ -143,3 +143,23 @@ class Residual(nn.Module):
         y = torch.relu(self.bn1(self.conv1(x)))
         out: Tensor = self.head((y + self.bn2(self.conv2(y))).flatten(1))
         return out
+
+
+CORNER = 0.9375
+
+
+class Picky(nn.Module):
+    """Fails on batches in which a bright corner has changed, or on more rows than it has room for."""
+
+    def __init__(self, net: nn.Module, room: int = 1000) -> None:
+        super().__init__()
+        self.net, self.room = net, room
+
+    def forward(self, x: Tensor) -> Tensor:
+        corner = x[:, 0, 0, 0]
+        if bool(((corner > 0.9) & (corner != CORNER)).any()):
+            raise ValueError("a corner that was not calibrated for")
+        if len(x) > self.room:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        out: Tensor = self.net(x)
+        return out

@@ -1,0 +1,106 @@
+"""Reports on disk: saved whole or not at all, read only if they are of one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import evaluate
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from robust.errors import StoreError
+from robust.report import Report
+
+Digits = tuple[Tensor, Tensor]
+
+
+def test_examples_that_cannot_be_written_are_an_error_of_the_report(
+    net: nn.Module, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    report = evaluate(net, digits, suite="quick", keep_examples=True)
+    evaluate(net, (digits[0][:5], digits[1][:5]), suite="fgsm").save(tmp_path / "out")
+    monkeypatch.setattr("robust.report.save_file", full)
+    with pytest.raises(StoreError, match="No space left"):
+        report.save(tmp_path / "out")
+    assert Report.load(tmp_path / "out").n == 5  # the one that was there
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_report_saved_over_another_leaves_no_examples_of_it(
+    tmp_path: Path, net: nn.Module, digits: Digits
+) -> None:
+    evaluate(net, digits, suite="fgsm", keep_examples=True).save(tmp_path)
+    assert Report.load(tmp_path).examples is not None
+    few = evaluate(net, (digits[0][:5], digits[1][:5]), suite="fgsm")
+    few.save(tmp_path)
+    assert Report.load(tmp_path).examples is None
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_report_cut_off_over_another_is_no_mixture_of_the_two(
+    after: int, tmp_path: Path, net: nn.Module, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(net, digits, suite="fgsm", keep_examples=True).save(tmp_path)
+    other = evaluate(net, digits, suite="quick", keep_examples=True)
+    whole, calls = Path.replace, []
+
+    def cut(self: Path, target: Path) -> Path:
+        if len(calls) == after:
+            raise KeyboardInterrupt
+        calls.append(target)
+        return whole(self, target)
+
+    monkeypatch.setattr(Path, "replace", cut)
+    with pytest.raises(KeyboardInterrupt):
+        other.save(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="cannot read"):
+        Report.load(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    assert Report.load(other.save(tmp_path)).suite == "quick"
+
+
+def test_others_may_read_a_report_as_the_umask_says(tmp_path: Path, net: nn.Module, digits: Digits) -> None:
+    evaluate(net, digits, suite="fgsm", keep_examples=True).save(tmp_path / "out")
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in [tmp_path / "plain", *(tmp_path / "out").iterdir()]}
+    assert len(modes) == 1
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("report.json", "[]", "list"),
+        ("report.json", "null", "NoneType"),
+        ("examples.safetensors", "x" * 20, "cannot read"),
+    ],
+)
+def test_a_damaged_report_is_told_in_one_line(
+    file: str, text: str, said: str, tmp_path: Path, net: nn.Module, digits: Digits
+) -> None:
+    evaluate(net, digits, suite="fgsm", keep_examples=True).save(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(StoreError, match=said):
+        Report.load(tmp_path)
+
+
+def test_a_folder_may_be_named_by_a_threat(
+    net: nn.Module, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = evaluate(net, digits, suite="quick")
+    monkeypatch.chdir(tmp_path)
+    assert Report.load(report.save("run-linf:0.1")).statuses == report.statuses
+
+
+def test_examples_of_another_run_are_refused(tmp_path: Path, net: nn.Module, digits: Digits) -> None:
+    evaluate(net, digits, suite="fgsm", keep_examples=True).save(tmp_path)
+    kept = (tmp_path / "examples.safetensors").read_bytes()
+    evaluate(net, (digits[0][:2], digits[1][:2]), suite="fgsm").save(tmp_path)
+    (tmp_path / "examples.safetensors").write_bytes(kept)
+    with pytest.raises(StoreError, match="another run"):
+        Report.load(tmp_path)
