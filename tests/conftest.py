@@ -1,4 +1,4 @@
-"""Small real models and data, shared by the tests."""
+"""Small real models and data, and ways to run things, shared by the tests."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from robust.errors import MissingDependencyError
 from robust.sources import save_weights
 
 if TYPE_CHECKING:
+    from sessions import Session
+
     from robust.sweep import SweepConfig, SweepResult
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # a core each: threads that compete slow each other down
@@ -198,3 +200,30 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepResult]:
 
     out = tmp_path_factory.mktemp("swept")
     return out, run_sweep(read_plan(), out, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def _loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Load all that a check loads late: inner sessions forget new modules, and numpy's load only once."""
+    import hypothesis  # noqa: F401 - its own plugin loads it at the end of every session
+    import toy
+
+    from robust.gate.baseline import Baseline, compare
+    from robust.gate.check import check, evaluate_some
+    from robust.gate.evidence import keep
+
+    data = toy.samples(60, 0.1)
+    result = check(toy.Threshold(), data, threat=toy.EPS, at_least=0.9, device="cpu")
+    keep(result.report, result.samples, tmp_path_factory.mktemp("warm"))
+    report = evaluate_some(toy.Threshold(), data, threat=toy.EPS, suite="quick", device="cpu")
+    compare(report, Baseline.of(report))
+
+
+@pytest.fixture
+def session(_loaded: None, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """A folder in which tests of the plugin run sessions of their own."""
+    from sessions import Session
+
+    for name in ("GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS"):
+        monkeypatch.delenv(name, raising=False)
+    return Session(pytester)

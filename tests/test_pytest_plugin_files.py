@@ -1,0 +1,91 @@
+"""What a session writes for others: JSON, JUnit properties, the pipeline's Markdown."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from sessions import FAILS, PASSES, PLAIN, REGRESSION, UNDECIDED, Session, settings_of
+
+pytest_plugins = ["pytester"]
+
+
+def test_json_has_it_all(session: Session) -> None:
+    session.write(PASSES, FAILS, UNDECIDED)
+    written = settings_of(session, "--robust-seed", "4")
+    assert written["schema_version"] == 1
+    assert written["settings"] == {"preset": None, "samples": None, "seed": 4, "device": "cpu"}
+    assert written["totals"] == {"pass": 1, "fail": 1, "undecided": 1, "done": 0, "written": 0}
+    failed = next(r for r in written["results"] if r["outcome"] == "fail")
+    assert failed["test"] == "test_it.py::test_fails"
+    assert failed["at_least"] == 0.45
+    assert failed["complete"] is False
+    assert Path(failed["evidence"]).is_dir()
+    assert failed["n"] == sum(failed["statuses"].values())
+
+
+def test_junit_properties(session: Session) -> None:
+    session.write(PASSES)
+    session.run("--junit-xml", "junit.xml")
+    found = ET.parse(session.path / "junit.xml").getroot().iter("property")
+    properties = {p.get("name"): p.get("value") for p in found}
+    assert properties["robust_outcome"] == "pass"
+    assert float(properties["robust_accuracy"] or 0) > 0.45
+    assert properties["robust_threat"] == "linf:0.1"
+
+
+def test_markdown_for_the_pipeline(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = session.path / "summary.md"
+    page.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    session.write(PASSES, FAILS)
+    session.run()
+    text = page.read_text()
+    assert text.startswith("before\n## Robustness\n")
+    assert "| `test_it.py::test_fails` | **FAIL** | at most " in text
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(session.path / "none" / "summary.md"))
+    session.run().stdout.fnmatch_lines(["*GITHUB_STEP_SUMMARY: cannot write*"])
+
+
+FAILS_OTHERWISE = """
+@pytest.mark.robust(threat=EPS, at_least=0.45)
+def test_forgets(robust):
+    pass
+@pytest.fixture
+def data():
+    raise FileNotFoundError("weights.pt | is not here")
+def test_has_no_data(robust, data):
+    pass
+"""
+
+
+def test_tests_that_fail_for_another_reason_are_told_too(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = session.path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    session.write(PASSES, FAILS, FAILS_OTHERWISE, REGRESSION, PLAIN)
+    written = settings_of(session)
+    found = {each["test"].partition("::")[2]: each["reason"] for each in written["failures"]}
+    assert list(found) == ["test_forgets", "test_has_no_data", "test_regression"]
+    assert "the test never called robust.check(model, data)" in found["test_forgets"]
+    assert "weights.pt" in found["test_has_no_data"]
+    assert "no such file; write it with --robust-update-baseline" in found["test_regression"]
+    text = page.read_text()
+    assert "Failed for other reasons:\n\n- `test_it.py::test_forgets`: **FAIL** `" in text
+    assert text.count("**FAIL**") == 4
+    session.write(FAILS_OTHERWISE)
+    session.run()
+    assert page.read_text().count("## Robustness\n\nFailed for other reasons:") == 1
+
+
+def test_a_json_file_that_cannot_be_written_loses_no_summary(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(session.path / "summary.md"))
+    session.write(PASSES + "    import pathlib; pathlib.Path('r.json').mkdir()\n")
+    found = session.run("--robust-json", "r.json")
+    found.stdout.fnmatch_lines(["--robust-json: cannot write *"])
+    assert found.ret == pytest.ExitCode.TESTS_FAILED  # a file that was asked for is missing
+    assert "test_passes" in (session.path / "summary.md").read_text()

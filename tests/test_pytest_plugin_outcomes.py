@@ -1,0 +1,95 @@
+"""What a test with the fixture comes to, and what it leaves to look at: outcomes, evidence, replays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sessions import FAILS, PASSES, PLAIN, UNDECIDED, Session
+
+pytest_plugins = ["pytester"]
+
+
+def test_the_three_outcomes(session: Session) -> None:
+    session.write(PASSES, FAILS, UNDECIDED, PLAIN)
+    result = session.run()
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*test_it.py .Fu.*",
+            "*fail: robust accuracy is below 45.0%",
+            "robust accuracy at most *% [[]0.0%, *%[]] under linf:0.1, clean 100.0%",
+            "gate: sequential at 95.0% confidence; 20 of 300 samples used",
+            "samples: 0 misclassified, * broken, * survived",
+            "suite quick (stopped), seed 0",
+            "broke most: fgsm (*",
+            "trust: trusted",
+            "worst samples:",
+            "  sample *: label ? taken for ? by * at linf distance * (fgsm)",
+            "evidence: *robust*test_it.py_test_fails",
+            "replay: pytest test_it.py::test_fails --robust-device cpu",
+            "*= robustness =*",
+            "     pass  test_it.py::test_passes",
+            "*(at least 45.0%), linf:0.1, suspect,",  # after the few passes of quick
+            "           * of 300 samples",
+            "     fail  test_it.py::test_fails",
+            "undecided  test_it.py::test_undecided",
+            "*20 samples do not tell whether robust accuracy is at least 45.0%",
+            "*1 failed, 2 passed, 1 undecided*",
+        ]
+    )
+    assert "Traceback" not in result.stdout.str()
+    assert [line for line in result.outlines if len(line) > 80 and "evidence: " not in line] == []
+    kept = session.path / ".pytest_cache" / "d" / "robust" / "test_it.py_test_fails"
+    assert {"report.json", "verdicts.parquet", "examples.safetensors"} <= {p.name for p in kept.iterdir()}
+
+
+def test_undecided_can_fail(session: Session) -> None:
+    session.write(UNDECIDED)
+    session.run("--robust-fail-on-undecided").assert_outcomes(failed=1)
+    session.pytester.makeini("[pytest]\nrobust_fail_on_undecided = true\n")
+    session.run().assert_outcomes(failed=1)
+
+
+def test_the_replay_does_the_same_again(session: Session) -> None:
+    session.write(FAILS)
+    first = session.run("--robust-seed", "3", "--robust-samples", "200", "--robust-preset", "smoke")
+    line = next(line for line in first.outlines if line.startswith("replay:"))
+    command = line.removeprefix("replay: pytest ").split()
+    assert command[1:] == [
+        "--robust-preset", "smoke", "--robust-samples", "200", "--robust-seed", "3", "--robust-device", "cpu"
+    ]  # fmt: skip
+    again = session.run(*command)
+    told = [
+        [line for line in r.outlines if "robust accuracy" in line or "sample " in line]
+        for r in (first, again)
+    ]
+    assert told[0] == told[1] != []
+
+
+def test_the_replay_of_what_is_undecided_fails_too(session: Session) -> None:
+    session.write(UNDECIDED)
+    session.run("--robust-fail-on-undecided").stdout.fnmatch_lines(["replay: *--robust-fail-on-undecided*"])
+
+
+def test_without_the_cache_evidence_goes_to_the_temporary_folder(session: Session) -> None:
+    session.write(FAILS)
+    result = session.run("-p", "no:cacheprovider")
+    result.assert_outcomes(failed=1)
+    line = next(line for line in result.outlines if line.startswith("evidence:"))
+    assert (Path(line.removeprefix("evidence: ")) / "report.json").is_file()
+    assert not (session.path / ".pytest_cache").exists()
+
+
+def test_evidence_that_cannot_be_written_hides_nothing(session: Session) -> None:
+    session.write(FAILS)
+    session.run()
+    home = session.path / ".pytest_cache" / "d" / "robust"
+    for file in (home / "test_it.py_test_fails").iterdir():
+        file.unlink()
+    (home / "test_it.py_test_fails").rmdir()
+    (home / "test_it.py_test_fails").write_text("in the way")
+    result = session.run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["fail: robust accuracy is below*", "evidence: could not be written*", "replay:*"]
+    )
