@@ -27,6 +27,7 @@ from robust.sources import save_weights
 if TYPE_CHECKING:
     from sessions import Session
 
+    from robust.leaderboard import Store
     from robust.sweep import SweepConfig, SweepResult
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # a core each: threads that compete slow each other down
@@ -227,3 +228,21 @@ def session(_loaded: None, pytester: pytest.Pytester, monkeypatch: pytest.Monkey
     for name in ("GITHUB_STEP_SUMMARY", "PYTEST_ADDOPTS"):
         monkeypatch.delenv(name, raising=False)
     return Session(pytester)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store of a few records, only to be read."""
+    from sites import fill
+
+    return fill(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def site(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That store, published: the folder, only to be read."""
+    from robust.leaderboard.site import publish
+
+    folder = tmp_path_factory.mktemp("site")
+    publish(store, folder)
+    return folder

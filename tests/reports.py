@@ -1,4 +1,4 @@
-"""Reports and records whose counts are given; everything else is plain."""
+"""Reports and records whose counts are given, figures reported elsewhere; everything else is plain."""
 
 from __future__ import annotations
 
@@ -25,6 +25,24 @@ FINDINGS: dict[str, list[dict[str, str]]] = {
     "suspect": [{"check": "short-search", "severity": "suspect", "message": "m"}],
     "unreliable": [{"check": "zero-gradient", "severity": "unreliable", "message": "m"}],
 }
+ROWS: list[dict[str, Any]] = [  # as RobustBench lists them
+    {"dataset_dir": "cifar10", "threat": "Linf", "id": "First", "link": "https://a.example/1", "name": "A <b>paper</b>",
+     "authors": "A. Uthor", "additional_data": True, "number_forward_passes": 1, "dataset": "cifar10", "venue": "V 2030",
+     "architecture": "Net-1", "eps": "8/255", "clean_acc": "90.10", "reported": "70.5", "autoattack_acc": "70.20",
+     "external": "61.30", "footnote": None, "unreliable": False},
+    {"dataset_dir": "cifar10", "threat": "Linf", "id": "Second", "link": "javascript:alert(1)", "architecture": "Net-2",
+     "eps": "8/255", "clean_acc": 88, "reported": "", "autoattack_acc": "65.00", "dataset": "cifar10"},
+    {"dataset_dir": "cifar10", "threat": "Linf", "id": "Third", "architecture": "Net-2", "eps": "8/255",
+     "clean_acc": "88.1", "reported": "65.0", "dataset": "cifar10"},
+    {"dataset_dir": "cifar10", "threat": "Linf", "id": "Masked", "architecture": "Net-3", "eps": "0.031",
+     "clean_acc": "80", "autoattack_acc": "18.5", "external": "7.4", "unreliable": True, "dataset": "cifar10"},
+    {"dataset_dir": "cifar100", "threat": "corruptions", "id": "Fog", "architecture": "Net-4", "eps": None,
+     "clean_acc": "70", "reported": "null", "corruptions_acc": "50.5", "dataset": "cifar10"},
+    {"dataset_dir": "cifar100", "threat": "corruptions", "id": "Rain", "architecture": "Net-4", "eps": "8/255",
+     "clean_acc": "n/a", "reported": "", "dataset": "cifar100"},
+    {"dataset_dir": "cifar10", "threat": "L2", "id": "First", "architecture": "Net-1", "eps": None,
+     "clean_acc": "90", "autoattack_acc": "70", "dataset": "cifar10"},
+]  # fmt: skip
 Alone = dict[str, int | None]  # attack label -> robust count under it, None: not run
 
 

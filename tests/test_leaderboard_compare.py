@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reports import make_report
+from reports import ROWS, make_report
 
 from robust.cli import main
 from robust.errors import InputError, StoreError
@@ -226,25 +226,6 @@ def test_choose_filters_and_sorts_within_boards() -> None:
 
 
 # -- references -------------------------------------------------------------------------------------
-
-ROWS: list[dict[str, Any]] = [
-    {"dataset_dir": "cifar10", "threat": "Linf", "id": "First", "link": "https://a.example/1", "name": "A <b>paper</b>",
-     "authors": "A. Uthor", "additional_data": True, "number_forward_passes": 1, "dataset": "cifar10", "venue": "V 2030",
-     "architecture": "Net-1", "eps": "8/255", "clean_acc": "90.10", "reported": "70.5", "autoattack_acc": "70.20",
-     "external": "61.30", "footnote": None, "unreliable": False},
-    {"dataset_dir": "cifar10", "threat": "Linf", "id": "Second", "link": "javascript:alert(1)", "architecture": "Net-2",
-     "eps": "8/255", "clean_acc": 88, "reported": "", "autoattack_acc": "65.00", "dataset": "cifar10"},
-    {"dataset_dir": "cifar10", "threat": "Linf", "id": "Third", "architecture": "Net-2", "eps": "8/255",
-     "clean_acc": "88.1", "reported": "65.0", "dataset": "cifar10"},
-    {"dataset_dir": "cifar10", "threat": "Linf", "id": "Masked", "architecture": "Net-3", "eps": "0.031",
-     "clean_acc": "80", "autoattack_acc": "18.5", "external": "7.4", "unreliable": True, "dataset": "cifar10"},
-    {"dataset_dir": "cifar100", "threat": "corruptions", "id": "Fog", "architecture": "Net-4", "eps": None,
-     "clean_acc": "70", "reported": "null", "corruptions_acc": "50.5", "dataset": "cifar10"},
-    {"dataset_dir": "cifar100", "threat": "corruptions", "id": "Rain", "architecture": "Net-4", "eps": "8/255",
-     "clean_acc": "n/a", "reported": "", "dataset": "cifar100"},
-    {"dataset_dir": "cifar10", "threat": "L2", "id": "First", "architecture": "Net-1", "eps": None,
-     "clean_acc": "90", "autoattack_acc": "70", "dataset": "cifar10"},
-]  # fmt: skip
 
 
 @pytest.fixture
