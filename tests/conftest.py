@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sessions import Session
 
     from robust.leaderboard import Store
+    from robust.report import Report
     from robust.sweep import SweepConfig, SweepResult
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # a core each: threads that compete slow each other down
@@ -170,6 +171,21 @@ def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs `robust leaderboard` in this process: its status and what it wrote to either output."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["robust", "leaderboard", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return (int(stop.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
 def files(tmp_path: Path, net: nn.Module, digits: tuple[Tensor, Tensor]) -> Path:
     """A folder with a user's model file, weights and data."""
     (tmp_path / "my_model.py").write_text(
@@ -246,3 +262,27 @@ def site(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     publish(store, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def means() -> nn.Module:
+    """A linear classifier of digits: the nearest class mean."""
+    from forgeries import nearest_mean
+
+    return nearest_mean()
+
+
+@pytest.fixture(scope="session")
+def means_report(means: nn.Module) -> Report:
+    """An evaluation of it on 60 digits, with its examples."""
+    from forgeries import attacked
+
+    return attacked(means)
+
+
+@pytest.fixture(scope="session")
+def means_filed(means_report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the record of that alone, its examples beside it; only to be read."""
+    from forgeries import file_alone
+
+    return file_alone(means_report, tmp_path_factory.mktemp("filed"))

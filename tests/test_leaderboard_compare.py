@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reports import ROWS, make_report
 
-from robust.cli import main
 from robust.errors import InputError, StoreError
 from robust.leaderboard import (
     Record,
@@ -333,16 +331,3 @@ def test_the_schema_describes_a_record(cli: Callable[..., tuple[int, str, str]])
     assert set(content) == set(schema["properties"])
     assert set(schema["required"]) <= set(content)
     assert Reference.model_json_schema()["properties"]["raw"]
-
-
-@pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["robust", "leaderboard", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return (int(stop.value.code or 0), *capsys.readouterr())
-
-    return run

@@ -1,0 +1,146 @@
+"""Verification against a forger who seals what he changed in the record, the table or the examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from forgeries import failed, forge, outcomes
+from torch import nn
+
+from robust.leaderboard import Store
+from robust.leaderboard.derive import derive
+from robust.leaderboard.record import _place
+
+
+def _count_again(content: dict[str, Any], verdicts: pd.DataFrame) -> None:
+    """Make a record's derived numbers those of a table."""
+    parts = {key: value for key, value in derive(verdicts).items() if not key.startswith("artefacts")}
+    _place(content, json.loads(json.dumps(parts, default=lambda part: part.model_dump(mode="json"))))
+
+
+def test_accuracies_that_are_not_the_tables_are_caught(means_filed: Path, tmp_path: Path) -> None:
+    def better(content: dict[str, Any]) -> None:
+        honest = Store(means_filed).records()[0]
+        better = Store(means_filed).verdicts(honest)
+        first = better.index[better["status"] == "broken"][0]
+        better.loc[first, ["status", "attack", "distance"]] = ["survived", "", float("nan")]
+        _count_again(content, better)
+        for attack in content["attacks"]:
+            attack["survived"] = max(attack["survived"], content["robust"]["k"])
+            attack["attacked"] = max(attack["attacked"], attack["survived"])
+            attack["broke"] = min(attack["broke"], attack["attacked"] - attack["survived"])
+
+    found = outcomes(forge(means_filed, tmp_path, record=better))
+    assert {"statuses", "robust", "classes"} <= failed(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "check"),
+    [
+        ("data.indices_sha256", "0" * 64, "data.indices_sha256"),
+        ("data.indices_sha256", None, "record"),
+        ("artefacts.verdicts_sha256", "0" * 64, "artefacts.verdicts_sha256"),
+        ("artefacts.verdicts_sha256", None, "record"),
+        ("classes", [], "record"),
+        ("fairness", None, "record"),
+        ("data.sha256", "0" * 64, "data"),
+        ("classes.0.name", "ten", None),
+        ("fairness.worst", 99, "fairness"),
+        ("fairness.worst_tenth", 0.9, "fairness"),
+        ("fairness.low", 0.0, "fairness"),
+        ("cost.forwards", 1, "passes"),
+        ("cost.checks.backwards", 1, "passes"),
+        ("attacks.1.forwards", 10**6, "passes"),
+        ("attacks.0.broke", 0, "attacks"),
+        ("attacks.0.label", "other", "rows"),
+        ("threat", {"norm": "linf", "eps": "0.01", "radius": 0.01, "bounds": [0.0, 1.0]}, "rows"),
+        ("threat", {"norm": "linf", "eps": "0.08", "radius": 0.08, "bounds": [0.2, 1.0]}, "ball"),
+        ("threat.knowledge", "decision", "threat"),
+        ("threat.targeted", True, "threat"),
+        ("data.name", "imagenet", "data.name"),
+        ("data.split", "validation", "data.name"),
+    ],
+)
+def test_a_sealed_change_of_the_record_is_caught(
+    means_filed: Path, tmp_path: Path, path: str, value: Any, check: str | None
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        holder: Any = content
+        for key in parents:
+            holder = holder[int(key) if key.isdigit() else key]
+        assert holder[last] != value
+        holder[last] = value
+
+    found = failed(outcomes(forge(means_filed, tmp_path, record=change)))
+    assert check in found if check else not found  # names of classes follow from nothing
+
+
+def test_groups_of_the_table_that_the_record_leaves_out_are_caught(means_filed: Path, tmp_path: Path) -> None:
+    def split(verdicts: pd.DataFrame) -> None:
+        verdicts["group"] = ["north", "south"] * 30
+
+    assert failed(outcomes(forge(means_filed, tmp_path, table=split))) == {"groups"}
+
+
+def _set(column: str, status: str, value: Any) -> Callable[[pd.DataFrame], None]:
+    def change(verdicts: pd.DataFrame) -> None:
+        verdicts.loc[verdicts.index[verdicts["status"] == status][0], column] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("status", "survived", "broken"), _set("status", "broken", "survived"), _set("status", "broken", "fine"),
+        _set("distance", "broken", 0.09), _set("distance", "broken", float("nan")), _set("distance", "broken", 0.01),
+        _set("distance", "survived", 0.01), _set("attack", "broken", "magic"), _set("attack", "survived", "fgsm"),
+        _set("sample_id", "survived", 10**6), _set("label", "survived", 99), _set("forwards", "survived", -1),
+        _set("forwards", "survived", 7), _set("prediction", "survived", 99), _set("distance", "broken", -0.01),
+        _set("nearest", "broken", 0.2), _set("nearest", "broken", float("nan")), _set("nearest", "broken", -0.01),
+        _set("nearest", "survived", 0.05),
+        lambda verdicts: verdicts.pop("label"),
+        lambda verdicts: verdicts.__setitem__("sample_id", 5),
+    ],
+)  # fmt: skip
+def test_a_sealed_change_of_the_table_is_caught(
+    means_filed: Path, tmp_path: Path, change: Callable[[pd.DataFrame], None]
+) -> None:
+    assert failed(outcomes(forge(means_filed, tmp_path, table=change)))
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        (lambda saved: saved["x_adv"][0].mul_(1.5), "ball"),
+        (lambda saved: saved["x_adv"][0].fill_(float("nan")), "ball"),
+        (lambda saved: saved["x_adv"][0].sub_(1e-3), "ball"),
+        (lambda saved: saved["x"][0].fill_(0.5), "ball"),
+        (lambda saved: saved["sample_id"][:1].fill_(10**6), "examples"),
+        (lambda saved: saved["sample_id"][:1].copy_(saved["sample_id"][1:2]), "examples"),
+        (lambda saved: saved.pop("x_adv"), "examples"),
+        (lambda saved: saved["x_adv"].copy_(saved["x"]), "ball"),
+    ],
+)
+def test_a_sealed_change_of_the_examples_is_caught(
+    means_filed: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], Any], check: str
+) -> None:
+    assert check in failed(outcomes(forge(means_filed, tmp_path, examples=change)))
+
+
+def test_an_example_that_fools_nobody_is_caught(means_filed: Path, tmp_path: Path, means: nn.Module) -> None:
+    """Moved by as much, elsewhere: only the model can tell."""
+
+    def elsewhere(saved: dict[str, torch.Tensor]) -> None:
+        far = (saved["x_adv"] - saved["x"]).abs().flatten(1).amax(1).view(-1, 1, 1, 1)
+        saved["x_adv"] = saved["x"] + torch.where(saved["x"] > 0.5, -far, far) * (torch.arange(8) == 0)
+
+    folder = forge(means_filed, tmp_path, examples=elsewhere)
+    assert failed(outcomes(folder, means)) >= {"fooled"}
