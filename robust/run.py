@@ -71,6 +71,16 @@ class _Judged:
     claimed: Tensor  # by the search to be so, (N,) bool
 
 
+@dataclass(frozen=True)
+class _Wave:
+    """What an attack of N rows came to, judged and not yet written down."""
+
+    rows: Tensor  # their positions, (N,)
+    ledger: Ledger
+    told: Tensor  # misclassified inside the threat in an earlier search, (N,) bool
+    judged: Sequence[_Judged]
+
+
 class Run:
     """One evaluation: first looks at the model, then attacks in waves whose claims are judged.
 
@@ -260,8 +270,7 @@ class Run:
                 wave = rows[done : done + min(most, self._wave(attack, len(rows) - done))]
                 try:
                     tick = self._watch(attack, done, len(wave), len(rows))
-                    self._attack_wave(attack, wave, entry, tick, cascade=cascade)
-                    most *= 2
+                    found = self._attack_wave(attack, wave, tick, cascade=cascade)
                 except Exception as error:
                     if error is self._from_caller:
                         raise
@@ -276,6 +285,9 @@ class Run:
                     crashes.append(f"{told(error)}\n{traceback.format_exc()}")
                     self.verdicts.fail(wave)
                     entry["errors"] += 1
+                else:  # what fails here is no crash of the attack, and a second try would count twice
+                    self._write(attack, found, entry)
+                    most *= 2
                 if self.interrupted:
                     break
                 done, broke = done + len(wave), entry["broke"]
@@ -338,14 +350,9 @@ class Run:
         self.find(diagnose.INTERRUPTED, "the last checks were not made")
 
     def _attack_wave(
-        self,
-        attack: Attack,
-        rows: Tensor,
-        entry: dict[str, Any],
-        tick: Callable[[int], None] | None,
-        *,
-        cascade: bool,
-    ) -> None:
+        self, attack: Attack, rows: Tensor, tick: Callable[[int], None] | None, *, cascade: bool
+    ) -> _Wave:
+        """Attack rows and judge what is claimed. Nothing is noted yet but passes that led to nothing."""
         x, y, ids = self.load(rows)
         v = self.verdicts
         known = (v.gaps if cascade else v.clean_gaps)[rows]  # alone, an attack starts from nothing
@@ -360,25 +367,29 @@ class Run:
         told = oracle.ledger.margin > 0  # by an earlier attack, where all go on after a break
         try:
             self._search(attack, oracle)
-            judged = self._judge(rows, oracle.ledger)
+            return _Wave(rows, oracle.ledger, told, self._judge(rows, oracle.ledger))
         except BaseException:  # Ctrl-C, or its rows are attacked again, fewer at a time
             self.checks["forwards"] += int(oracle.ledger.forwards.sum())
             self.checks["backwards"] += int(oracle.ledger.backwards.sum())
             raise
-        ledger = oracle.ledger
-        entry["forwards"] += int(ledger.forwards.sum()) + self._settle(judged, entry)
+
+    def _write(self, attack: Attack, wave: _Wave, entry: dict[str, Any]) -> None:
+        """Write down what an attack came to, once."""
+        rows, ledger = wave.rows, wave.ledger
+        entry["forwards"] += int(ledger.forwards.sum())
         entry["backwards"] += int(ledger.backwards.sum())
+        self._settle(wave.judged, entry)
         self._keep_breaks(rows, ledger)
-        v.note(rows, ledger)
+        self.verdicts.note(rows, ledger)
         stuck = int((ledger.stuck & ~ledger.broken).sum())
         if stuck:
             entry["unstarted"] += stuck
             self.find(diagnose.NO_START, f"{attack.label} found nowhere to begin")
         if not self.target.randomized:  # there the judge's draws are others than the search's, and more
-            entry["silent"] += int(((ledger.margin > 0) & ~told & ~ledger.broken & ~ledger.failed).sum())
+            entry["silent"] += int(((ledger.margin > 0) & ~wave.told & ~ledger.broken & ~ledger.failed).sum())
         failed = (ledger.failed & ~ledger.broken).cpu()
         if bool(failed.any()):
-            v.fail(rows[failed])
+            self.verdicts.fail(rows[failed])
             entry["errors"] += int(failed.sum())
             self.note_failure(attack.label, f"non-finite logits on {int(failed.sum())} samples")
             self.find(diagnose.NON_FINITE, f"NaN or infinity under {attack.label}")
@@ -406,7 +417,7 @@ class Run:
         self._breaks.note(rows[nearer], distance[nearer] / self.threat.radius, ledger.x_adv, nearer)
 
     def _judge(self, rows: Tensor, ledger: Ledger) -> list[_Judged]:
-        """Re-measure the claims on the plain model. Nothing is noted yet: where memory is short, all of it is done again.
+        """Re-measure the claims on the plain model.
 
         Clean samples and labels are read anew: an attack may have written into those that it was shown.
         """
@@ -425,12 +436,11 @@ class Run:
             judged.append(_Judged(where, points, found, inside, ledger.broken[part].cpu()))
         return judged
 
-    def _settle(self, judged: Sequence[_Judged], entry: dict[str, Any]) -> int:
-        """Write the verdicts; returns the passes that judging took."""
-        passes = 0
+    def _settle(self, judged: Sequence[_Judged], entry: dict[str, Any]) -> None:
+        """Write the verdicts, and the passes that judging took."""
         for one in judged:
             self.verdicts.forwards[one.rows] += self.target.draws
-            passes += len(one.rows) * self.target.draws
+            entry["forwards"] += len(one.rows) * self.target.draws
             entry["broke"] += int(one.inside.sum())
             entry["rejected"] += int((~one.inside & one.claimed).sum())
             fresh = self.verdicts.settle(
@@ -438,7 +448,6 @@ class Run:
             )
             if self.settings.keep_examples:
                 self._examples.add(one.rows[fresh], one.points.cpu()[fresh])
-        return passes
 
     def _audited(self, points: Tensor, x: Tensor, y: Tensor, threat: Threat) -> tuple[Audit, Tensor]:
         """`audit`, and once more for what it denies by rounding; Ctrl-C waits for it."""

@@ -30,6 +30,7 @@ from robust.evaluation import Interrupted
 from robust.oracle import Access, Oracle
 from robust.report import Report
 from robust.sources import Samples, as_samples
+from robust.sources.spool import Kept
 
 Digits = tuple[Tensor, Tensor]
 
@@ -61,6 +62,23 @@ def test_kept_examples_are_what_was_audited(net: nn.Module, digits: Digits) -> N
     assert ids.tolist() == report.verdicts.sample_id[report.verdicts.status == "broken"].tolist()
     assert report.threat.contains(x_adv, digits[0][ids]).all()
     assert (net(x_adv).argmax(1) != digits[1][ids]).all()
+
+
+def test_examples_that_no_longer_fit_end_it_at_once(
+    net: nn.Module, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second try of the same wave would count its breaks twice and keep some of its examples."""
+    kept: list[int] = []
+
+    def full_at_the_second(self: Kept, numbers: Tensor, rows: Tensor) -> None:
+        kept.append(len(numbers))
+        if len(kept) == 2:
+            raise DataError("adversarial examples: no room")
+
+    monkeypatch.setattr(Kept, "add", full_at_the_second)
+    with pytest.raises(DataError, match="no room"):
+        evaluate(net, digits, suite=[FGSM(), PGD(steps=3)], keep_examples=True, batch_size=64)
+    assert len(kept) == 2
 
 
 def test_verdicts_do_not_depend_on_batch_order_or_shard(net: nn.Module, digits: Digits) -> None:
