@@ -175,6 +175,20 @@ def test_entries_of_one_model_may_overlap(sweep_config: SweepConfig) -> None:
     assert len({cell.pair.identity for cell in cells}) == 2  # trained once for both
 
 
+def test_one_radius_is_written_one_way_in_all_entries(sweep_config: SweepConfig) -> None:
+    entry = sweep_config.models[0]
+
+    def cells(*threats: str) -> list[str]:
+        also = {**entry.model_dump(), "threats": list(threats)}
+        given = {**sweep_config.model_dump(), "models": [entry, also]}
+        return sorted({cell.threat for cell in plan(SweepConfig.model_validate(given))})
+
+    assert cells(" LINF : 0.05", "corruptions: 3") == ["corruptions:3", "l2:0.5", "linf:0.05"]
+    for other in ("1/20", "5e-2"):
+        with pytest.raises(ValueError, match=rf"linf:0\.05 and linf:{other} are the same; write it one way"):
+            cells(f"linf:{other}")
+
+
 def test_exclude_leaves_cells_out() -> None:
     excluded = [
         {"model": "digits-*", "threat": "l2:*"},

@@ -43,9 +43,15 @@ def _distinct(entries: list[Any] | None) -> list[Any] | None:
 
 
 def _parse_threats(threats: list[str] | None) -> list[str] | None:
+    """The threats, each text without blanks around norm and eps; ValueError where one is there twice."""
     parsed = [Threat.parse(threat) for threat in threats or ()]
-    _distinct([f"{t.norm}:{t.eps if t.family else t.radius}" for t in parsed])  # 0.05 and 5e-2 are one eps
-    return threats
+    _distinct([_size(threat) for threat in parsed])
+    return None if threats is None else [str(threat) for threat in parsed]
+
+
+def _size(threat: Threat) -> str:
+    """Equal for threats that allow the same, however eps is written: 0.05 and 5e-2 are one."""
+    return f"{threat.norm}:{threat.eps if threat.family else threat.radius}"
 
 
 class DefenseEntry(_Strict):
@@ -229,6 +235,18 @@ class SweepConfig(_Strict):
                     f"two are called {model.title!r}; give each an entry with a `name` of its own"
                 )
         return models
+
+    @model_validator(mode="after")
+    def _spelled_alike(self) -> Self:
+        """Boards keep radii apart that are written otherwise: of one plan their results could not be compared."""
+        written: dict[str, str] = {}
+        for threat in itertools.chain(self.threats, *(model.threats or () for model in self.models)):
+            before = written.setdefault(_size(Threat.parse(threat)), threat)
+            if before != threat:
+                raise ValueError(
+                    f"threats: {before} and {threat} are the same; write it one way for all models"
+                )
+        return self
 
     @model_validator(mode="after")
     def _has_work(self) -> Self:
