@@ -59,7 +59,7 @@ def _key(seed: int, purpose: Sequence[str | int]) -> int:
 
 
 def checked_seed(seed: object) -> int:
-    """A seed as generators and records take it: an integer of 64 bits, NumPy's too.
+    """A seed as generators and records take it: an integer of 64 bits, below 0 as well, NumPy's too.
 
     Raises:
         InputError: it is anything else.

@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from robust import rng
-from robust.rng import Streams
+from robust.errors import InputError
+from robust.gate.plan import plan
+from robust.rng import Streams, checked_seed
+from robust.sources import load_model
+from robust.sweep import SweepConfig
 
 
 @given(st.integers(0, 2**31), st.permutations(list(range(8))), st.integers(1, 8))
@@ -35,6 +39,27 @@ def test_seed_purpose_and_id_each_change_the_numbers() -> None:
     assert torch.equal(
         Streams(0, ids, ("a", 1)).uniform((5,)), Streams(0, ids, ("a",)).child(1).uniform((5,))
     )
+
+
+@pytest.mark.parametrize("seed", [-1, -(2**63), 2**63 - 1])
+def test_a_seed_below_zero_or_of_64_bits_is_one_like_any_other(seed: int) -> None:
+    assert checked_seed(seed) == seed
+    draws = [Streams(number, torch.arange(4), ("a",)).uniform((50,)) for number in (seed, -seed, seed)]
+    assert torch.equal(draws[0], draws[2])
+    assert (draws[0] == draws[1]).float().mean() < 0.01
+    first = [load_model("builtin:digits-mlp", seed=number).state_dict() for number in (seed, seed, 5)]
+    (key, weights), *_ = first[0].items()
+    assert torch.equal(weights, first[1][key])
+    assert not torch.equal(weights, first[2][key])
+    assert plan(0.5, 0.6, population=100, runs=10, seed=seed).mean_samples > 0
+
+
+def test_a_seed_that_generators_do_not_take_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="seed: expected an integer of at most 64 bits"):
+        load_model("builtin:digits-mlp", seed=2**63)
+    given = {"data": "builtin:digits", "models": [{"spec": "builtin:digits-mlp"}], "threats": ["linf:0.1"]}
+    with pytest.raises(ValueError, match=r"seeds\n.* seed: expected an integer of at most 64 bits"):
+        SweepConfig.model_validate({**given, "seeds": [0, 2**63]})
 
 
 def test_distributions() -> None:

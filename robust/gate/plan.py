@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from robust.rng import checked_seed
 from robust.stats import SequentialTest
 
 FIRST: Final = 20  # samples before the first look
@@ -59,7 +60,7 @@ def plan(
         at: sample counts to look at, ascending; those of the gate by default.
     """
     test = SequentialTest(at_least, population, confidence)
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(checked_seed(seed) % 2**64)  # it takes none below 0
     survivors = np.full(runs, round(truth * population))
     alive = np.arange(runs)
     seen = np.zeros(runs, dtype=np.int64)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from robust.errors import InputError, MissingDependencyError, ModelError, UnknownNameError
 from robust.quantized import attackable
+from robust.rng import checked_seed
 from robust.sources.architectures import MODELS, Architecture
 from robust.sources.hub import read_hub
 from robust.sources.onnx_model import read_onnx, read_onnx_runtime
@@ -92,7 +93,7 @@ def open_model(spec: str, weights: str | Path | None = None, *, seed: int = 0) -
         raise InputError(f"model: expected a name after {scheme}:, got {spec!r}; the forms are {FORMS}")
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed reseeds other devices too, or will once they are in use.
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(checked_seed(seed))
         opened = _LOADERS[scheme](name) if scheme in _LOADERS else Opened(_from_python(spec))
     model = opened.model
     if weights is not None:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from robust.errors import InputError, MissingDependencyError
+from robust.rng import checked_seed
 from robust.threat import Threat
 
 Suite = str | list[str | dict[str, Any]]
@@ -40,6 +41,12 @@ def _distinct(entries: list[Any] | None) -> list[Any] | None:
         if entry in there[:at]:
             raise ValueError(f"{entry} is there twice; give each once")
     return entries
+
+
+def _check_seeds(seeds: list[int] | None) -> list[int] | None:
+    for seed in seeds or ():
+        checked_seed(seed)
+    return _distinct(seeds)
 
 
 def _parse_threats(threats: list[str] | None) -> list[str] | None:
@@ -112,7 +119,8 @@ class ModelEntry(_Strict):
     defenses: list[DefenseEntry] | None = Field(default=None, min_length=1)
 
     _threats = field_validator("threats")(_parse_threats)
-    _once = field_validator("suites", "seeds")(_distinct)
+    _once = field_validator("suites")(_distinct)
+    _seeds = field_validator("seeds")(_check_seeds)
 
     @property
     def title(self) -> str:
@@ -222,7 +230,8 @@ class SweepConfig(_Strict):
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
 
     _threats = field_validator("threats")(_parse_threats)
-    _once = field_validator("suites", "seeds")(_distinct)
+    _once = field_validator("suites")(_distinct)
+    _seeds = field_validator("seeds")(_check_seeds)
 
     @field_validator("models")
     @classmethod
