@@ -33,6 +33,9 @@ from robust.verdicts import BROKEN, SURVIVED, Verdicts
 Precision = Literal["auto", "float32", "bfloat16"]
 # Micro-batches of rows an attack works on at once, so that its passes stay full as rows leave.
 WAVE: Final = 4
+_ROSE: Final = (
+    1e-4  # of the margin before: what rises by less may have been rounded otherwise in another batch
+)
 _LONG: Final = 500  # queries from which a search shows its progress within a wave
 _TELL_EVERY: Final = 0.2  # seconds
 
@@ -254,7 +257,7 @@ class Run:
         entry, start = new_entry(stage, len(rows)), time.perf_counter()
         try:
             self._attack_in_waves(attack, rows, entry, cascade=cascade)
-            v.rose, v.closer = v.margin > before, v.reach < reach
+            v.rose, v.closer = v.margin - before > _ROSE * before.abs(), v.reach < reach
             if attack.minimum_norm:
                 v.spent = v.spent.maximum((v.forwards + v.backwards - passes) // self.target.draws)
         finally:  # verdicts name the attack by the number of its entry

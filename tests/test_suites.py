@@ -149,6 +149,26 @@ def test_stages_choose_by_where_gradients_mislead(net: nn.Module, digits: tuple[
     assert chosen(closer=True) == []
 
 
+class _Rounded(nn.Module):
+    """Moves in steps wider than the threat; what it gives is rounded otherwise in every size of batch."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net((4 * x).round() / 4)
+        return out * (1 - 1e-6 * (len(x) % 7))
+
+
+def test_what_is_rounded_otherwise_has_not_come_nearer(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    run = looked_at(_Rounded(net), ((4 * digits[0]).round() / 4, digits[1]))
+    before = run.verdicts.margin
+    run.attack(Stage(FGSM()), cascade=True)
+    assert bool((run.verdicts.margin > before).any())
+    assert chosen_of(run, follows=True) == []
+
+
 class _Corner(nn.Module):
     """Another class where either of two values is over .6."""
 
