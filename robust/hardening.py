@@ -121,40 +121,16 @@ def harden(
     keep = _Folder(folder if is_first else None, name or type(given.model).__name__, command)
     note = partial(keep.config, chosen, threat, options, more)
     trainer = Trainer(
-        options,
-        extra=more,
-        out=folder,
-        resume=resume,
-        ready=note,
-        progress=progress,
-        ticks=ticks,
+        options, extra=more, out=folder, resume=resume, ready=note, progress=progress, ticks=ticks
     )
-
-    def judge(net: nn.Module, part: str, defended: Mapping[str, Any]) -> Report | None:
-        if threat is None or held_out is None or not is_first:
-            return None
-        report = evaluate(
-            _judged(net, given, device, whole=net is fitted),
-            held_out,
-            threat=threat,
-            suite=suite,
-            seed=seed,
-            progress=attack_progress,
-        )
-        keep.report(report, part, defended)
-        return report
-
     fitted = chosen.fit(prepared, train, threat=threat, trainer=trainer)
     note()  # of a defense that trains nothing
     hardened = bare(fitted) if prepared is not given.model else fitted
     keep.weights(hardened, trainer, prefix="model." if hardened is not fitted else "")
-    trained_threat = None if threat is None or not chosen.needs_threat else str(threat)
+    asked: dict[str, Any] = {"suite": suite, "seed": seed, "progress": attack_progress}
+    judge = _Judge(given, device, threat, held_out if is_first else None, keep, asked)
     before = judge(copy.deepcopy(given.model), "before", _UNDEFENDED)
-    after = judge(
-        hardened,
-        "after",
-        {"name": chosen.title, "parameters": chosen.parameters, "trained_threat": trained_threat},
-    )
+    after = judge(hardened, "after", _defended(chosen, threat), whole=hardened is fitted)
     return Hardened(hardened, trainer.history, before, after)
 
 
@@ -171,14 +147,6 @@ def _check_validation(held_out: Samples, train: Samples, model: nn.Module, devic
         )
 
 
-def _judged(net: nn.Module, given: Target, device: str, *, whole: bool) -> Target:
-    """A model to evaluate: with what was in front of the given one, unless it has that inside (`whole`)."""
-    before = {} if whole else {key: getattr(given, key) for key in ("normalize", "size", "preprocessing")}
-    return Target(
-        attackable(net), bounds=given.bounds, device=device, probabilities=given.probabilities, **before
-    )
-
-
 def _extra(
     extra: Any, teacher: str | nn.Module | Target | None, bounds: tuple[float, float], device: str
 ) -> Samples | None:
@@ -193,6 +161,12 @@ def _extra(
         extra = (extra, np.zeros(len(extra), dtype=np.int64))
     teacher = load(teacher, device=device) if isinstance(teacher, str) else teacher
     return pseudo_labelled(as_samples(extra, bounds=bounds), teacher, device=device)
+
+
+def _defended(defense: Defense, threat: Threat | None) -> dict[str, Any]:
+    """What a record says of the defense."""
+    trained_threat = None if threat is None or not defense.needs_threat else str(threat)
+    return {"name": defense.title, "parameters": defense.parameters, "trained_threat": trained_threat}
 
 
 _UNDEFENDED: Final[Mapping[str, Any]] = {"name": "as given", "parameters": {}, "trained_threat": None}
@@ -244,6 +218,44 @@ class _Folder:
         report.save(self.folder / part)
         record = Record.from_report(report, name=self._name, defense=defense, command=self._command)
         Store(self.folder).add(record, report.verdicts)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Evaluates a model on the validation data and keeps the report; None without such data or without a threat.
+
+    Attributes:
+        given: what was to be hardened.
+        options: of the evaluation.
+    """
+
+    given: Target
+    device: str
+    threat: Threat | None
+    held_out: Samples | None
+    keep: _Folder
+    options: Mapping[str, Any]
+
+    def __call__(
+        self, net: nn.Module, part: str, defended: Mapping[str, Any], *, whole: bool = False
+    ) -> Report | None:
+        if self.threat is None or self.held_out is None:
+            return None
+        report = evaluate(self._target(net, whole=whole), self.held_out, threat=self.threat, **self.options)
+        self.keep.report(report, part, defended)
+        return report
+
+    def _target(self, net: nn.Module, *, whole: bool) -> Target:
+        """The model with what was in front of the given one, unless it has that inside (`whole`)."""
+        given = self.given
+        before = {} if whole else {key: getattr(given, key) for key in ("normalize", "size", "preprocessing")}
+        return Target(
+            attackable(net),
+            bounds=given.bounds,
+            device=self.device,
+            probabilities=given.probabilities,
+            **before,
+        )
 
 
 class _Bag(nn.Module):
