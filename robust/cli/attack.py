@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
 
 import typer
 
@@ -16,11 +16,13 @@ from robust.cli import common
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
 
     from robust.attacks import Attack
     from robust.evaluation import Diagnose
     from robust.report import Report
-    from robust.run import Precision
+    from robust.run import Precision, Progress
     from robust.sources import Samples
     from robust.target import Target
     from robust.threat import Threat
@@ -109,43 +111,21 @@ def attack(
     ] = None,
 ) -> int:
     """Robust accuracy of a model under attack, sample by sample."""
-    from robust.attacks import make_attack
     from robust.behind import name_behind
     from robust.errors import InputError
     from robust.evaluation import Interrupted, evaluate
-    from robust.run import Progress
     from robust.threat import Threat
 
-    if suite == "":
-        raise InputError(
-            "--suite: expected a suite's name, got an empty one; `robust list suites` shows them"
-        )
-    if suite and attack_name:
-        raise InputError("--suite, --attack: give one of them, not both")
-    options = common.settings(set_)
-    if options and len(attack_name or ()) != 1:
-        raise InputError("--set: needs exactly one --attack whose options it sets")
     if save_examples and out is None:
         raise InputError("--save-examples: needs --out, the folder to keep them in")
-    attacks = [make_attack(name, **options) for name in attack_name or ()]
+    attacks = _attacks(suite, attack_name or [], set_)
     parsed = Threat.parse(threat)
     radii = _radii(curve, parsed, attacks)
-    for option, folder in (("--out", out), ("--explain", explain)):
-        if folder is not None:
-            common.writable_folder(folder, option)
-    common.writable_file(json_, folders=(out, explain))
+    _check_places(json_, out, explain)
     target = common.target(model, weights, normalize, device, transform=transform)
     chosen = common.samples(data, limit, target, groups)
+    interrupted = False
     with common.bars() as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(step: Progress) -> None:
-            if step.stage not in tasks:
-                tasks[step.stage] = bars.add_task(step.stage, total=step.total)
-            left = "" if step.stage == "clean" else f"  standing {step.surviving}/{step.n}"
-            bars.update(tasks[step.stage], completed=step.done, description=step.stage + left)
-
-        interrupted = False
         try:
             report = evaluate(
                 target,
@@ -161,7 +141,7 @@ def attack(
                 keep_examples=save_examples or explain is not None,
                 minimize=bool(radii),
                 model_spec=model if transform is None else name_behind(model, transform),
-                progress=show,
+                progress=_shown_on(bars),
             )
         except Interrupted as stopped:
             report, interrupted = stopped.report, True
@@ -176,6 +156,44 @@ def attack(
     if interrupted:
         common.fail("interrupted; samples that were not attacked to the end have no verdict", 130)
     return 3 if report.statuses["error"] else 0
+
+
+def _attacks(suite: str | None, names: Sequence[str], set_: Sequence[str] | None) -> list[Attack]:
+    """The attacks of --attack and --set; none where a suite is to be run."""
+    from robust.attacks import make_attack
+    from robust.errors import InputError
+
+    if suite == "":
+        raise InputError(
+            "--suite: expected a suite's name, got an empty one; `robust list suites` shows them"
+        )
+    if suite and names:
+        raise InputError("--suite, --attack: give one of them, not both")
+    options = common.settings(set_)
+    if options and len(names) != 1:
+        raise InputError("--set: needs exactly one --attack whose options it sets")
+    return [make_attack(name, **options) for name in names]
+
+
+def _check_places(json_: str | None, out: Path | None, explain: Path | None) -> None:
+    """Refuse what could not be written in the end, before any passes are spent."""
+    for option, folder in (("--out", out), ("--explain", explain)):
+        if folder is not None:
+            common.writable_folder(folder, option)
+    common.writable_file(json_, folders=(out, explain))
+
+
+def _shown_on(bars: Bars) -> Callable[[Progress], None]:
+    """What moves a bar for every stage."""
+    tasks: dict[str, TaskID] = {}
+
+    def show(step: Progress) -> None:
+        if step.stage not in tasks:
+            tasks[step.stage] = bars.add_task(step.stage, total=step.total)
+        left = "" if step.stage == "clean" else f"  standing {step.surviving}/{step.n}"
+        bars.update(tasks[step.stage], completed=step.done, description=step.stage + left)
+
+    return show
 
 
 def _radii(curve: str | None, threat: Threat, attacks: Sequence[Attack]) -> list[str]:

@@ -16,6 +16,7 @@ from robust.cli.together import run_together
 
 if TYPE_CHECKING:
     from robust.defenses import EpochResult
+    from robust.hardening import Hardened
     from robust.run import Progress
 
 EPILOG = (
@@ -78,7 +79,6 @@ def harden(
     if devices > 1 and "WORLD_SIZE" not in os.environ:
         with common.resumable(again):
             return run_together(devices, sys.argv[1:])
-    from robust.defenses import make_defense
     from robust.defenses.devices import leave, rank
     from robust.hardening import harden as run
     from robust.sources import load
@@ -113,6 +113,14 @@ def harden(
     leave()
     if rank():
         return 0
+    _tell(result, out, defense, set_)
+    return 0
+
+
+def _tell(result: Hardened, out: Path, defense: str, set_: list[str] | None) -> None:
+    """What hardening gave, and how to go on."""
+    from robust.defenses import make_defense
+
     for title, report in (("before", result.before), ("after", result.report)):
         if report is not None:
             print(common.wrapped(f"{title}: {report}"))
@@ -121,7 +129,6 @@ def harden(
     print(f"weights: {out / 'weights.safetensors'}{_in_front(defense, set_)}")
     if result.report is not None:
         print(f"records: robust leaderboard show {out}")
-    return 0
 
 
 def _in_front(defense: str, set_: list[str] | None) -> str:
