@@ -24,8 +24,9 @@ from robust.leaderboard.derive import curve as derived_curve
 from robust.leaderboard.verify import row_problems
 from robust.ledger import Ledger
 from robust.oracle import Oracle
+from robust.projections import project
 from robust.target import Target
-from robust.threat import Threat, project
+from robust.threat import Threat
 
 SHAPES = [(1, 4, 4), (3, 4, 4), (20,)]
 MINIMUM_NORM = [

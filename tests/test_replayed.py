@@ -14,8 +14,8 @@ from robust.attacks import planes
 from robust.attacks.ascent import _climbed_l2
 from robust.attacks.fab import _onto_plane
 from robust.crossing import crossing
+from robust.projections import _project_l2, _scale_l2, _scale_l2_sorted, norm_of, project
 from robust.replayed import Replayed
-from robust.threat import _project_l2, _scale_l2, _scale_l2_sorted, norm_of, project
 
 calls: list[int] = []
 

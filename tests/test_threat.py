@@ -10,7 +10,8 @@ from torch import Tensor
 
 import robust
 from robust.errors import ThreatError
-from robust.threat import NORMS, Threat, keep_largest, norm_of
+from robust.projections import keep_largest, norm_of
+from robust.threat import NORMS, Threat
 
 
 def _points(seed: int, n: int, d: int, spread: float) -> tuple[Tensor, Tensor]:
