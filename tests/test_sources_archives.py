@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import robust
 from robust.errors import DataError, UnknownNameError
 from robust.sources import Preprocessing, Samples, as_samples, load_data, spool
-from robust.sources.archives import shards
+from robust.sources.shards import shards
 from robust.sources.spool import Kept, Slots, Spool
 
 COLOUR = np.random.default_rng(7).integers(0, 256, (6, 9, 8, 3), dtype=np.uint8)

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from robust.default_device import books_on_the_cpu
 from robust.errors import DataError, InputError
-from robust.sources.archives import read_npz, read_shards, to_tensor
+from robust.sources.npz import read_npz, to_tensor
+from robust.sources.shards import read_shards
 from robust.sources.builtin_data import DATASETS
 from robust.sources.datasets import read_hub_data, read_torchvision
 from robust.sources.preprocess import Preprocessing

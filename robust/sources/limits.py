@@ -1,11 +1,12 @@
-"""How much a file may ask for: checked before anything is allocated."""
+"""Whether there is a file, and how much it may ask for: checked before anything is allocated."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Final
 
-from robust.errors import InputError
+from robust.errors import DataError, InputError
 
 GIB: Final = 1 << 30
 MODEL_BYTES: Final = 64 * GIB
@@ -13,6 +14,12 @@ DATA_BYTES: Final = 256 * GIB
 IMAGE_PIXELS: Final = 1 << 26  # of one image: 67 million, 8192 x 8192
 ENTRY_BYTES: Final = 1 << 30  # of one file in an archive, or one cell of a table
 LIMIT_VARIABLE: Final = "ROBUST_MAX_GIB"
+
+
+def require_file(path: Path) -> None:
+    """Raise DataError unless this is a file."""
+    if not path.is_file():
+        raise DataError(f"data {path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
 
 
 def check_size(what: str, size: int, limit: int, error: type[InputError]) -> None:

@@ -10,9 +10,8 @@ from typing import Any, Final
 import torch
 
 from robust.errors import DataError, RobustError
-from robust.sources.archives import require_file
 from robust.sources.images import IMAGE_SUFFIXES, Encoded, decode
-from robust.sources.limits import DATA_BYTES, ENTRY_BYTES, check_size
+from robust.sources.limits import DATA_BYTES, ENTRY_BYTES, check_size, require_file
 from robust.sources.preprocess import Preprocessing
 from robust.sources.samples import Samples, coded
 
