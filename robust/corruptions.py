@@ -89,8 +89,9 @@ def corruption_accuracy(
     """
     import pandas as pd
 
+    from robust.failures import naming_failures
     from robust.sources import as_samples, check_labels
-    from robust.target import Target, check_given, naming_failures
+    from robust.target import Target, check_given
 
     _check_severities(severities)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:

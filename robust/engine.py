@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from robust import copies
+from robust.failures import out_of_memory
 from robust.losses import likeliest_other, margin
-from robust.target import Target, out_of_memory
+from robust.target import Target
 
 PLAIN: Final = "plain"
 GRAPHS: Final = "graphs"

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from robust import diagnose
 from robust.diagnose import checks
+from robust.failures import naming_failures
 from robust.sources import Samples
-from robust.target import Normalization, Target, naming_failures
+from robust.target import Normalization, Target
 
 State = Literal["ok", "look", "bad"]
 _SAMPLES: Final = 256

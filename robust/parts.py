@@ -25,11 +25,12 @@ from robust.diagnose import Finding
 from robust.entries import total
 from robust.eot import EOT
 from robust.errors import InputError
+from robust.failures import naming_failures
 from robust.report import Report
 from robust.run import Run, Settings
 from robust.sources import Samples, model_sha256
 from robust.suites import Stage, version_of
-from robust.target import Target, naming_failures
+from robust.target import Target
 from robust.threat import Threat
 
 _BEFORE, _AFTER = -1, 1 << 30  # ranks of what was found before the first attack, and after the last

@@ -19,6 +19,7 @@ from robust.breaks import Breaks
 from robust.diagnose import Check, Finding
 from robust.entries import new_entry
 from robust.errors import RobustError, told
+from robust.failures import out_of_memory
 from robust.ledger import Ledger, Prior
 from robust.oracle import Oracle
 from robust.rng import Streams
@@ -26,7 +27,7 @@ from robust.selection import meets
 from robust.sources import Samples
 from robust.sources.spool import Kept
 from robust.suites import Stage
-from robust.target import Target, in_parts, out_of_memory
+from robust.target import Target, in_parts
 from robust.threat import Threat
 from robust.verdicts import BROKEN, SURVIVED, Verdicts
 

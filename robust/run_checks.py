@@ -13,11 +13,12 @@ from torch import Tensor
 
 from robust import diagnose
 from robust.attacks import Attack, Square
+from robust.failures import out_of_memory
 from robust.oracle import Oracle
 from robust.rng import Streams
 from robust.run import WAVE, Run
 from robust.suites import Stage
-from robust.target import in_parts, out_of_memory
+from robust.target import in_parts
 from robust.verdicts import SURVIVED
 
 _BOX_ROWS: Final = 8  # fewer say nothing about the box

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +16,8 @@ from torch.nn.functional import interpolate
 
 from robust import convolutions
 from robust.default_device import callers_device
-from robust.errors import InputError, ModelError, RobustError, origin
+from robust.errors import InputError, ModelError
+from robust.failures import named, out_of_memory
 from robust.reentrant import differentiable_checkpoints
 from robust.tf32 import without_tf32
 from robust.threat import pair_of_bounds
@@ -35,7 +35,6 @@ _BETWEEN = 3e-4  # seconds that an attack takes between two passes
 _SHORT = 0.01  # seconds
 _FINE = 1e-5  # seconds
 _ONE_LOGIT = "; a binary net with one logit z should return two: torch.cat([-z, z], 1)"
-_NAMING: ContextVar[bool] = ContextVar("naming", default=False)
 _TINY = 1e-38  # smallest normal float32, under which log-probabilities are cut off
 
 
@@ -183,9 +182,10 @@ class Target:
         try:
             out = self._answer(_prepared(x, self.size, self._mean, self._std))
         except Exception as error:
-            if torch.is_grad_enabled() or not _NAMING.get() or not _of_the_input(error):
+            said = named(error, x, self._mean, self.model)
+            if said is None:
                 raise
-            raise ModelError(_describe_failure(x, self._mean, self.model, error)) from error
+            raise ModelError(said) from error
         if not (isinstance(out, Tensor) and out.dim() == 2 and out.is_floating_point()):
             raise ModelError(_describe_output(out))
         if out.shape[0] != x.shape[0] or out.shape[1] < 2:
@@ -363,50 +363,6 @@ def bare(module: nn.Module) -> nn.Module:
     return module.model if isinstance(module, Behind) and module.front is None else module
 
 
-@contextmanager
-def naming_failures(on: bool = True) -> Iterator[None]:
-    """For the first passes: a model that fails on an input without gradients raises a ModelError which names it.
-
-    Not for attacks (`on=False`): one that fails on some samples is an error of those, and the others go on.
-    """
-    before = _NAMING.set(on)
-    try:
-        yield
-    finally:
-        _NAMING.reset(before)
-
-
-def _of_the_input(error: Exception) -> bool:
-    """Whether another input may do: no error told already, nor one of the device."""
-    lost = isinstance(error, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(error)
-    return not (lost or isinstance(error, RobustError) or out_of_memory(error) or "cuDNN error" in str(error))
-
-
-def _describe_failure(x: Tensor, mean: Tensor | None, model: nn.Module, error: Exception) -> str:
-    channels = x.shape[1]
-    if mean is not None and mean.numel() not in (1, channels):
-        return (
-            f"normalize: expected one number, or one for each of the {channels} channels of the input, got "
-            f"{mean.numel()}; the model fails on what comes of it"
-        )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    said = (
-        lines[-1] if "in the TorchScript interpreter" in lines[0] else f"{type(error).__name__}: {lines[0]}"
-    )
-    kinds = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()}
-    if kinds - {"float32"}:
-        advice = f"its parameters are {' and '.join(sorted(kinds))}, inputs are float32: give model.float()"
-    elif "Expected more than 1 value per channel when training" in said:
-        advice = (
-            "its batch norm takes the batch's own statistics: give model.eval(), and let forward not train it"
-        )
-    elif (at := origin(error)) and at[1]:
-        advice = f"raised in {at[0]}"
-    else:
-        advice = "give data of the size that the model was made for"
-    return f"model: fails on input {tuple(x.shape)} ({said}); {advice}"
-
-
 def _prepared(x: Tensor, size: tuple[int, int] | None, mean: Tensor | None, std: Tensor | None) -> Tensor:
     if size is not None and x.dim() == 4 and x.shape[2:] != size:
         x = interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
@@ -439,21 +395,6 @@ def _train_again(model: nn.Module, training: list[nn.Module]) -> None:
     for module in model.modules():
         if hasattr(module, "training"):
             module.training = id(module) in before
-
-
-_NO_ROOM = (
-    "can't allocate memory",
-    "not enough memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on whichever device: a smaller batch may do."""
-    no_room = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return no_room or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_ROOM))
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

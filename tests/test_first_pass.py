@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import robust
 from robust.errors import DataError, ModelError
+from robust.failures import naming_failures
 from robust.gate.check import check
 from robust.leaderboard import Record, Store
 from robust.sources import load_data, load_model
-from robust.target import naming_failures
 
 Digits = tuple[Tensor, Tensor]
 

@@ -333,9 +333,9 @@ def verify(
     import secrets
 
     from robust.errors import InputError
+    from robust.failures import naming_failures
     from robust.leaderboard import Store
     from robust.leaderboard import verify as run
-    from robust.target import naming_failures
 
     if rerun and model is None:
         raise InputError("--rerun: needs --model, what to attack")

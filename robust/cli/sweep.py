@@ -194,8 +194,8 @@ def _print_curves(result: SweepResult, out: Path) -> None:
 def _print_plan(config: SweepConfig, device: str, workers: int) -> int:
     from tabulate import tabulate
 
+    from robust.failures import naming_failures
     from robust.sweep.estimate import estimate
-    from robust.target import naming_failures
 
     with naming_failures():
         lines = estimate(config, device)

@@ -13,8 +13,8 @@ import torch
 
 from robust.defenses.options import EpochResult
 from robust.errors import InputError, StoreError
+from robust.failures import out_of_memory
 from robust.files import replacing
-from robust.target import out_of_memory
 
 
 class Checkpoint:

@@ -8,8 +8,9 @@ from typing import Final
 import torch
 from torch import nn
 
+from robust.failures import naming_failures
 from robust.sources import Samples
-from robust.target import Target, naming_failures
+from robust.target import Target
 
 _BATCH: Final = 256
 

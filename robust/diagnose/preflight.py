@@ -18,9 +18,10 @@ from robust.diagnose import checks, roughness, slope
 from robust.diagnose.checks import Check, Finding
 from robust.eot import EOT
 from robust.errors import ModelError, RobustError
+from robust.failures import out_of_memory
 from robust.losses import ce, likeliest_other, margin, spread
 from robust.rng import Streams
-from robust.target import Target, out_of_memory
+from robust.target import Target
 from robust.threat import Threat
 
 PREFLIGHT_SAMPLES: Final = 32

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from robust import run_checks
+from robust.failures import naming_failures
 from robust.parts import Part, Plan, describe, part_of
 from robust.rng import Streams
 from robust.run import Run, Settings
 from robust.sources import Samples
 from robust.stats import Outcome, SequentialTest, interval
-from robust.target import Target, naming_failures
+from robust.target import Target
 
 
 class Rule(Protocol):

@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from robust.default_device import books_on_the_cpu
 from robust.errors import DataError, InputError
-from robust.sources.npz import read_npz, to_tensor
-from robust.sources.shards import read_shards
 from robust.sources.builtin_data import DATASETS
 from robust.sources.datasets import read_hub_data, read_torchvision
+from robust.sources.npz import read_npz, to_tensor
 from robust.sources.preprocess import Preprocessing
 from robust.sources.readers import read_folder, read_parquet
 from robust.sources.samples import UNIT, Bounds, Samples, check_samples
+from robust.sources.shards import read_shards
 from robust.sources.spool import Spool
 
 __all__ = ["DATASETS", "Samples", "as_samples", "check_samples", "load_data"]

@@ -21,13 +21,14 @@ from torch import Tensor
 from robust.attacks import Attack, make_attack
 from robust.audit import audit
 from robust.diagnose import NON_FINITE, Finding
+from robust.failures import naming_failures
 from robust.oracle import Oracle
 from robust.parts import Plan, attack_part
 from robust.run import Progress, Settings
 from robust.sources import Samples
 from robust.stats import interval
 from robust.suites import Stage, resolve, resolve_below
-from robust.target import Target, in_parts, naming_failures
+from robust.target import Target, in_parts
 from robust.threat import Threat
 
 _PLACER: Final = {

@@ -16,6 +16,7 @@ import torch
 from robust.behind import load_behind
 from robust.defenses import EpochResult, Trainer, Wrapper, make_defense
 from robust.errors import ModelError, RobustError, StoreError
+from robust.failures import out_of_memory
 from robust.hardening import training_options
 from robust.leaderboard.artefacts import examples_bytes
 from robust.parts import Part, Plan, attack_part
@@ -24,7 +25,7 @@ from robust.sources import Samples, load, model_sha256, origin_sha256, save_weig
 from robust.suites import resolve
 from robust.sweep.config import Suite
 from robust.sweep.curves import CurvePart, attack_curve
-from robust.target import Target, bare, out_of_memory
+from robust.target import Target, bare
 from robust.threat import Threat
 
 _KEPT_MODELS: Final = 2  # built models that a worker keeps
