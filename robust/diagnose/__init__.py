@@ -5,6 +5,7 @@ and the probes search on a few samples: `BRIEF` after every evaluation, `FULL` w
 `CHECKS` names every check with its rule, what it detects and what to do.
 """
 
+from robust.diagnose.answers import Preflight, afterwards, in_company
 from robust.diagnose.binarization import binarization
 from robust.diagnose.checks import (
     AUDIT,
@@ -21,7 +22,7 @@ from robust.diagnose.checks import (
     verdict,
 )
 from robust.diagnose.checks import page as checks_page
-from robust.diagnose.preflight import PREFLIGHT_SAMPLES, Preflight, afterwards, in_company, preflight
+from robust.diagnose.preflight import PREFLIGHT_SAMPLES, preflight
 from robust.diagnose.probes import (
     PROBED,
     Subject,
