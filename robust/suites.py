@@ -97,7 +97,7 @@ Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
 AND_FMN: Final = "+fmn"  # after the name of a suite that `resolve_minimizing` has added it to
-VERSIONS: Final = {"quick": 2, "standard": 27, "thorough": 27, "autoattack": 7, "demo": 1}
+VERSIONS: Final = {"quick": 2, "standard": 28, "thorough": 28, "autoattack": 7, "demo": 1}
 
 
 # The best searches of the threats that are no norm balls.
@@ -134,10 +134,11 @@ def standard(threat: Threat) -> list[Stage]:
     far outside inwards and FAB towards more classes where the two disagree or the boundary is near, steps towards nine
     classes, random search as a probe, and of what is near random search and ascents in turns; 30 steps on the margin
     where the logits do not tell. A survivor costs some tens to some hundreds of passes, the more the nearer it is,
-    against some 9,760 of AutoAttack. l1 (version 23): 7 steps on the margin, which reach what is straight; APGD, which
-    comes in from outside, on two losses, from 4 and from 16 times the radius; from six more starts where the latter came
-    nearer, where they came near from nine, and towards three classes; longer, and towards nine, where the logits do not
-    tell; FAB towards nine of what is near; random search as a probe.
+    against some 9,760 of AutoAttack. l1 (version 28): 7 steps on the margin, and FAB, which
+    ends early where the surface is straight; random search for a few values that change by much, and swaps of them where that
+    came near; APGD, which comes in from outside, on two losses, from 4 and from 16 times the radius; from six more starts
+    where the latter came nearer; FAB towards three classes more and APGD from nine and eight starts where they came near;
+    longer, and towards nine classes, where the logits do not tell; squares as a probe.
     l0 (version 19): sigma-zero, and random search for all; where these came near, sigma-zero for longer and a search by
     swaps. spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says
     whether gradients tell.
@@ -315,22 +316,30 @@ def _standard_below(threat: Threat) -> list[Stage]:
     ]
 
 
+# In l1 a few values that change by much: where they come near, and nearer than ascents did, swaps of one for another. On nets
+# trained for linf they break most of what ascents leave, on others next to nothing, which the first hundred queries tell.
+_BY_FEW_VALUES: Final = SparseRS(queries=1500, proposals=4, pace=0.05, spread=1.25)
+_SWAPS: Final = SwapSearch(pace=0.15, spread=1.25)
+
+
 def _l1() -> list[Stage]:
     return [
+        Stage(_TO_BOUNDARY),
+        Stage(_BY_FEW_VALUES),
+        Stage(_SWAPS, near=0.35, follows=True),
         Stage(APGD(steps=15, loss="margin", outside=4)),
         # Where gradients near the sample see nothing of what is near, as on Madry's nets, far more is seen from farther out.
         Stage(APGD(steps=15, restarts=2, loss="mifpe", outside=16)),
         Stage(replace(_WIDE_STARTS, steps=20, restarts=6), follows=True),
-        # Without momentum it is the starts that tell.
-        Stage(replace(_WIDE_STARTS, steps=15), near=0.6),
-        Stage(_WIDE_STARTS, near=0.15),
-        Stage(APGD(steps=10, targets=9), flat=0.95),
-        # Where any class may break, longer ascents, and some towards each, find what the wide starts do not.
-        Stage(APGD(steps=50, restarts=2), level=(0.1, 0)),
-        Stage(MultiTargeted(steps=12, odi_steps=3), level=(0.1, 0)),
-        Stage(APGD(steps=30, targets=3), near=0.2),
         # In few dimensions, where ascents in l1 zigzag, projections to the boundary find more.
-        Stage(FAB(steps=10, targets=9), near=0.2),
+        Stage(replace(_TO_BOUNDARY, targets=4, skip=1), near=0.3),
+        # Without momentum it is the starts that tell.
+        Stage(replace(_WIDE_STARTS, steps=15), near=0.3),
+        Stage(APGD(steps=25, restarts=4, loss="margin", outside=4), near=0.15),
+        Stage(replace(_WIDE_STARTS, steps=50, restarts=4), near=0.15),
+        Stage(APGD(steps=10, targets=9), flat=0.95),
+        # Where any class may break, longer ascents find what the wide starts do not.
+        Stage(APGD(steps=50, restarts=2), level=(0.1, 0)),
         *_PROBED,
     ]
 
@@ -355,7 +364,7 @@ def thorough(threat: Threat) -> list[Stage]:
 
     linf (version 26) and l2 (version 27): a longer ascent towards each class with hops where it came near, one or two
     long chains of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
-    where the 1,000 brought a sample nearer. l1 (version 23) and l0 (version 19): the long forms of the same attacks.
+    where the 1,000 brought a sample nearer. l1 (version 28) and l0 (version 19): the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)
@@ -406,7 +415,8 @@ def _longer_l2() -> list[Stage]:
 def _longer_l1() -> list[Stage]:
     wide = MultiTargeted(steps=60, restarts=3, random_start=True, radii=(3, 2, 1))
     searches = APGD(restarts=5), replace(_WIDE_STARTS, steps=60), APGD(targets=9), FAB(), wide
-    return [*_all(*searches), *_WIDENED]
+    swaps = [replace(_SWAPS, queries=8000, pace=None, spread=spread) for spread in (1, 1.5)]
+    return [*_all(*searches), *(Stage(search, near=0.4) for search in swaps), *_WIDENED]
 
 
 def _longer_l0() -> list[Stage]:

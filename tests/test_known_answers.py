@@ -66,9 +66,11 @@ BOUNDED: dict[str, dict[str, object]] = {
     "multitargeted": {"steps": 20, "odi_steps": 2},
     "pgd": {"steps": 40, "restarts": 10, "loss": "margin"},
     "pma": {"steps": 20, "runs": 1, "targets": 9},
+    "sparse-rs": {"queries": 600},
     "spsa": {"queries": 1300, "samples": 8},
     "square": {"queries": 300, "targets": 9},
     "square-ascent": {"rounds": 3, "queries": 64},
+    "swap-search": {"queries": 600},
 }
 CASES = [
     (name, norm)

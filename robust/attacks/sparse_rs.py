@@ -25,8 +25,8 @@ class SparseRS(RandomSearch):
     """Score-based random search of the values that change and the ends of the box they go to.
 
     Croce et al. 2022 (arXiv 2006.12834), for values where the paper has pixels: eps values at most. An end is drawn the
-    more likely the more room there is towards it, so that on black and white nearly every change is one. Sees no
-    gradient, so masking does not stop it.
+    more likely the more room there is towards it, so that on black and white nearly every change is one. In l1 a few values
+    share eps evenly. Sees no gradient, so masking does not stop it.
 
     Args:
         queries: forward passes a restart, >= 2.
@@ -39,10 +39,12 @@ class SparseRS(RandomSearch):
         proposals: changes that are tried at once, of which the best is taken if it gains, >= 1.
         pace: a sample goes on while its best gap, as a share of the clean margin, times the part of the queries that are
             spent is at most this, > 0. None: to the last query.
+        spread: in l1 so many times as many values change as eps lets cross the whole box, each by its share of eps, > 0; where
+            a net answers to values beyond a threshold alone, few that change by much break what ascents in l1 do not.
     """
 
     name: ClassVar[str] = "sparse-rs"
-    norms: ClassVar[tuple[str, ...]] = ("l0",)
+    norms: ClassVar[tuple[str, ...]] = ("l0", "l1")
     paper: ClassVar[str] = "Croce et al. 2022"
     carried: ClassVar[tuple[str, ...]] = ("x_adv", "places", "ends")
 
@@ -53,19 +55,25 @@ class SparseRS(RandomSearch):
     targets: int = 0
     proposals: int = 1
     pace: float | None = None
+    spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_numbers("spread")
 
     def _begin(self, oracle: Oracle, s: State, streams: Streams) -> None:
         values = oracle.x.shape[1:].numel()
-        order = streams.child("places").uniform((values,)).topk(most_changes(oracle), dim=1)
+        order = streams.child("places").uniform((values,)).topk(self._most(oracle), dim=1)
         s.places = order.indices
-        s.ends = drawn_ends(oracle, s.places, streams.child("ends").uniform((most_changes(oracle),)))
+        unit = streams.child("ends").uniform((self._most(oracle),))
+        s.ends = drawn_ends(oracle, s.places, unit, self._most(oracle))
         s.x_adv = with_ends(oracle, s.places, s.ends)
 
     def _numbers(self, oracle: Oracle) -> int:
-        return 3 * most_changes(oracle)
+        return 3 * self._most(oracle)
 
     def _change(self, oracle: Oracle, s: State, size: float, unit: Tensor) -> tuple[Tensor, ...]:
-        most, values = most_changes(oracle), oracle.x.shape[1:].numel()
+        most, values = self._most(oracle), oracle.x.shape[1:].numel()
         leave, come, to = unit.split(most, dim=1)
         count = max(1, round(size * most))
         leaving = leave.topk(count, dim=1).indices
@@ -75,23 +83,38 @@ class SparseRS(RandomSearch):
             coming = coming.clone()
             coming[:, :moving] = outside(s.places, come[:, :moving], free)
         places = s.places.scatter(1, leaving, coming)
-        ends = s.ends.scatter(1, leaving, drawn_ends(oracle, coming, to[:, :count]))
+        ends = s.ends.scatter(1, leaving, drawn_ends(oracle, coming, to[:, :count], most))
         return with_ends(oracle, places, ends), places, ends
+
+    def _most(self, oracle: Oracle) -> int:
+        return most_changes(oracle, self.spread)
 
     def _size(self, query: int) -> float:
         """Part of the values that moves."""
         return self.p_init / max([1, *(divisor for at, divisor in _SHRINKING if query > at)])
 
 
-def most_changes(oracle: Oracle) -> int:
-    return min(int(oracle.threat.radius), oracle.x.shape[1:].numel())
+def most_changes(oracle: Oracle, spread: float) -> int:
+    """How many values change: in l0 eps, in l1 `spread` times as many as eps lets cross the box."""
+    threat, values = oracle.threat, oracle.x.shape[1:].numel()
+    if threat.norm == "l0":
+        return min(int(threat.radius), values)
+    low, high = threat.bounds
+    return min(max(1, round(spread * threat.radius / (high - low))), values)
 
 
-def drawn_ends(oracle: Oracle, places: Tensor, unit: Tensor) -> Tensor:
-    """An end of the box for each place, the likelier the more room is towards it: (N, k) int64, (N, k) -> (N, k)."""
+def drawn_ends(oracle: Oracle, places: Tensor, unit: Tensor, most: int) -> Tensor:
+    """Where each place goes, towards an end of the box, the likelier the more room is there: (N, k) int64, (N, k) -> (N, k).
+
+    In l0 all the way, in l1 as far as each of so many may.
+    """
     low, high = oracle.threat.bounds
-    share = (oracle.x.flatten(1).gather(1, places) - low) / (high - low)
-    return torch.where(unit < share, low, high).to(oracle.x.dtype)
+    value = oracle.x.flatten(1).gather(1, places)
+    ends = torch.where(unit < (value - low) / (high - low), low, high).to(value.dtype)
+    if oracle.threat.norm == "l0":
+        return ends
+    step = oracle.threat.radius / most
+    return value + (ends - value).clamp_(-step, step)
 
 
 def with_ends(oracle: Oracle, places: Tensor, ends: Tensor) -> Tensor:

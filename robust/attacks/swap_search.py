@@ -26,11 +26,11 @@ _CARRIED: Final = ("places", "ends", "x_adv", "swapped", "left")  # of the best 
 class SwapSearch(Attack):
     """Score-based local search of the few values that change, by swaps of one for another.
 
-    As CornerSearch (Croce & Hein 2019, arXiv 1909.05040) it sets values to an end of the box one by one, and combines those
-    that move the gap most; greedy local search (Narodytska & Kasiviswanathan 2017, arXiv 1612.06299) from there: in each
-    round the gain of some further values and the loss of each that is changed are measured, and the swaps tried whose sum is
-    the largest. Where none gains, the last best is taken, and the value that left does not soon come back (tabu search, Glover
-    1989). Sees no gradient, so masking does not stop it.
+    As CornerSearch (Croce & Hein 2019, arXiv 1909.05040) it sets values to an end of the box, in l1 a share of eps towards it,
+    one by one, and combines those that move the gap most; greedy local search (Narodytska & Kasiviswanathan 2017, arXiv
+    1612.06299) from there: in each round the gain of some further values and the loss of each that is changed are measured,
+    and the swaps tried whose sum is the largest. Where none gains, the last best is taken, and the value that left does not
+    soon come back (tabu search, Glover 1989). Sees no gradient, so masking does not stop it.
 
     Args:
         queries: forward passes, at least what the first combination takes.
@@ -41,10 +41,11 @@ class SwapSearch(Attack):
         at_once: queries of a sample that go through the model together, >= 1.
         pace: a sample goes on while its best gap, as a share of the clean margin, times the part of the queries that are
             spent is at most this, > 0. None: to the last query.
+        spread: in l1 so many times as many values change as eps lets cross the whole box, each by its share of eps, > 0.
     """
 
     name: ClassVar[str] = "swap-search"
-    norms: ClassVar[tuple[str, ...]] = ("l0",)
+    norms: ClassVar[tuple[str, ...]] = ("l0", "l1")
     access: ClassVar[Access] = "score"
     paper: ClassVar[str] = "Croce & Hein 2019"
     stays_inside: ClassVar[bool] = False  # what a value adds is measured on top of all that are changed
@@ -56,6 +57,7 @@ class SwapSearch(Attack):
     swaps: int = 48
     at_once: int = 16
     pace: float | None = None
+    spread: float = 1.0
 
     def __post_init__(self) -> None:
         if min(self.queries, self.alone, self.kept, self.swaps, self.at_once) < 1 or self.fresh < 0:
@@ -63,7 +65,7 @@ class SwapSearch(Attack):
                 "swap-search: expected queries, alone, kept, swaps and at_once >= 1 and fresh >= 0, got "
                 f"{self.queries}, {self.alone}, {self.kept}, {self.swaps}, {self.at_once} and {self.fresh}"
             )
-        self.check_numbers("pace")
+        self.check_numbers("pace", "spread")
 
     def run(self, oracle: Oracle) -> Tensor:
         return in_copies(oracle, self.at_once, self._search)
@@ -73,7 +75,7 @@ class SwapSearch(Attack):
         s.clean = oracle.clean_margin
         self._measure_alone(oracle, s)
         self._combine(oracle, s)
-        most, free = most_changes(oracle), oracle.x.shape[1:].numel() - most_changes(oracle)
+        most, free = self._most(oracle), oracle.x.shape[1:].numel() - self._most(oracle)
         spent = self.at_once * (self._steps(self._some(oracle)) + 1)
         parts = (min(self.kept + self.fresh, free), most, self.swaps)
         a_round = self.at_once * sum(map(self._steps, parts))
@@ -81,13 +83,14 @@ class SwapSearch(Attack):
         for done in oracle.steps(max(0, rounds) + 1):
             if done:
                 self._swap(oracle, s, done)
+            self._end_round(oracle, s)
             share = (spent + done * a_round) / self.queries
             rest_where_done(oracle, s, self.at_once, self.pace, share)  # from the next round on
         return s.x_adv
 
     def _some(self, oracle: Oracle) -> int:
         """How many values are measured alone: enough to choose from."""
-        return min(oracle.x.shape[1:].numel(), max(self.alone, 2 * most_changes(oracle)))
+        return min(oracle.x.shape[1:].numel(), max(self.alone, 2 * self._most(oracle)))
 
     def _steps(self, queries: int) -> int:
         return -(-queries // self.at_once)
@@ -105,7 +108,7 @@ class SwapSearch(Attack):
         if not len(oracle):
             return  # before all was measured
         self._note_scores(oracle, s)
-        best = s.gain.topk(min(2 * most_changes(oracle), s.pool.shape[1]), dim=1).indices
+        best = s.gain.topk(min(2 * self._most(oracle), s.pool.shape[1]), dim=1).indices
         s.pool, s.to = s.pool.gather(1, best), s.to.gather(1, best)
 
     def _measure_added(self, oracle: Oracle, s: State, step: int) -> None:
@@ -122,7 +125,7 @@ class SwapSearch(Attack):
 
     def _combine(self, oracle: Oracle, s: State) -> None:
         """The best together, or others of the best where a copy finds these better: `places`, `ends` and `best`."""
-        most, pooled = most_changes(oracle), s.pool.shape[1]
+        most, pooled = self._most(oracle), s.pool.shape[1]
         for _ in oracle.steps(1):
             unit = oracle.random("combine").uniform((pooled,))
             rank = torch.arange(pooled, device=unit.device) / pooled
@@ -149,6 +152,11 @@ class SwapSearch(Attack):
         s.gained = torch.zeros_like(s.best, dtype=torch.bool)
         for step in oracle.steps(self._steps(self.swaps)):
             self._try(oracle, s, last=step == self._steps(self.swaps) - 1)
+
+    def _end_round(self, oracle: Oracle, s: State) -> None:
+        """What a round alone needs goes: of samples that rest from here on it would not be as wide as of the others."""
+        s.pool = s.to = s.gain = s.loss = s.promise = oracle.x.flatten(1)[:, :0]
+        s.gained = torch.zeros_like(oracle.y, dtype=torch.bool)
 
     def _choose_candidates(self, oracle: Oracle, s: State, done: int) -> None:
         """`pool` and `to`: values that are not changed, those of the best scores and some at random."""
@@ -217,7 +225,10 @@ class SwapSearch(Attack):
     def _drawn(self, oracle: Oracle, places: Tensor, *purpose: str | int) -> Tensor:
         """Ends for places, the same for all copies."""
         unit = oracle.random(*purpose).uniform((places.shape[1],))
-        return drawn_ends(oracle, places, self._each(unit[:: self.at_once]))
+        return drawn_ends(oracle, places, self._each(unit[:: self.at_once]), self._most(oracle))
+
+    def _most(self, oracle: Oracle) -> int:
+        return most_changes(oracle, self.spread)
 
     # A number for each value of a sample is dealt out to its copies, so that a row holds its part of them.
 

@@ -93,9 +93,11 @@ def _black_box(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]
         if entry["access"] == "gradient":
             after_gradients, by_gradients = True, by_gradients + entry["broke"]
             continue
-        share, least = (0.5, by_gradients + 1) if entry["name"] in _OF_WHOLE_CHANGES else (0.05, 2)
+        sparse = entry["name"] in _OF_WHOLE_CHANGES
+        share, least = (0.5, by_gradients + 1) if sparse else (0.05, 2)
         if after_gradients and entry["broke"] >= max(2, share * given, least):
-            yield named.BLACK_BOX_WINS.finding(
+            check = named.SPARSE_SEARCH_WINS if sparse else named.BLACK_BOX_WINS
+            yield check.finding(
                 f"{entry['label']} breaks {entry['broke']} of {given} samples that gradient attacks left"
             )
             return

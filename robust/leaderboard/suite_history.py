@@ -473,4 +473,22 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
+    ("standard", 28): {
+        "linf": "1d9780902b3df43ef77d083c3ca53221",
+        "l2": "1653a7ffd86075182a79527704cb7bf3",
+        "l1": "427f261b1b1b71bf1ea071a915d0a463",
+        "l0": "d95b39a3d793d53fd863fcbea2066c1b",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("thorough", 28): {
+        "linf": "653baebe47f055c3a07313fc4400c847",
+        "l2": "f867f106ebe892e5aa880c9f820d75bf",
+        "l1": "5865bd4726b54c9d132ddd7445e88493",
+        "l0": "5b69c16c94d4d6b47b4d6ccd556f0ae7",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
 }
