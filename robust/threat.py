@@ -13,10 +13,7 @@ from torch import Tensor
 
 from robust.errors import ThreatError
 from robust.families import FAMILIES, Family
-from robust.projections import MOST as MOST
-from robust.projections import keep_largest as keep_largest
-from robust.projections import norm_of as norm_of
-from robust.projections import project as project
+from robust.projections import norm_of, project
 
 NORMS: Final = ("linf", "l2", "l1", "l0")
 KINDS: Final = (*NORMS, *FAMILIES)

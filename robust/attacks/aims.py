@@ -11,7 +11,7 @@ from torch import Tensor
 from robust.attacks.planes import plane_distance
 from robust.losses import LOSSES, gap_to, likeliest_other
 from robust.oracle import Jacobian, Oracle, State
-from robust.threat import norm_of
+from robust.projections import norm_of
 
 CANDIDATES: Final = 10  # leading classes whose boundary is looked at, as DeepFool does
 _DUAL: Final = {"linf": "l1", "l2": "l2", "l1": "linf", "l0": "linf"}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robust.attacks.geometry import choose, count_of, per_row, replace, signs_of_largest
 from robust.oracle import Oracle, State
+from robust.projections import norm_of, project
 from robust.rng import Streams
-from robust.threat import norm_of, project
 
 Schedule = Sequence[tuple[float, float]]  # radius in units of eps, share of the steps
 

@@ -15,7 +15,7 @@ from robust.attacks.geometry import choose, moved, per_row
 from robust.attacks.hope import begin_with_hope, end_the_hopeless
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
-from robust.threat import norm_of
+from robust.projections import norm_of
 
 _SETTLED: Final = 20  # steps: at large ones a surface may yield late
 

@@ -14,7 +14,8 @@ from robust.attacks.geometry import per_row
 from robust.errors import InputError
 from robust.losses import margin
 from robust.oracle import Access, Jacobian, Oracle
-from robust.threat import Threat, norm_of
+from robust.projections import norm_of
+from robust.threat import Threat
 
 
 @ATTACKS.register("deepfool")

@@ -17,8 +17,8 @@ from robust.attacks.hope import begin_with_hope, end_the_hopeless
 from robust.attacks.planes import project_on_plane
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
+from robust.projections import norm_of
 from robust.replayed import Replayed
-from robust.threat import norm_of
 
 
 @ATTACKS.register("fab")

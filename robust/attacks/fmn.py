@@ -14,7 +14,7 @@ from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import into_box_then_ball, moved
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
-from robust.threat import keep_largest, project
+from robust.projections import keep_largest, project
 
 
 @ATTACKS.register("fmn")

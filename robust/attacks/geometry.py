@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from robust.oracle import Oracle, State
+from robust.projections import norm_of
 from robust.rng import Streams
-from robust.threat import Threat, norm_of
+from robust.threat import Threat
 
 _ANY: Final = 99  # two to that power times any room is more than a gradient; and no rounding in it
 _LEAST: Final = 1e-38  # under which float32 has few digits

@@ -14,7 +14,7 @@ from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import choose, per_row, steepest
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
-from robust.threat import norm_of
+from robust.projections import norm_of
 
 _HALVINGS = 12  # of a step until it stays misclassified
 

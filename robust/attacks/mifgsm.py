@@ -13,7 +13,7 @@ from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import brought_in, moved, per_row
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
-from robust.threat import norm_of
+from robust.projections import norm_of
 
 
 @ATTACKS.register("mifgsm")

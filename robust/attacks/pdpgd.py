@@ -14,7 +14,7 @@ from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import per_row
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
-from robust.threat import norm_of, project
+from robust.projections import norm_of, project
 
 # The dual norm of a gradient of values about 1 in size, as a power of how many there are.
 _UNIT: Final = {"linf": 1.0, "l2": 0.5, "l1": 0.0, "l0": 0.0}

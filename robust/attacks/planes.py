@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robust.attacks.geometry import falling_order, rising
 from robust.crossing import crossing
-from robust.threat import MOST, norm_of
+from robust.projections import MOST, norm_of
 
 _ROUNDS: Final = 60  # seen: 15 at most
 

@@ -14,8 +14,9 @@ from robust.attacks.base import ATTACKS
 from robust.attacks.geometry import per_row
 from robust.attacks.random_search import RandomSearch
 from robust.oracle import Oracle, State
+from robust.projections import norm_of
 from robust.rng import Streams
-from robust.threat import Threat, norm_of
+from robust.threat import Threat
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
 

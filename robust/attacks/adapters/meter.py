@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.oracle import Finished
-from robust.threat import norm_of
+from robust.projections import norm_of
 
 
 class Meter(nn.Module):
