@@ -316,8 +316,8 @@ def _standard_below(threat: Threat) -> list[Stage]:
     ]
 
 
-# In l1 a few values that change by much: where they come near, and nearer than ascents did, swaps of one for another. On nets
-# trained for linf they break most of what ascents leave, on others next to nothing, which the first hundred queries tell.
+# In l1 a few values that change by much: where they come near, and nearer than ascents did, swaps of one for another. On some
+# nets that answer beyond a threshold they break much of what ascents leave, on most next to nothing, as a hundred queries tell.
 _BY_FEW_VALUES: Final = SparseRS(queries=1500, proposals=4, pace=0.05, spread=1.25)
 _SWAPS: Final = SwapSearch(pace=0.15, spread=1.25)
 

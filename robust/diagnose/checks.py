@@ -239,7 +239,7 @@ SPARSE_SEARCH_WINS = _declare(
     "sparse-search-wins",
     rule="in l0 and l1, sparse-rs or swap-search breaks > 50 % (at least 2) of the samples that it was given after gradient attacks of "
     "the suite, or of all that stood, where it was given what is near, and more than these attacks did",
-    detects="gradients that see little of what a few large changes do, as of nets trained for linf: where random search finds most, "
+    detects="gradients that see little of what a few large changes do, as of some nets trained for large linf radii: where random search finds most, "
     "a longer one may find more",
     advice="run the suite 'thorough', and quote the number as an upper bound",
     severity="suspect",
