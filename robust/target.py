@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +20,7 @@ from robust import convolutions
 from robust.default_device import callers_device
 from robust.errors import InputError, ModelError
 from robust.failures import named, out_of_memory
+from robust.loans import Loan, lent
 from robust.reentrant import differentiable_checkpoints
 from robust.tf32 import without_tf32
 from robust.threat import pair_of_bounds
@@ -38,11 +41,20 @@ _ONE_LOGIT = "; a binary net with one logit z should return two: torch.cat([-z, 
 _TINY = 1e-38  # smallest normal float32, under which log-probabilities are cut off
 
 
+@dataclass
+class _Use:
+    """A thread's use of a target: how often it went in, and what to do when it has left."""
+
+    depth: int = 0
+    stack: ExitStack = field(default_factory=ExitStack)
+
+
 class Target:
     """A classifier with everything that stands between valid inputs and its logits.
 
     Use it as a context manager: inside, the model is in eval mode with frozen parameters on the
-    target's device; afterwards every submodule's mode, every requires_grad and the device are back.
+    target's device; afterwards every submodule's mode, every requires_grad and the device are back. Several threads may be
+    inside with one model: it is back when the last has left.
 
     Args:
         model: module giving logits (N, C) for inputs (N, ...) in `bounds`.
@@ -98,79 +110,83 @@ class Target:
         self._tf32 = tf32
         self._retraceable: Target | None = None
         self._overwrites: bool | None = None  # whether the model writes into its input, once a pass has told
-        self._restore: list[Callable[[], object]] = []
-        self._depth = 0
+        self._uses: dict[int, _Use] = {}  # by the thread that is in
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, bounds={self.bounds}, device={str(self.device)!r})"
 
     def __enter__(self) -> Self:
-        self._depth += 1
-        if self._depth > 1:
-            return self
-        try:
-            self._take_over()
-        except BaseException:
-            self._hand_back()
-            raise
+        use = self._uses.get(threading.get_ident())
+        if use is None:
+            use = self._uses[threading.get_ident()] = _Use()
+            try:
+                self._take_over(use.stack)
+            except BaseException:
+                self._hand_back()
+                raise
+        use.depth += 1
         return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        use = self._uses[threading.get_ident()]
+        use.depth -= 1
+        if not use.depth:
+            self._hand_back()
 
     def take_for_probabilities(self) -> None:
         """From now on give the logarithm of what the model returns: an evaluation found that out by itself."""
         self.probabilities = self.found_probabilities = True
 
-    def _take_over(self) -> None:
-        self._step_out_of_ambient_modes()
+    def _take_over(self, stack: ExitStack) -> None:
+        for mode in self._modes_of_thread():
+            stack.enter_context(mode)
+        stack.enter_context(lent([torch], self._settle_torch))
+        stack.enter_context(lent([*self.model.modules(), *self.model.parameters()], self._freeze))
+
+    def _hand_back(self) -> None:
+        self._uses.pop(threading.get_ident()).stack.close()
+
+    def _modes_of_thread(self) -> list[AbstractContextManager[object]]:
+        """What surrounds the caller changes nothing: gradients are there, and judging is float32 (training may be in less)."""
+        modes: list[AbstractContextManager[object]] = [torch.inference_mode(False), torch.enable_grad()]
+        if not self._tf32:
+            modes.append(torch.autocast(self.device.type, enabled=False))
+        return modes
+
+    def _settle_torch(self, loan: Loan) -> None:
+        """What holds for all threads."""
+        checkpoints = differentiable_checkpoints()
+        checkpoints.__enter__()
+        loan.afterwards(lambda: checkpoints.__exit__(None, None, None))
+        loan.afterwards(functools.partial(torch.set_default_dtype, torch.get_default_dtype()))
+        torch.set_default_dtype(torch.float32)
+        if self.device.type == "cuda" and not self._tf32:
+            loan.afterwards(without_tf32())
+
+    def _freeze(self, loan: Loan) -> None:
+        """Have the model on the device, in eval mode, its parameters frozen, its convolutions quick."""
         first = next(self.model.parameters(), next(self.model.buffers(), None))
         if first is not None and first.device != self.device:
-            self._restore.append(lambda home=first.device: self.model.to(home))  # type: ignore[misc]
+            loan.afterwards(functools.partial(self.model.to, first.device))
             self.model.to(self.device)
         training = [
             m for m in self.model.modules() if getattr(m, "training", False)
         ]  # frozen scripts do not say
         if training:
-            self._restore.append(functools.partial(_train_again, self.model, training))
+            loan.afterwards(functools.partial(_train_again, self.model, training))
             self.model.eval()  # some models change their layers then
             for module in training:
                 module.training = False
         for parameter in self.model.parameters():
             if parameter.requires_grad:
-                self._restore.append(lambda p=parameter: p.requires_grad_(True))  # type: ignore[misc]
+                loan.afterwards(functools.partial(parameter.requires_grad_, True))
                 parameter.requires_grad_(False)
         if self.device.type == "cpu":
-            self._restore.append(functools.partial(convolutions.restore, convolutions.quicken(self.model)))
+            loan.afterwards(functools.partial(convolutions.restore, convolutions.quicken(self.model)))
         elif self.device.type == "cuda":
             _wake_autograd(self.device)
-        if self.device.type == "cuda" and not self._tf32:
-            self._restore.append(without_tf32())
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._depth > 1:
-            self._depth -= 1
-        else:
-            self._hand_back()
-
-    def _hand_back(self) -> None:
-        self._depth = 0
-        while self._restore:
-            self._restore.pop()()
-
-    def _step_out_of_ambient_modes(self) -> None:
-        """What surrounds the caller changes nothing: gradients are there, and judging is float32 (training may be in less)."""
-        modes: list[AbstractContextManager[object]] = [
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            differentiable_checkpoints(),
-        ]
-        if not self._tf32:
-            modes.append(torch.autocast(self.device.type, enabled=False))
-        for mode in modes:
-            mode.__enter__()
-            self._restore.append(functools.partial(mode.__exit__, None, None, None))
-        self._restore.append(functools.partial(torch.set_default_dtype, torch.get_default_dtype()))
-        torch.set_default_dtype(torch.float32)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of inputs in bounds: (N, ...) -> (N, C), float32.
@@ -239,7 +255,7 @@ class Target:
         """A target like this one around another module, which is put in eval mode and frozen for good."""
         twin = copy.copy(self)
         twin.model = model.eval().requires_grad_(False)
-        twin._restore, twin._depth, twin.replay = [], 0, None
+        twin._uses, twin.replay = {}, None
         return twin
 
     def pick_micro_batch(self, rows: Callable[[int], Tensor], limit: int) -> int:
