@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from robust.errors import InputError, StoreError
+from robust.errors import InputError, StoreError, ThreatError
 from robust.files import replacing
 from robust.stats import interval
 from robust.threat import Threat
@@ -26,6 +26,12 @@ SCHEMA_VERSION = 1
 STATUSES = ("misclassified", "broken", "survived", "error")
 Trust = Literal["trusted", "suspect", "unreliable"]
 STOPPED = " (stopped)"  # after a suite's name: a gate failed before the last attack, and what still stood counts as survived
+
+
+_KEPT: Final = (
+    "suite", "seed", "attacks", "trust", "findings", "checks", "model", "data", "device", "versions", "seconds", "engine",
+    "cascade", "failures",
+)  # fmt: skip
 
 
 @dataclass
@@ -264,41 +270,38 @@ class Report:
             if not isinstance(raw, dict):
                 raise ValueError(f"report.json holds {type(raw).__name__}, not an object")
         except (OSError, ValueError, SafetensorError) as error:
-            raise StoreError(
-                f"report: cannot read {folder}: {error}; expected a folder that Report.save wrote"
-            ) from error
-        if kept_examples is not None and not set(kept_examples["sample_id"].tolist()) <= set(
-            verdicts["sample_id"]
-        ):
-            raise StoreError(
-                f"report: {examples} is of another run than the verdicts beside it; remove it, or run again"
-            )
+            raise _unreadable(folder, str(error)) from error
         if raw.get("schema_version") != SCHEMA_VERSION:
             raise StoreError(
                 f"report: {folder} has schema version {raw.get('schema_version')!r}, this program reads "
                 f"{SCHEMA_VERSION}; upgrade robust-harness"
             )
+        try:
+            report = cls._of(raw, verdicts, kept_examples)
+            ids = [] if kept_examples is None else kept_examples["sample_id"].tolist()
+            strange = not set(ids) <= set(verdicts["sample_id"])
+        except (LookupError, TypeError, ThreatError) as error:
+            raise _unreadable(folder, f"{type(error).__name__}: {error}") from error
+        if strange:
+            raise StoreError(
+                f"report: {examples} is of another run than the verdicts beside it; remove it, or run again"
+            )
+        return report
+
+    @classmethod
+    def _of(
+        cls, raw: dict[str, Any], verdicts: pd.DataFrame, examples: dict[str, torch.Tensor] | None
+    ) -> Self:
+        """The report that `to_dict` made an object of; LookupError and its kin where that lacks something."""
         threat = raw["threat"]
-        kept = (
-            "suite",
-            "seed",
-            "attacks",
-            "trust",
-            "findings",
-            "checks",
-            "model",
-            "data",
-            "device",
-            "versions",
-        )
         return cls(
             threat=Threat(threat["norm"], threat["eps"], (threat["bounds"][0], threat["bounds"][1])),
             verdicts=verdicts,
             minimize=raw.get("minimize", False),
-            examples=kept_examples,
+            examples=examples,
             eot=raw.get("eot"),
             suite_version=raw.get("suite_version"),
-            **{key: raw[key] for key in (*kept, "seconds", "engine", "cascade", "failures")},
+            **{key: raw[key] for key in _KEPT},
         )
 
     def __repr__(self) -> str:
@@ -316,6 +319,10 @@ class Report:
             f"trust: {self.trust}" + "".join(f"\n  {f['check']}: {f['message']}" for f in self.findings),
         ]
         return "\n".join(lines)
+
+
+def _unreadable(folder: Path, reason: str) -> StoreError:
+    return StoreError(f"report: cannot read {folder}: {reason}; expected a folder that Report.save wrote")
 
 
 def curve_radii(threat: Threat, eps: Iterable[float | str], *, unlimited: bool) -> list[float]:

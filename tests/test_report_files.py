@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 from conftest import evaluate
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robust.errors import StoreError
@@ -86,6 +90,41 @@ def test_a_damaged_report_is_told_in_one_line(
     evaluate(net, digits, suite="fgsm", keep_examples=True).save(tmp_path)
     (tmp_path / file).write_text(text)
     with pytest.raises(StoreError, match=said):
+        Report.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("threat", None, "KeyError: 'threat'"),
+        ("attacks", None, "KeyError: 'attacks'"),
+        ("threat", {"norm": "linf", "eps": "0.1", "bounds": [0]}, "IndexError"),
+        ("threat", {"norm": "l7", "eps": "0.1", "bounds": [0, 1]}, "threat norm"),
+        ("threat", 3, "TypeError"),
+    ],
+)
+def test_a_report_that_lacks_something_is_told_in_one_line(
+    key: str, value: object, said: str, tmp_path: Path, net: nn.Module, digits: Digits
+) -> None:
+    evaluate(net, digits, suite="fgsm").save(tmp_path)
+    content = json.loads((tmp_path / "report.json").read_text())
+    content.pop(key)
+    content |= {} if value is None else {key: value}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    with pytest.raises(StoreError, match=f"cannot read .*{said}.*; expected a folder"):
+        Report.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["verdicts.parquet", "examples.safetensors"])
+def test_files_of_a_report_without_sample_ids_are_told_in_one_line(
+    file: str, tmp_path: Path, net: nn.Module, digits: Digits
+) -> None:
+    evaluate(net, digits, suite="fgsm", keep_examples=True).save(tmp_path)
+    if file == "verdicts.parquet":
+        pd.DataFrame({"label": [1]}).to_parquet(tmp_path / file)
+    else:
+        save_file({"x_adv": torch.zeros(1)}, tmp_path / file)
+    with pytest.raises(StoreError, match=r"cannot read .*KeyError: 'sample_id'"):
         Report.load(tmp_path)
 
 
