@@ -267,7 +267,7 @@ class Run:
             self.entries.append(entry)
 
     def _attack_in_waves(self, attack: Attack, rows: Tensor, entry: dict[str, Any], *, cascade: bool) -> None:
-        done, broke, most = 0, 0, len(rows)  # broke: in the waves that are done
+        done, told_of, most = 0, 0, len(rows)  # told_of: broken or in error, in the waves that are done
         crashes: list[str] = []
         try:
             while done < len(rows):
@@ -294,13 +294,13 @@ class Run:
                     most *= 2
                 if self.interrupted:
                     break
-                done, broke = done + len(wave), entry["broke"]
+                done, told_of = done + len(wave), entry["broke"] + entry["errors"]
                 self._held = memory.give_back(self._held)
                 self.tell(attack.label, done, len(rows))
         except KeyboardInterrupt:  # outside the attack itself
             self.interrupted = True
         if self.interrupted:
-            entry["errors"] += len(rows) - done - (entry["broke"] - broke)
+            entry["errors"] += len(rows) - done - (entry["broke"] + entry["errors"] - told_of)
         if crashes:
             self.note_failure(attack.label, f"crashed on {len(crashes)} samples: {crashes[0]}")
             self.find(diagnose.CRASH, f"{attack.label} crashed")

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from conftest import evaluate
 from torch import Tensor, nn
 
 from robust import run_checks
 from robust.attacks import FGSM, PGD
 from robust.evaluation import Interrupted
+from robust.oracle import Oracle
 from robust.report import Report
 from robust.run import Progress, Run
 
@@ -69,3 +71,27 @@ def test_ctrl_c_around_an_attack_keeps_the_verdicts(
         assert entry["attacked"] == entry["broke"] + entry["survived"] + entry["errors"]
     spent = sum(entry["forwards"] for entry in report.attacks) + report.checks["forwards"]
     assert spent >= report.verdicts.forwards.sum() - report.n
+
+
+def test_ctrl_c_counts_no_sample_as_an_error_twice(net: nn.Module, digits: Digits) -> None:
+    """Some gave no numbers in the search that was cut off: they are errors by that alone."""
+    clean = digits[0][:4]
+
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            moved = torch.stack([(x != one).flatten(1).any(1) for one in clean]).all(0)
+            nearest = torch.cdist(x.flatten(1), digits[0].flatten(1)).argmin(1)
+            logits: Tensor = net(x)
+            return torch.where((moved & (nearest < len(clean)))[:, None], torch.nan, logits)
+
+    class CutOff(PGD):
+        def run(self, oracle: Oracle) -> Tensor:
+            super().run(oracle)
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        evaluate(Failing(), digits, suite=[CutOff(steps=1, random_start=False)])
+    (entry,) = caught.value.report.attacks
+    assert entry["broke"] > 0
+    assert entry["attacked"] == entry["broke"] + entry["survived"] + entry["errors"]
+    assert caught.value.report.failures[0].startswith(entry["label"])  # of logits that are no numbers
