@@ -29,7 +29,7 @@ from robust.run import Progress
 from robust.sources import Samples, as_samples, load, save_weights
 from robust.suites import resolve
 from robust.target import Target, bare, resolve_device
-from robust.threat import Threat
+from robust.threat import UNIT, Threat
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def harden(
             training and evaluation, and not part of the hardened model's own weights.
         data: training samples, as for `robust.evaluate`.
         defense: name, object, or {"name": ..., option: ...}; "trades+awp" wraps one in another.
-        threat: what to harden against; some defenses need none.
+        threat: what to harden against; some defenses need none. Of a plain module its bounds are those of the data; a
+            Target has its own.
         validation: held-out samples on which the model is evaluated before and after. The best epoch is
             chosen on a tenth split off from `data` instead, or the figure after would flatter.
         extra: further samples, labelled (such as generated ones) or not, which make up `extra_share` of
@@ -102,7 +103,8 @@ def harden(
     """
     seed = checked_seed(seed)
     chosen = make_defense(defense)
-    given = model if isinstance(model, Target) else Target(model, device=device)
+    within = threat.bounds if isinstance(threat, Threat) else UNIT
+    given = model if isinstance(model, Target) else Target(model, bounds=within, device=device)
     prepared = given.as_module()
     threat = None if threat is None else Threat.parse(threat, given.bounds)
     chosen.check(threat)
@@ -111,7 +113,7 @@ def harden(
     if extra is None and "extra_share" in (training or {}):
         raise InputError("extra_share: it is the share of extra data, and there is none; give `extra`")
     options = training_options(recipe, {**(training or {}), "seed": seed, "device": device})
-    bounds = (0.0, 1.0) if threat is None else threat.bounds
+    bounds = UNIT if threat is None else threat.bounds
     train = as_samples(data, bounds=bounds)
     held_out = None if validation is None else as_samples(validation, bounds=bounds)
     if held_out is not None:

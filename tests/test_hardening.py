@@ -212,6 +212,17 @@ def test_the_history_is_drawn_with_the_epochs_that_were_undone(tmp_path: Path) -
     assert not plot_history([], tmp_path / "none.png")
 
 
+def test_a_threat_brings_its_bounds_as_it_does_to_an_evaluation() -> None:
+    data = digits(0, 500)
+    x, y = data.rows(slice(None)) * 2 - 1, data.y
+    done = robust.harden(
+        seeded(), (x[:450], y[:450]), defense="pgd-at", threat=robust.Linf("0.1", (-1.0, 1.0)), validation=(x[450:], y[450:]),
+        training={**QUICK, "epochs": 5}, suite="quick", device="cpu",
+    )  # fmt: skip
+    assert done.report is not None
+    assert done.report.threat.bounds == (-1.0, 1.0)
+
+
 def test_harden_trains_evaluates_and_keeps_everything(files: Path) -> None:
     done = run(
         "--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--validation", "builtin:digits:test",
