@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import robust
 from robust.errors import ThreatError
@@ -130,6 +130,38 @@ def test_l1_projection_of_equal_and_boxed_in_changes(seed: int, d: int, eps: flo
     v = x + 1.5 * (v - x).sign() if equal else v
     threat = Threat("l1", str(eps))
     torch.testing.assert_close(threat.project(v, x), _reference(threat, v, x), rtol=0, atol=1e-6 + 1e-5 * eps)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "values", "eps"),
+    [((-1.0, 1.0), 3072, "1.21"), ((0.0, 1.0), 3072, "1"), ((0.0, 1.0), 784, "0.0218")],
+)
+def test_l1_projections_stay_inside_where_rounding_decides_over_each_change(
+    bounds: tuple[float, float], values: int, eps: str
+) -> None:
+    threat, generator = robust.L1(eps, bounds), torch.Generator().manual_seed(1)
+    x = torch.empty(64, values).uniform_(*bounds, generator=generator)
+    v = x + torch.randn(64, values, generator=generator).sign() * torch.logspace(-3, 1, 64)[:, None]
+    inside = threat.project(v, x)
+    assert bool(threat.contains(inside.double(), x.double()).all())
+    assert float((inside - x).abs().sum(1).median()) > 0.9 * threat.radius
+
+
+@pytest.mark.parametrize("values", [16_385, 50_000, 3 * 224 * 224, 3 * 512 * 512])
+def test_l2_norms_of_large_images_are_as_exact_as_of_small_ones(values: int) -> None:
+    flat = torch.randn(8, values, generator=torch.Generator().manual_seed(0)) * 0.01
+    exact = flat.double().norm(dim=1)
+    assert float((norm_of(flat, "l2") / exact - 1).abs().max()) < 2e-7
+
+
+def test_l2_breaks_of_large_images_are_not_lost_to_rounding() -> None:
+    """A linear model whose every boundary is well inside the ball."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 3))
+    x = torch.rand(32, 3, 224, 224)
+    report = robust.evaluate(net, (x, net(x).argmax(1)), threat="l2:2", suite="pgd", device="cpu")
+    assert report.statuses["broken"] == len(x)
+    assert not any(entry["rejected"] for entry in report.attacks)
 
 
 def test_projecting_nothing_gives_nothing() -> None:
