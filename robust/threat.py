@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robust.errors import ThreatError
 from robust.families import FAMILIES, Family
-from robust.projections import norm_of, project
+from robust.projections import MOST, norm_of, project
 
 NORMS: Final = ("linf", "l2", "l1", "l0")
 KINDS: Final = (*NORMS, *FAMILIES)
@@ -83,9 +83,10 @@ class Threat:
             value = float(Fraction(str(self.eps).replace(" ", "")))
         except (ValueError, ZeroDivisionError, OverflowError):
             value = math.nan
-        if not (math.isfinite(value) and value > 0):
+        if not 0 < value <= MOST:
+            over = ", which float32 does not hold" if value > MOST else ""
             raise ThreatError(
-                f"threat eps: expected a positive number or fraction such as 0.5 or 8/255, got {self.eps!r}"
+                f"threat eps: expected a positive number or fraction such as 0.5 or 8/255, got {self.eps!r}{over}"
             )
         return value
 
