@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from robust.attacks.base import build
-from robust.defenses import RECIPES, Defense, EpochResult, Trainer, TrainingOptions, make_defense
+from robust.defenses import RECIPES, Defense, EpochResult, Trainer, TrainingOptions, Wrapper, make_defense
 from robust.defenses.data import count_classes
 from robust.defenses.devices import rank
 from robust.defenses.plots import plot_history
@@ -29,7 +29,7 @@ from robust.run import Progress
 from robust.sources import Samples, as_samples, load, save_weights
 from robust.suites import resolve
 from robust.target import Target, bare, resolve_device
-from robust.threat import UNIT, Threat
+from robust.threat import UNIT, Threat, pair_of_bounds
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def harden(
     if extra is None and "extra_share" in (training or {}):
         raise InputError("extra_share: it is the share of extra data, and there is none; give `extra`")
     options = training_options(recipe, {**(training or {}), "seed": seed, "device": device})
-    bounds = UNIT if threat is None else threat.bounds
+    bounds = _bounds(given, threat, chosen)
     train = as_samples(data, bounds=bounds)
     held_out = None if validation is None else as_samples(validation, bounds=bounds)
     if held_out is not None:
@@ -134,6 +134,17 @@ def harden(
     before = judge(copy.deepcopy(given.model), "before", _UNDEFENDED)
     after = judge(hardened, "after", _defended(chosen, threat), whole=hardened is fitted)
     return Hardened(hardened, trainer.history, before, after)
+
+
+def _bounds(given: Target, threat: Threat | None, defense: Defense) -> tuple[float, float]:
+    """Lowest and highest valid value of the data: those of the model, which a threat has from it."""
+    bounds = pair_of_bounds(given.bounds)
+    if threat is None and isinstance(defense, Wrapper) and bounds != UNIT:
+        raise InputError(
+            f"threat: without one {defense.name} is for inputs in {UNIT}, the model's are in {bounds}; give a threat, from which "
+            "it has them"
+        )
+    return bounds
 
 
 def _check_validation(held_out: Samples, train: Samples, model: nn.Module, device: str) -> None:

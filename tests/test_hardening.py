@@ -223,6 +223,16 @@ def test_a_threat_brings_its_bounds_as_it_does_to_an_evaluation() -> None:
     assert done.report.threat.bounds == (-1.0, 1.0)
 
 
+def test_without_a_threat_the_data_lie_in_the_bounds_of_the_target() -> None:
+    data, target = digits(0, 500), robust.Target(seeded(), bounds=(-1.0, 1.0), device="cpu")
+    moved = data.rows(slice(None)) * 2 - 1, data.y
+    done = robust.harden(target, moved, defense="gaussian", training={**QUICK, "epochs": 5}, device="cpu")
+    assert done.report is None
+    assert len(done.history) == 5
+    with pytest.raises(InputError, match=r"threat: without one bit-depth is for inputs in \(0.0, 1.0\)"):
+        robust.harden(target, moved, defense="bit-depth", device="cpu")
+
+
 def test_harden_trains_evaluates_and_keeps_everything(files: Path) -> None:
     done = run(
         "--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--validation", "builtin:digits:test",
