@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from robust.default_device import books_on_the_cpu
 from robust.errors import InputError, StoreError
 from robust.failures import naming_failures
+from robust.files import replacing
 from robust.rng import Streams, checked_seed
 from robust.sources import as_samples, check_labels, model_sha256
 from robust.stats import interval
@@ -84,16 +85,20 @@ class Certificates:
         return {**own, "samples": len(self.table), "certified": self.rows(radii)}
 
     def save(self, folder: str | Path) -> Path:
-        """Write certificates.json and certificates.parquet.
+        """Write certificates.json and certificates.parquet, both or neither.
 
         Raises:
             StoreError: the folder cannot be written.
         """
         folder = Path(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.table.to_parquet(folder / "certificates.parquet", index=False)
-            (folder / "certificates.json").write_text(json.dumps(self.to_dict(), indent=2), encoding="utf-8")
+            with (
+                replacing(folder / "certificates.json") as summary,
+                replacing(folder / "certificates.parquet") as table,
+            ):
+                with table.open("wb") as file:  # of a path pandas takes "linf:0.1" for a URI
+                    self.table.to_parquet(file, index=False)
+                summary.write_text(json.dumps(self.to_dict(), indent=2), encoding="utf-8")
         except OSError as error:
             raise StoreError(f"out: cannot write to {folder}: {error.strerror or error}") from error
         return folder

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import robust
 from robust.cli import main
 from robust.defenses import GaussianTraining, Trainer, TrainingOptions
-from robust.errors import InputError
+from robust.errors import InputError, StoreError
 from robust.smoothing import ABSTAIN, SmoothedTarget, certify
 from robust.sources import Samples, load_data, load_model, save_weights
 
@@ -152,6 +152,22 @@ def test_parameters_of_a_smoothed_target_out_of_range(wrong: dict[str, float]) -
     options = {"sigma": 0.25, **wrong}
     with pytest.raises(InputError, match=f"^{next(iter(wrong))}: expected"):
         SmoothedTarget(linear(), device="cpu", **options)  # type: ignore[arg-type]
+
+
+def test_certificates_that_cannot_be_written_leave_those_that_were_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certify(linear(), points(0.1), sigma=SIGMA, n=20, device="cpu").save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    more = certify(linear(), points(0.1, 0.3), sigma=SIGMA, n=20, device="cpu")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StoreError, match="No space left"):
+        more.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_command_prints_the_table_and_keeps_the_certificates(
