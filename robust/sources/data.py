@@ -92,7 +92,7 @@ def _read(spec: str, fit: Preprocessing | None = None, groups: str | None = None
     if scheme == "builtin":
         name, _, split = rest.partition(":")
         return DATASETS[name](split or "test")
-    if scheme == "folder":
+    if scheme == "folder" and rest:  # without a path it would be whatever lies where the process runs
         return read_folder(Path(rest), fit)
     if scheme == "torchvision":
         name, _, split = rest.partition(":")
@@ -107,7 +107,9 @@ def _read(spec: str, fit: Preprocessing | None = None, groups: str | None = None
         return read_parquet(Path(spec), fit, groups)
     if suffix == ".tar":
         return read_shards(spec, fit, groups)
-    raise InputError(f"data: expected one of {FORMS}, got {spec!r}")
+    raise InputError(
+        f"data: expected one of {FORMS}, got {spec!r}; np.savez(FILE, x=x, y=y) makes an npz of anything else"
+    )
 
 
 def _collect(data: object) -> Samples:

@@ -205,6 +205,8 @@ def to_tensor(name: str, array: Any) -> Tensor:
         return array.detach().cpu()
     try:
         plain = np.asarray(array)
+        if plain.size and isinstance(plain.flat[0], str | bytes):
+            raise TypeError("text; np.unique(y, return_inverse=True)[1] numbers names from 0 in their order")
         native = np.ascontiguousarray(plain, dtype=plain.dtype.newbyteorder("=")).reshape(plain.shape)
         return torch.from_numpy(native if native.flags.writeable else native.copy())
     except (TypeError, ValueError) as e:

@@ -266,7 +266,8 @@ def _inputs(x: Tensor, bounds: Bounds, pages: Pages | None = None) -> Tensor:
         return x
     if not x.is_floating_point():
         raise DataError(
-            f"x: expected uint8 (0..255) or floats, got {x.dtype}; convert with x.to(torch.uint8)"
+            f"x: expected uint8 (0..255) or floats, got {x.dtype}; convert pixels of 0..255 with "
+            "x.to(torch.uint8), anything else with x.float()"
         )
     x = x.to(torch.float32)
     low, high = _extremes(x, pages)
@@ -300,8 +301,10 @@ def _not_finite(x: Tensor) -> str:
 
 
 def _range_advice(low: float, high: float) -> str:
-    if low >= 0 and 2 < high <= 255:
+    if low >= 0 and 128 <= high <= 255:
         return "this looks like 0..255: convert x to uint8, or divide it by 255"
+    if low >= 0 and 2 < high < 128:
+        return "divide x by the highest value that it can take, 255 for pixels of 0..255"
     return (
         "undo what was done to them and give the (mean, std) that the model expects as normalize= "
         "(--normalize MEAN STD), or, in Python, another range as bounds=(low, high)"
