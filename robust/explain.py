@@ -127,8 +127,7 @@ def classes(report: Report) -> Figure:
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     if len(groups) <= _NAMED:
         names = [_shorten(name, 12) for name in report.classes["name"]]
-        turned: dict[str, Any] = {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
-        axes.set_xticks(range(len(groups)), names, **turned)
+        axes.set_xticks(range(len(groups)), names, **_turned(names))
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.15))
     return figure
 
@@ -147,7 +146,9 @@ def confusion(report: Report) -> Figure:
             if value:
                 color = "white" if share[row, column] > 0.6 else "black"
                 axes.text(column, row, str(value), ha="center", va="center", fontsize=7, color=color)
-        axes.set(xticks=range(count), yticks=range(count))
+        names = [_shorten(report.class_name(label), 12) for label in range(count)]
+        axes.set_xticks(range(count), names, **_turned(names))
+        axes.set_yticks(range(count), names)
     axes.set(xlabel="taken for, under attack", ylabel="label")
     return figure
 
@@ -162,9 +163,9 @@ def panels(report: Report, samples: Samples, target: Target | None = None) -> Fi
         x = samples.rows(torch.tensor([int(str(row))]))
         x_adv = report.examples["x_adv"][where[int(verdict.sample_id)]][None]
         titles = (
-            f"{verdict.label}{_confidence(target, x, int(verdict.label))}",
+            _seen(report, target, x, int(verdict.label)),
             f"perturbation, {report.threat.norm} {verdict.distance:.3g}",
-            f"{verdict.prediction_adv}{_confidence(target, x_adv, int(verdict.prediction_adv))}",
+            _seen(report, target, x_adv, int(verdict.prediction_adv)),
         )
         shown.append((x[0], x_adv[0], titles))
     return draw_panels(shown, report.threat.bounds)
@@ -186,7 +187,7 @@ def draw_panels(
         pictures = ((x - low) / (high - low), (delta / size + 1) / 2, (x_adv - low) / (high - low))
         for cell, image, title in zip(axes, pictures, titles, strict=True):
             cell.imshow(_picture(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            cell.set_title(title, fontsize=8)
+            cell.set_title(_shorten(title, 36), fontsize=8)
             cell.axis("off")
     return figure
 
@@ -211,11 +212,13 @@ def losses(report: Report, samples: Samples, target: Target) -> Figure:
     return figure
 
 
-def _confidence(target: Target | None, x: torch.Tensor, label: int) -> str:
+def _seen(report: Report, target: Target | None, x: torch.Tensor, label: int) -> str:
+    """The class, and with a target the probability that it gives it."""
+    name = _shorten(report.class_name(label), 20)
     if target is None:
-        return ""
+        return name
     with target, torch.no_grad():
-        return f", {float(target.logits(x.to(target.device)).softmax(1)[0, label]):.0%}"
+        return f"{name}, {float(target.logits(x.to(target.device)).softmax(1)[0, label]):.0%}"
 
 
 def _picture(image: torch.Tensor) -> Any:
@@ -224,6 +227,11 @@ def _picture(image: torch.Tensor) -> Any:
     if image.dim() == 3:
         return image[0].numpy() if len(image) != 3 else image.permute(1, 2, 0).numpy()
     return image.flatten()[None].numpy()
+
+
+def _turned(names: Sequence[str]) -> dict[str, Any]:
+    """How names stand below an axis without overlapping."""
+    return {"rotation": 45, "ha": "right"} if max(map(len, names)) > 3 else {}
 
 
 def _shorten(label: str, length: int = 44) -> str:

@@ -123,10 +123,13 @@ class Report:
     def classes(self) -> pd.DataFrame:
         """Accuracy per class that occurs: label, name, n, clean_accuracy, robust_accuracy and its 95 % interval."""
         table = self._shares("label")
-        names = self.data.get("class_names") or []
-        shown = [names[label] if 0 <= label < len(names) else str(label) for label in table["label"]]
-        table.insert(1, "name", shown)
+        table.insert(1, "name", [self.class_name(label) for label in table["label"]])
         return table
+
+    def class_name(self, label: int) -> str:
+        """What the source of the data calls this class, else its number."""
+        names = self.data.get("class_names") or []
+        return str(names[label]) if 0 <= label < len(names) else str(label)
 
     @property
     def groups(self) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,24 @@ def test_the_numbers_in_the_pictures_are_the_reports(evaluated: tuple[Report, Ta
     assert bars[len(table) :] == pytest.approx(
         (table.status.apply(lambda s: (s == "survived").mean())).tolist()
     )
+
+
+def test_classes_go_by_their_names_in_every_picture(
+    evaluated: tuple[Report, Target, Samples],
+) -> None:
+    from robust import explain
+
+    _, target, samples = evaluated
+    names = tuple(f"digit {label}" for label in range(10))
+    named = replace(samples, class_names=names)
+    report = robust.evaluate(target, named, threat="linf:0.15", suite="quick", keep_examples=True)
+    first = report.verdicts[report.verdicts.status == "broken"].sort_values("distance").iloc[0]
+    titles = [axes.get_title() for axes in explain.panels(report, named, target).axes[:3]]
+    assert titles[0].startswith(f"{names[first.label]}, ")
+    assert titles[2].startswith(f"{names[first.prediction_adv]}, ")
+    axes = explain.confusion(report).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == list(names)
+    assert [text.get_text() for text in axes.get_yticklabels()] == list(names)
 
 
 def test_what_cannot_be_drawn_is_said(

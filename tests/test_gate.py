@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,12 @@ def test_the_message_has_everything() -> None:
     assert max(map(len, text.splitlines())) <= 80
     rows = worst(report, 100)
     assert [row["margin"] for row in rows] == sorted((row["margin"] for row in rows), reverse=True)
+
+
+def test_the_worst_samples_go_by_the_names_of_their_classes() -> None:
+    named = replace(as_samples(samples(500, 0.25)), class_names=("low", "high"))
+    text = message(gate(Threshold(), named), replay="pytest here")
+    assert len(re.findall(r"label (low taken for high|high taken for low) by", text)) == 3
 
 
 def test_evidence_on_disk(tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def _worst_lines(report: Report) -> list[str]:
     if not rows:
         return []
     lines = [
-        f"  sample {row['sample_id']}: label {row['label']} taken for {row['prediction_adv']} by {row['margin']:.3g} "
+        f"  sample {row['sample_id']}: label {report.class_name(row['label'])} taken for "
+        f"{report.class_name(row['prediction_adv'])} by {row['margin']:.3g} "
         f"at {report.threat.norm} distance {row['distance']:.4g} ({row['attack']})"
         for row in rows
     ]
@@ -124,9 +125,9 @@ def _draw(report: Report, examples: dict[str, Tensor], path: Path) -> None:
     for index, row in enumerate(worst(report, _DRAWN)):  # the examples are in this order
         widest = float((x_adv[index] - x[index]).abs().max())
         titles = (
-            f"sample {row['sample_id']}: {row['prediction']}",
+            f"sample {row['sample_id']}: {report.class_name(row['prediction'])}",
             f"perturbation, within {widest:.3g}",
-            f"taken for {row['prediction_adv']} (label {row['label']})",
+            f"taken for {report.class_name(row['prediction_adv'])}",
         )
         shown.append((x[index], x_adv[index], titles))
     with warnings.catch_warnings():
