@@ -132,7 +132,8 @@ def _read_ini(config: pytest.Config, name: str) -> Any:
     try:
         return _READ[name](str(value)) if name in _READ else value
     except argparse.ArgumentTypeError as error:
-        raise pytest.UsageError(f"robust_{name} in {config.inipath}: {error}") from None
+        where = config.inipath or "-o"  # without a file it is an override of the command line
+        raise pytest.UsageError(f"robust_{name} in {where}: {error}") from None
 
 
 def _path(config: pytest.Config, name: str) -> Path | None:

@@ -42,6 +42,13 @@ def test_a_bad_configuration_stops_the_session(session: Session, line: str, text
     result.stderr.fnmatch_lines([text])
 
 
+def test_a_bad_override_of_the_configuration_is_said_to_be_one(session: Session) -> None:
+    session.write(PASSES)
+    result = session.run("-o", "robust_samples=many")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*robust_samples in -o: expected a positive integer, got 'many'*"])
+
+
 CHECK = "def test_it(robust):\n    robust.check(Threshold(), samples(100, 0.5), {})\n"
 
 

@@ -298,7 +298,10 @@ def unwrapped(text: str, kind: str, where: str) -> tuple[dict[str, Any], object]
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{where}: not a {kind}: expected JSON as the store writes it ({error})") from None
+        raise StoreError(
+            f"{where}: not a {kind}: expected JSON as the store writes it ({error}); "
+            "restore it, or move it out of the store"
+        ) from None
     content = whole.get(kind) if isinstance(whole, dict) else None
     if not isinstance(content, dict) or "schema_version" not in content:
         raise StoreError(
