@@ -83,6 +83,8 @@ def test_mistakes_are_found_before_anything_runs(sweep_config: SweepConfig, tmp_
         ("digits:train", "digits:trian", "expected split test or train, got 'trian'"),
         ('"builtin:digits"', '"digits.npz"', r"data: no such file digits\.npz"),
         ("limit = 60", 'limit = 60\ngroups = "camera"', "groups: builtin: data have no column 'camera'"),
+        ('"builtin:digits"', '"digits.csv"', r"data: expected one of FILE\.npz, .* got 'digits\.csv'"),
+        ("builtin:digits:train", "folder", "data: expected one of .* got 'folder'"),
         ('"builtin:digits"', '"folder:digits"', "data: no such folder digits"),
         ('name = "none"', 'name = "median"', "has nothing but initial weights; give .*'none\\+median'"),
     ],

@@ -10,7 +10,7 @@ from robust.sources.architectures import (
     WideResNet,
 )
 from robust.sources.builtin_data import DATASETS, SPLITS
-from robust.sources.data import as_samples, check_groups, load_data
+from robust.sources.data import as_samples, check_groups, data_form, load_data
 from robust.sources.models import Opened, load, load_model, open_model, untrained
 from robust.sources.origin import named_sha256, origin_sha256
 from robust.sources.preprocess import Preprocessing
@@ -34,6 +34,7 @@ __all__ = [
     "check_groups",
     "check_labels",
     "check_samples",
+    "data_form",
     "load",
     "load_data",
     "load_model",

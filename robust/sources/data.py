@@ -86,30 +86,42 @@ def check_groups(spec: str, groups: str | None) -> None:
         )
 
 
-def _read(spec: str, fit: Preprocessing | None = None, groups: str | None = None) -> Samples:
-    check_groups(spec, groups)
+def data_form(spec: str) -> str:
+    """What a data SPEC begins with, such as "folder", or the end of its file's name, such as ".npz".
+
+    Raises:
+        InputError: a SPEC of unknown form.
+    """
     scheme, _, rest = spec.partition(":")
-    if scheme == "builtin":
-        name, _, split = rest.partition(":")
-        return DATASETS[name](split or "test")
+    if scheme in ("builtin", "torchvision", "hf"):
+        return scheme
     if scheme == "folder" and rest:  # without a path it would be whatever lies where the process runs
-        return read_folder(Path(rest), fit)
-    if scheme == "torchvision":
-        name, _, split = rest.partition(":")
-        return read_torchvision(name, split or "test", fit)
-    if scheme == "hf":
-        name, _, split = rest.partition(":")
-        return read_hub_data(name, split or "test", fit, groups)
+        return scheme
     suffix = Path(spec).suffix.lower()
-    if suffix == ".npz":
-        return read_npz(Path(spec), groups)
-    if suffix == ".parquet":
-        return read_parquet(Path(spec), fit, groups)
-    if suffix == ".tar":
-        return read_shards(spec, fit, groups)
+    if suffix in (".npz", ".parquet", ".tar"):
+        return suffix
     raise InputError(
         f"data: expected one of {FORMS}, got {spec!r}; np.savez(FILE, x=x, y=y) makes an npz of anything else"
     )
+
+
+def _read(spec: str, fit: Preprocessing | None = None, groups: str | None = None) -> Samples:
+    check_groups(spec, groups)
+    form, (_, _, rest) = data_form(spec), spec.partition(":")
+    name, _, split = rest.partition(":")
+    if form == "builtin":
+        return DATASETS[name](split or "test")
+    if form == "folder":
+        return read_folder(Path(rest), fit)
+    if form == "torchvision":
+        return read_torchvision(name, split or "test", fit)
+    if form == "hf":
+        return read_hub_data(name, split or "test", fit, groups)
+    if form == ".npz":
+        return read_npz(Path(spec), groups)
+    if form == ".parquet":
+        return read_parquet(Path(spec), fit, groups)
+    return read_shards(spec, fit, groups)
 
 
 def _collect(data: object) -> Samples:

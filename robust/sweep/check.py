@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final
 
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
 from robust.hardening import training_options
-from robust.sources import DATASETS, MODELS, SPLITS, check_groups, untrained
+from robust.sources import DATASETS, MODELS, SPLITS, check_groups, data_form, untrained
 from robust.sources.origin import GRAPHS
 from robust.suites import resolve
 from robust.sweep.cells import Cell, CurveCell, Pair, curve_cells, pairs, plan
 from robust.sweep.config import SweepConfig
 from robust.threat import Threat
-
-_DATA_FILES: Final = (".npz", ".parquet", ".tar")
 
 
 def check_plan(config: SweepConfig) -> list[Cell | CurveCell]:
@@ -82,17 +79,17 @@ def _check_model(spec: str, weights: str | None) -> None:
 
 
 def _check_data(spec: str) -> None:
-    scheme, _, rest = spec.partition(":")
-    if scheme == "builtin":
+    form, (_, _, rest) = data_form(spec), spec.partition(":")
+    if form == "builtin":
         name, _, split = rest.partition(":")
         shipped = DATASETS[name].__module__.startswith("robust.")  # others may have any splits
         if shipped and split and split not in SPLITS:
             raise InputError(f"data builtin:{name}: expected split {' or '.join(SPLITS)}, got {split!r}")
-    elif scheme == "folder" and not Path(rest).is_dir():
+    elif form == "folder" and not Path(rest).is_dir():
         raise InputError(f"data: no such folder {rest}; a relative one is looked for in {Path.cwd()}")
-    elif scheme in ("hf", "torchvision"):
-        return  # looked for when their turn comes
-    elif Path(spec).suffix.lower() in _DATA_FILES and not re.search(r"\{.*\}", spec):
+    elif form in ("folder", "hf", "torchvision"):
+        return  # looked into when their turn comes
+    elif not re.search(r"\{.*\}", spec):
         _check_file("data", spec)
 
 
