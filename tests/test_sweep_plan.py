@@ -77,6 +77,7 @@ def test_mistakes_are_found_before_anything_runs(sweep_config: SweepConfig, tmp_
             "nets.py:make",
             r"model: no such file nets\.py; a relative one is looked for in ",
         ),
+        ("builtin:digits-mlp", "nets.py", r"model: expected one of .*; nets\.py:NAME, with the name"),
         ("builtin:digits-mlp", "onnx:net.onnx", r"model: no such file net\.onnx"),
         ('spec = "', 'weights = "net.safetensors"\nspec = "', r"weights: no such file net\.safetensors"),
         ('"builtin:digits"', '"builtin:digit"', "did you mean 'digits'"),

@@ -11,7 +11,7 @@ from robust.sources.architectures import (
 )
 from robust.sources.builtin_data import DATASETS, SPLITS
 from robust.sources.data import as_samples, check_groups, data_form, load_data
-from robust.sources.models import Opened, load, load_model, open_model, untrained
+from robust.sources.models import Opened, load, load_model, model_form, open_model, untrained
 from robust.sources.origin import named_sha256, origin_sha256
 from robust.sources.preprocess import Preprocessing
 from robust.sources.samples import Samples, check_labels, check_samples
@@ -39,6 +39,7 @@ __all__ = [
     "load_data",
     "load_model",
     "load_weights",
+    "model_form",
     "model_sha256",
     "named_sha256",
     "open_model",

@@ -29,8 +29,8 @@ from robust.sources.weights import load_weights, model_sha256, save_weights
 from robust.target import Normalization, Target
 
 __all__ = [
-    "MODELS", "Architecture", "Opened", "load", "load_model", "load_weights", "model_sha256", "open_model",
-    "save_weights", "untrained",
+    "MODELS", "Architecture", "Opened", "load", "load_model", "load_weights", "model_form", "model_sha256",
+    "open_model", "save_weights", "untrained",
 ]  # fmt: skip
 
 FORMS = (
@@ -88,18 +88,33 @@ def open_model(spec: str, weights: str | Path | None = None, *, seed: int = 0) -
     """
     if not isinstance(spec, str):
         raise InputError(f"model: expected a SPEC, one of {FORMS}, got {type(spec).__name__}")
-    scheme, _, name = spec.partition(":")
-    if scheme in _LOADERS and not name:
-        raise InputError(f"model: expected a name after {scheme}:, got {spec!r}; the forms are {FORMS}")
+    form, (_, _, name) = model_form(spec), spec.partition(":")
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed reseeds other devices too, or will once they are in use.
         torch.default_generator.manual_seed(checked_seed(seed))
-        opened = _LOADERS[scheme](name) if scheme in _LOADERS else Opened(_from_python(spec))
+        opened = _LOADERS[form](name) if form in _LOADERS else Opened(_from_python(spec))
     model = opened.model
     if weights is not None:
         # An exported program's names are those of the model it was made from, without the wrapper's.
         load_weights(model.program if isinstance(model, ExportedModel) else model, weights)
     return opened
+
+
+def model_form(spec: str) -> str:
+    """What a model SPEC begins with, such as "onnx"; ".py" of path/to/file.py:factory.
+
+    Raises:
+        InputError: a SPEC of unknown form.
+    """
+    scheme, _, name = spec.partition(":")
+    if scheme in _LOADERS:
+        if not name:
+            raise InputError(f"model: expected a name after {scheme}:, got {spec!r}; the forms are {FORMS}")
+        return scheme
+    path, colon, factory = spec.rpartition(":")
+    if not colon or not factory or Path(path).suffix != ".py":
+        raise InputError(f"model: expected one of {FORMS}, got {spec!r}{_meant(spec)}")
+    return ".py"
 
 
 def untrained(spec: str) -> bool:
@@ -142,9 +157,7 @@ def load(
 
 
 def _from_python(spec: str) -> nn.Module:
-    path, colon, factory = spec.rpartition(":")
-    if not colon or not factory or Path(path).suffix != ".py":
-        raise InputError(f"model: expected one of {FORMS}, got {spec!r}{_meant(spec)}")
+    path, _, factory = spec.rpartition(":")
     return model_from_file(Path(path), factory)
 
 

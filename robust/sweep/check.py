@@ -8,7 +8,7 @@ from pathlib import Path
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
 from robust.hardening import training_options
-from robust.sources import DATASETS, MODELS, SPLITS, check_groups, data_form, untrained
+from robust.sources import DATASETS, MODELS, SPLITS, check_groups, data_form, model_form, untrained
 from robust.sources.origin import GRAPHS
 from robust.suites import resolve
 from robust.sweep.cells import Cell, CurveCell, Pair, curve_cells, pairs, plan
@@ -66,14 +66,13 @@ def _check_behind(pair: Pair) -> None:
 
 
 def _check_model(spec: str, weights: str | None) -> None:
-    scheme, _, name = spec.partition(":")
-    file, _, factory = spec.rpartition(":")
-    if scheme == "builtin":
+    form, (_, _, name) = model_form(spec), spec.partition(":")
+    if form == "builtin":
         _ = MODELS[name]
-    elif scheme in GRAPHS:
+    elif form in GRAPHS:
         _check_file("model", name)
-    elif factory and file.endswith(".py"):
-        _check_file("model", file)
+    elif form == ".py":
+        _check_file("model", spec.rpartition(":")[0])
     if weights is not None:
         _check_file("weights", weights)
 
