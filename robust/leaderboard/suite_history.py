@@ -491,4 +491,22 @@ HISTORY: Final[dict[tuple[str, int], dict[str, str]]] = {
         "corruptions": "8030454afaa9d84e6333b5d704b98e26",
         "patch": "5d87e198c6415843cd495eec542267ff",
     },
+    ("standard", 29): {
+        "linf": "c73186d798ccd2d1cfa0c7d47758e773",
+        "l2": "e158a7d418ed3d4d82da7b3b6641e5e6",
+        "l1": "427f261b1b1b71bf1ea071a915d0a463",
+        "l0": "d95b39a3d793d53fd863fcbea2066c1b",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
+    ("thorough", 29): {
+        "linf": "09481055a90ad02a026c95dd410d80bc",
+        "l2": "44abefe2b35405dd88b76492361a1c1a",
+        "l1": "5865bd4726b54c9d132ddd7445e88493",
+        "l0": "5b69c16c94d4d6b47b4d6ccd556f0ae7",
+        "spatial": "ba6f0bef4d4d7dccdda08806dcebace4",
+        "corruptions": "8030454afaa9d84e6333b5d704b98e26",
+        "patch": "5d87e198c6415843cd495eec542267ff",
+    },
 }
