@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,13 @@ def rows_of(text: str) -> pd.DataFrame:
 
 def summed_up(name: str) -> dict[str, Any]:
     """The line of one table."""
-    text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    text = _text_of(name)
     rows = rows_of(text)
-    images = re.search(r"on (\d+) images each", text)
-    assert images is not None
-    passes = (rows["aa forwards"] + rows["aa backwards"]) / (rows["forwards"] + rows["backwards"])
-    time = rows["aa seconds"] / rows["seconds"]
+    passes, time = _ratios(rows)
     return {
-        "table": f"[{name}](benchmarks/results/{name}.md)",
+        "table": f"[{name}](results/{name}.md)",
         "settings": len(rows),
-        "images each": images[1],
+        "images each": _images(text),
         "above AutoAttack": int((rows["robust %"] > rows["aa robust %"]).sum()),
         "broken here only": int(rows["broken here only"].sum()),
         "left here only": int(rows["left here only"].sum()),
@@ -70,6 +68,37 @@ def summed_up(name: str) -> dict[str, Any]:
     }
 
 
+def together(names: Sequence[str]) -> str:
+    """What tables say as one, in a sentence."""
+    tables = {name: rows_of(_text_of(name)) for name in names}
+    rows = pd.concat(tables.values())
+    images = sum(len(rows) * _images(_text_of(name)) for name, rows in tables.items())
+    passes, time = _ratios(rows)
+    return (
+        f"{len(rows)} settings, {images:,} images: above AutoAttack in {int((rows['robust %'] > rows['aa robust %']).sum())}, "
+        f"broken here only {int(rows['broken here only'].sum())}, left here only {int(rows['left here only'].sum())}; "
+        f"passes {passes.min():.0f} to {passes.max():.0f} times fewer, the median {passes.median():.0f}, at least 20 in "
+        f"{int((passes >= 20).sum())}; time {time.min():.0f} to {time.max():.0f} times less, the median {time.median():.0f}."
+    )
+
+
+def _text_of(name: str) -> str:
+    return (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def _images(text: str) -> int:
+    """How many images each setting has."""
+    found = re.search(r"on (\d+) images each", text)
+    assert found is not None
+    return int(found[1])
+
+
+def _ratios(rows: pd.DataFrame) -> tuple[pd.Series[float], pd.Series[float]]:
+    """AutoAttack's passes and seconds over ours."""
+    passes = (rows["aa forwards"] + rows["aa backwards"]) / (rows["forwards"] + rows["backwards"])
+    return passes, rows["aa seconds"] / rows["seconds"]
+
+
 def main() -> None:
     names = sys.argv[1:] or [f"verdict-{name}-cpu" for name in TABLES]
     print(
@@ -77,6 +106,8 @@ def main() -> None:
             [summed_up(name) for name in names], headers="keys", tablefmt="github", disable_numparse=True
         )
     )
+    balls = [name for name in names if name not in ("verdict-l1-cpu", "verdict-l0-cpu")]
+    print(f"\nIn linf and l2: {together(balls)}")
 
 
 if __name__ == "__main__":
