@@ -134,13 +134,13 @@ def standard(threat: Threat) -> list[Stage]:
     far outside inwards and FAB towards more classes where the two disagree or the boundary is near, steps towards nine
     classes, random search as a probe, and of what is near random search and ascents in turns. A survivor costs some tens to
     some hundreds of passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 28): 7 steps on the
-    margin, and FAB, which ends early where the surface is straight; random search for a few values that change by much, and swaps of them where that
-    came near; APGD, which comes in from outside, on two losses, from 4 and from 16 times the radius; from six more starts
-    where the latter came nearer; FAB towards three classes more and APGD from nine and eight starts where they came near;
-    longer, and towards nine classes, where the logits do not tell; squares as a probe.
-    l0 (version 19): sigma-zero, and random search for all; where these came near, sigma-zero for longer and a search by
-    swaps. spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says
-    whether gradients tell.
+    margin, and FAB, which ends early where the surface is straight; random search for a few values that change by much,
+    and swaps of them where that came near; APGD, which comes in from outside, on two losses, from 4 and from 16 times the
+    radius; from six more starts where the latter came nearer; FAB towards three classes more and APGD from nine and eight
+    starts where they came near; longer, and towards nine classes, where the logits do not tell; squares as a probe. l0
+    (version 19): sigma-zero, and random search for all; where these came near, sigma-zero for longer and a search by swaps.
+    spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says whether
+    gradients tell.
     """
     if threat.norm in _FAMILIES:
         return _all(*_FAMILIES[threat.norm])
@@ -349,8 +349,8 @@ def _l0() -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf and l2 (version 29): a longer ascent towards each class with hops where it came near, one or two
-    long chains of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
+    linf and l2 (version 29): a longer ascent towards each class with hops where it came near, one or two long chains of
+    hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
     where the 1,000 brought a sample nearer. l1 (version 28) and l0 (version 19): the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
