@@ -21,6 +21,7 @@ from robust.default_device import callers_device
 from robust.errors import InputError, ModelError
 from robust.failures import named, out_of_memory
 from robust.loans import Loan, lent
+from robust.pooling import quick_pooling
 from robust.reentrant import differentiable_checkpoints
 from robust.tf32 import without_tf32
 from robust.threat import pair_of_bounds
@@ -157,9 +158,10 @@ class Target:
 
     def _settle_torch(self, loan: Loan) -> None:
         """What holds for all threads."""
-        checkpoints = differentiable_checkpoints()
-        checkpoints.__enter__()
-        loan.afterwards(lambda: checkpoints.__exit__(None, None, None))
+        patches = [differentiable_checkpoints(), *([quick_pooling()] if self.device.type == "cpu" else [])]
+        for patch in patches:
+            patch.__enter__()
+            loan.afterwards(functools.partial(patch.__exit__, None, None, None))
         loan.afterwards(functools.partial(torch.set_default_dtype, torch.get_default_dtype()))
         torch.set_default_dtype(torch.float32)
         if self.device.type == "cuda" and not self._tf32:
