@@ -2,10 +2,10 @@
 
 python benchmarks/slopes.py [--results NAME] --case MODEL,WEIGHTS,DATA,THREAT [--case ...]
 
-Of twelve samples' medians: the slope along the gradient as a share of the steepest; how many times as fast as the gradient
+Medians of six samples, or of twelve where six leave a doubt: the slope along the gradient as a share of the steepest; how many times as fast as the gradient
 says the margin rises along it nearby ("-" where in proportion, or the surface is not straight there); what of that lasts
 over the threat's scale ("-" where the threat is too small to tell); and the cosine of the slopes along random directions and
-those that the gradient says ("-" where the surface is not straight).
+those that the gradient says ("-" where the surface is not straight). And the passes that it took, both ways.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def measured(case: str) -> list[str]:
             right = target.logits(x).argmax(1) == y
         found = slope.uphill(target, x[right], y[right], threat)
     figures = (found.share, found.excess, found.lasting, found.alike)
-    return [f"{name} {threat}", *("-" if figure != figure else f"{figure:.2f}" for figure in figures)]
+    told = ("-" if figure != figure else f"{figure:.2f}" for figure in figures)
+    return [f"{name} {threat}", *told, str(found.forwards + found.backwards)]
 
 
 def main() -> None:
@@ -40,7 +41,9 @@ def main() -> None:
     parser.add_argument("--case", action="append", required=True, metavar="MODEL,WEIGHTS,DATA,THREAT")
     parser.add_argument("--results", metavar="NAME")
     options = parser.parse_args()
-    heads = ("model and threat", "share of the steepest", "times what the gradient says", "lasting", "cosine")
+    heads = (
+        "model and threat", "share of the steepest", "times what the gradient says", "lasting", "cosine", "passes",
+    )  # fmt: skip
     table = tabulate([measured(case) for case in options.case], heads, "github", disable_numparse=True)
     foot = f"{hardware()}\nCommand: python benchmarks/slopes.py, with the cases named in the rows."
     text = f"# Slopes of honest models\n\n{table}\n\n{foot}\n"

@@ -13,6 +13,9 @@ from wrapped import Wrap, seen_first, with_gradient
 
 import robust
 from robust.bpda import Substituted
+from robust.diagnose import slope
+from robust.target import Target
+from robust.threat import Threat
 
 
 def scrambled(gradient: Tensor) -> Tensor:
@@ -42,6 +45,19 @@ def test_a_gradient_that_is_not_the_slope_is_told(
     report = robust.evaluate(model, digits, threat="linf:0.1", suite=ENOUGH, device="cpu")
     assert "gradient-model" in {finding["check"] for finding in report.findings}
     assert report.trust == "unreliable"
+
+
+def test_more_samples_are_looked_at_where_a_few_leave_a_doubt(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits
+    cost = {}
+    for name, model in {"honest": net, "scrambled": Wrap(net, LIES["scrambled"]).eval()}.items():
+        with Target(model, device="cpu") as target:
+            found = slope.uphill(target, x, y, Threat.parse("linf:0.1"))
+        cost[name] = found.backwards
+        assert found.clear is (name == "honest")
+    assert cost["honest"] < slope.SAMPLES * 4 < cost["scrambled"]
 
 
 NEVER_TWICE: dict[str, Callable[[Tensor], Tensor]] = {

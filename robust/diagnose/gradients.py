@@ -12,7 +12,7 @@ from torch import Tensor
 from robust import copies
 from robust.attacks.geometry import random_start
 from robust.diagnose import checks, roughness, slope
-from robust.diagnose.answers import COMPANY, SHARE, Preflight, ask, drift_of, rounding
+from robust.diagnose.answers import AGAIN, COMPANY, SHARE, Preflight, ask, drift_of, rounding
 from robust.errors import RobustError
 from robust.failures import out_of_memory
 from robust.losses import ce, likeliest_other, margin
@@ -71,9 +71,10 @@ def of_margin(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefli
     return gradients[1]
 
 
-def steady(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Preflight) -> bool:
-    """Is the margin's gradient ((N, D) at x) the same a second time, as the logits are?"""
-    again = _gradient_of(target, x, lambda logits: margin(logits, y), seen)
+def steady(target: Target, x: Tensor, y: Tensor, seen: Preflight) -> bool:
+    """Is the margin's gradient the same a second time, as the logits are?"""
+    x, y = x[:AGAIN], y[:AGAIN]
+    gradient, again = (_gradient_of(target, x, lambda logits: margin(logits, y), seen) for _ in range(2))
     moved, size = (g.double().nan_to_num(0, 0, 0).norm(dim=1) for g in (again - gradient, gradient))
     share = float((moved / size.clamp_min(1e-300)).clamp_max(1.0).mean())
     if share <= _SAME_SLOPE:
@@ -220,14 +221,20 @@ def jumps(target: Target, x: Tensor, y: Tensor, _: None, seen: Preflight) -> Non
 
 
 def blocked(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Preflight) -> None:
-    """Does the margin's gradient ((N, D) at x) change from the faces of the box to just inside, as behind a clamp?"""
+    """Does the margin's gradient ((N, D) at x) change from the faces of the box to just inside, as behind a clamp?
+
+    It is asked of the samples with the most values at a face.
+    """
     inward = copies.off_faces(x, target.bounds)
-    if type(target).logits is not Target.logits or bool((inward == x).all()):
+    at_faces = (inward != x).flatten(1).float().mean(1)
+    if type(target).logits is not Target.logits or not bool(at_faces.any()):
         return
-    inside = _gradient_of(target, inward, lambda logits: margin(logits, y), seen)
-    here, there = ((slopes != 0) & slopes.isfinite() for slopes in (gradient, inside))
+    rows = at_faces.topk(min(AGAIN, len(x))).indices
+    y = y[rows]
+    inside = _gradient_of(target, inward[rows], lambda logits: margin(logits, y), seen)
+    here, there = ((slopes != 0) & slopes.isfinite() for slopes in (gradient[rows], inside))
     freed = (there.sum(1) - here.sum(1)) / there.sum(1).clamp_min(1)  # ties only move from pixel to pixel
-    seen.blocked = float((freed > SHARE).float().mean()) > SHARE
+    seen.blocked = int((freed > SHARE).sum()) > SHARE * len(x)
 
 
 def passed(largest: Tensor) -> Tensor:

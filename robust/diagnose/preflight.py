@@ -68,7 +68,7 @@ def _looked(target: Target, x: Tensor, y: Tensor, threat: Threat | None, highest
             _moved(answers.stability, target, x, y, logits, seen)
     gradient = gradients.of_margin(target, x, y, logits, seen)
     if gradient is not None and not seen.randomized:
-        steady = target.randomized or gradients.steady(target, x, y, gradient, seen)
+        steady = target.randomized or gradients.steady(target, x, y, seen)
         still = target.still() if isinstance(target, EOT) else target
         if still is not target:
             _moved(gradients.as_deployed, still, x, y, None, seen)

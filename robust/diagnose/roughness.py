@@ -26,6 +26,8 @@ MOST: Final = 0.6
 TURNS: Final = 0.06
 KEPT: Final = 0.2  # of a continuous rise 1 / 64 is left
 _SAMPLES: Final = 16
+_FIRST: Final = 6  # that many tell enough of a surface
+_CLEAR: Final = 0.3  # that is no more uneven than this
 _POINTS: Final = 9
 _RADII, _WIDEST = 3.0, 0.1  # how far a pixel is moved each way: radii, and of the box at most
 _LEAST_RADIUS: Final = 0.03  # of the box: within less, 8-bit pixels and activations are steps, too
@@ -84,13 +86,23 @@ def rough(target: Target, x: Tensor, y: Tensor, threat: Threat | None, rounding:
 
     Args:
         target: entered; deterministic and differentiable.
-        x, y: samples on its device, (N, ...) and (N,); the first 16 are looked at.
+        x, y: samples on its device, (N, ...) and (N,); the first 16 are looked at, or 6 that leave no doubt.
         threat: of norm linf or l2 and more than a few grey levels; of any other nothing is told.
         rounding: how far logits may be off by rounding alone, as a share of their size: what moves by little more tells nothing.
     """
     if threat is None or threat.norm not in ("linf", "l2"):
         return Rough(0.0)
-    x, y = x[:_SAMPLES], y[:_SAMPLES]
+    first = _rough(target, x[:_FIRST], y[:_FIRST], threat, rounding)
+    if first.reach == 0 or first.share < _CLEAR or len(x) <= _FIRST:
+        return first
+    found = _rough(target, x[:_SAMPLES], y[:_SAMPLES], threat, rounding)
+    return found._replace(
+        forwards=first.forwards + found.forwards, backwards=first.backwards + found.backwards
+    )
+
+
+def _rough(target: Target, x: Tensor, y: Tensor, threat: Threat, rounding: float) -> Rough:
+    """`rough` of all these samples."""
     line = _line(target, x, y, threat)
     reach = float(line.reach.median())
     if reach < _RADII * _LEAST_RADIUS * (target.bounds[1] - target.bounds[0]):
@@ -160,7 +172,8 @@ def _line(target: Target, x: Tensor, y: Tensor, threat: Threat) -> _Line:
 def jump(target: Target, x: Tensor, y: Tensor) -> tuple[float, int]:
     """How far the margin jumps at a boundary, in clean margins (the samples' median; nan: not to be told), and forwards.
 
-    On the way from each sample to one that is taken for another class, halved until both ends are all but one point.
+    On the way from each sample to one that is taken for another class, halved until both ends are all but one point, or
+    less lies between the margins there than a jump would leave.
 
     Args:
         target: entered; deterministic.
@@ -179,6 +192,7 @@ def jump(target: Target, x: Tensor, y: Tensor) -> tuple[float, int]:
     label, inner, outer = y[right], x[right], x[partner]
     clean = margin(logits[right], label).double()
     below, above = clean, margin(logits[partner], label).double()
+    gap, forwards = math.inf, len(x)
     for _ in range(_HALVINGS):
         middle = (inner + outer) / 2
         height = margin(target.logits(middle), label).double()
@@ -188,4 +202,10 @@ def jump(target: Target, x: Tensor, y: Tensor) -> tuple[float, int]:
             torch.where(per_row(out, x), middle, outer),
         )
         below, above = torch.where(out, below, height), torch.where(out, height, above)
-    return float(((above - below) / clean.abs().clamp_min(1e-300)).median()), len(x) + _HALVINGS * len(right)
+        gap, forwards = (
+            float(((above - below) / clean.abs().clamp_min(1e-300)).median()),
+            forwards + len(right),
+        )
+        if gap <= JUMP:
+            break
+    return gap, forwards

@@ -22,6 +22,7 @@ from robust.target import Target
 from robust.threat import Threat
 
 SAMPLES: Final = 12
+_FIRST: Final = 6  # that many tell enough of a net whose figures are all far from where they would be told
 LEAST: Final = (
     0.2  # of the steepest slope; honest models measured between .6 and 1.4, straight-through steps from .25
 )
@@ -30,6 +31,8 @@ MOST: Final = (
 )
 LASTING: Final = 0.3  # of the rise nearby, over the threat's scale
 ALIKE: Final = 0.9  # cosine; honest models measured from .96 (benchmarks/results/slopes-cpu.md)
+# Of the first samples' figures: nearer to what would be told than this, and all are looked at.
+_LEAST_CLEAR, _MOST_CLEAR, _LASTING_CLEAR, _ALIKE_CLEAR = 0.4, 1.2, 0.5, 0.95
 _IN_PROPORTION: Final = (
     1.05  # quartiles of the samples: a gradient that is only scaled leads where the slope does
 )
@@ -52,6 +55,12 @@ class Uphill(NamedTuple):
     forwards: int
     backwards: int
 
+    @property
+    def clear(self) -> bool:
+        """Whether no figure is near what would be told of it, so that a few more samples would not change that."""
+        straight = self.share >= _LEAST_CLEAR and self.alike >= _ALIKE_CLEAR  # neither is nan
+        return straight and not (self.excess > _MOST_CLEAR or self.lasting < _LASTING_CLEAR)
+
 
 def uphill(target: Target, x: Tensor, y: Tensor, threat: Threat | None) -> Uphill:
     """How steep the margin is along its gradient: 1 for an exact gradient of a straight surface, 0 for a random direction.
@@ -66,7 +75,17 @@ def uphill(target: Target, x: Tensor, y: Tensor, threat: Threat | None) -> Uphil
         x, y: samples on its device, (N, ...) and (N,).
         threat: whose scale is looked at too; None for the fine one alone.
     """
-    x, y = x[:SAMPLES], y[:SAMPLES]
+    first = _uphill(target, x[:_FIRST], y[:_FIRST], threat)
+    if first.clear or len(x) <= _FIRST:
+        return first
+    found = _uphill(target, x[:SAMPLES], y[:SAMPLES], threat)
+    return found._replace(
+        forwards=first.forwards + found.forwards, backwards=first.backwards + found.backwards
+    )
+
+
+def _uphill(target: Target, x: Tensor, y: Tensor, threat: Threat | None) -> Uphill:
+    """`uphill` of all these samples."""
     fine = _FINE * (target.bounds[1] - target.bounds[0])
     reach, share, excess, lasting, forwards, backwards = math.nan, math.nan, math.nan, math.nan, 0, 0
 
