@@ -75,10 +75,10 @@ class _Line(NamedTuple):
 
     @torch.no_grad()
     def margins(self, shares: Tensor) -> Tensor:
-        """At one share for each sample, or one for all; (N,)."""
-        shares = shares.to(self.middle.dtype).expand(len(self.y))
-        x = self.middle + per_row(shares, self.middle) * self.along
-        return margin(self.target.logits(x), self.y).double()
+        """At shares of the way, (S, 1) for all samples or (S, N), in one pass: (S, N)."""
+        shares = shares.to(self.middle.dtype).expand(-1, len(self.y))
+        x = torch.cat([self.middle + per_row(share, self.middle) * self.along for share in shares])
+        return margin(self.target.logits(x), self.y.repeat(len(shares))).double().view(shares.shape)
 
 
 def rough(target: Target, x: Tensor, y: Tensor, threat: Threat | None, rounding: float) -> Rough:
@@ -108,7 +108,7 @@ def _rough(target: Target, x: Tensor, y: Tensor, threat: Threat, rounding: float
     if reach < _RADII * _LEAST_RADIUS * (target.bounds[1] - target.bounds[0]):
         return Rough(0.0, forwards=len(x), backwards=len(x))
     shares = torch.linspace(-1, 1, _POINTS, device=x.device)
-    values = torch.stack([line.margins(share) for share in shares])
+    values = line.margins(shares[:, None])
     gains = values.diff(dim=0)
     moved = gains.abs().sum(0)
     usable = moved.isfinite() & (moved > _ROUNDINGS * rounding * line.size)
@@ -140,7 +140,7 @@ def _kept(line: _Line, shares: Tensor, values: Tensor) -> Tensor:
     for _ in range(_CLOSER):
         (low, below), (high, above) = ends
         middle = (low + high) / 2
-        value = line.margins(middle)
+        value = line.margins(middle[None])[0]
         lower = (value - below).abs() > (above - value).abs()
         ends = [
             (torch.where(lower, low, middle), torch.where(lower, below, value)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 import torch
@@ -119,7 +120,7 @@ def _alike(target: Target, x: Tensor, y: Tensor, reach: float) -> float:
     gradient, here = _gradient(target, x, y)
     with torch.no_grad():
         moves = _moves(x, reach)
-        lean, bend = _leans(lambda point: margin(target.logits(point), y).double(), x, here, moves)
+        lean, bend = _leans(partial(_heights, target, y), x, here, moves)
         said = torch.stack([(gradient * move).flatten(1).double().sum(1) for move in moves])
         cosine = (lean * said).sum(0) / (lean.norm(dim=0) * said.norm(dim=0)).clamp_min(1e-300)
     usable = cosine.isfinite() & (lean.norm(dim=0) > 0) & (said.norm(dim=0) > 0)
@@ -172,20 +173,18 @@ def _at(target: Target, x: Tensor, y: Tensor, reach: float, directions: int) -> 
     low, high = target.bounds
     x = x.clamp(low + reach, high - reach)  # away from the faces, so that no move leaves the box
     gradient, here = _gradient(target, x, y)
-
-    def height(point: Tensor) -> Tensor:
-        return margin(target.logits(point), y).double()
-
+    heights = partial(_heights, target, y)
     with torch.no_grad():
         largest = gradient.flatten(1).abs().amax(1)
         along = (gradient / per_row(largest.clamp_min(1e-30), x)).nan_to_num(0, 0, 0) * reach
         length = along.flatten(1).double().norm(dim=1)
-        rise = height(x + along) - height(x - along)
+        ahead, behind = heights([x + along, x - along])
+        rise = ahead - behind
         said = 2 * length.square() / reach * largest.double()  # the gradient is `along` times largest / reach
         usable = (largest > 0) & largest.isfinite() & rise.isfinite()
         steepest, bend = torch.ones_like(rise), torch.zeros_like(rise)
         if directions:
-            steepest, bend = _steepest(height, x, here, reach, directions)
+            steepest, bend = _steepest(heights, x, here, reach, directions)
             usable &= (steepest > 0) & steepest.isfinite()
         return _Slopes((rise / (2 * length) / steepest)[usable], bend[usable], (rise / said)[usable])
 
@@ -198,11 +197,17 @@ def _gradient(target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return gradient, value.detach().double()
 
 
+@torch.no_grad()
+def _heights(target: Target, y: Tensor, points: list[Tensor]) -> Tensor:
+    """Margins at points ((N, ...) each), in one pass: (points, N)."""
+    return margin(target.logits(torch.cat(points)), y.repeat(len(points))).double().view(-1, len(y))
+
+
 def _steepest(
-    height: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, reach: float, directions: int
+    heights: Callable[[list[Tensor]], Tensor], x: Tensor, here: Tensor, reach: float, directions: int
 ) -> tuple[Tensor, Tensor]:
     """By central differences along random signs: the norm of the slope, and bends over slopes, (N,) each."""
-    lean, bend = _leans(height, x, here, _moves(x, reach, directions))
+    lean, bend = _leans(heights, x, here, _moves(x, reach, directions))
     return lean.square().mean(0).sqrt() / reach, _bent(lean, bend)
 
 
@@ -216,15 +221,11 @@ def _moves(x: Tensor, reach: float, directions: int = _DIRECTIONS) -> list[Tenso
 
 
 def _leans(
-    height: Callable[[Tensor], Tensor], x: Tensor, here: Tensor, moves: list[Tensor]
+    heights: Callable[[list[Tensor]], Tensor], x: Tensor, here: Tensor, moves: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """What height gains by each move, and its bend over it: (moves, N) each."""
-    leans, bends = [], []
-    for move in moves:
-        ahead, behind = height(x + move), height(x - move)
-        leans.append((ahead - behind) / 2)
-        bends.append((ahead + behind) / 2 - here)
-    return torch.stack(leans), torch.stack(bends)
+    """What is gained by each move, and its bend over it: (moves, N) each."""
+    ahead, behind = heights([x + move for move in moves] + [x - move for move in moves]).chunk(2)
+    return (ahead - behind) / 2, (ahead + behind) / 2 - here
 
 
 def _bent(lean: Tensor, bend: Tensor) -> Tensor:
