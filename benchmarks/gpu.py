@@ -33,6 +33,7 @@ from robust.run import WAVE, Run
 from robust.sources import Samples
 from robust.target import Target
 from robust.threat import Threat
+from robust.timing import pick_micro_batch
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 40
@@ -232,7 +233,7 @@ def pgd(name: str, model: nn.Module, samples: Samples, threat: Threat, device: t
     attack = PGD(steps=STEPS, loss="ce")
     with Target(model, device=device) as target:
         search, _ = engine.fastest(target, x, y, len(x))
-        batch = search.pick_micro_batch(lambda size: x[torch.arange(size, device=device) % len(x)], len(x))
+        batch = pick_micro_batch(search, lambda size: x[torch.arange(size, device=device) % len(x)], len(x))
 
         def run(on: Target) -> None:
             for rows in torch.arange(len(x), device=device).split(WAVE * batch):

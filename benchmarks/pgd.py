@@ -28,6 +28,7 @@ from robust.run import WAVE
 from robust.sources import load_data, load_model
 from robust.target import Target
 from robust.threat import Threat
+from robust.timing import pick_micro_batch
 
 STEPS, EPS = 40, 1e-4
 PEER_BATCHES = (16, 32, 64, 128, 256, 1000)
@@ -73,7 +74,7 @@ def compare(name: str, model: nn.Module, x: Tensor, y: Tensor, repeats: int, *, 
     target = Target(model, device="cpu")
     with target:
         search, name_of = engine.fastest(target, x, y, len(x)) if slow else (target, engine.PLAIN)
-        best = search.pick_micro_batch(lambda size: x[torch.arange(size) % len(x)], len(x))
+        best = pick_micro_batch(search, lambda size: x[torch.arange(size) % len(x)], len(x))
     batches = [size for size in PEER_BATCHES if size <= len(x)]
     peer_batch = min(batches, key=lambda size: clock(lambda: theirs(model, x, y, size, STEPS // 8)))
     passes = ours(target, search, x, y, best)

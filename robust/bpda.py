@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robust.errors import InputError, ModelError
-from robust.target import Behind, Normalization, Target
+from robust.in_front import Behind, Normalization
+from robust.target import Target
 
 Transform = Callable[[Tensor], Tensor]
 

@@ -17,6 +17,7 @@ from robust import copies
 from robust.failures import out_of_memory
 from robust.losses import likeliest_other, margin
 from robust.target import Target
+from robust.timing import timed
 
 PLAIN: Final = "plain"
 GRAPHS: Final = "graphs"
@@ -207,4 +208,4 @@ def _apart(reference: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tu
 
 def _seconds(target: Target, x: Tensor, y: Tensor) -> float:
     """Of a forward and input-gradient pass, the best of three."""
-    return min(target.timed(lambda: _look(target, x, y)) for _ in range(3))
+    return min(timed(target.device, lambda: _look(target, x, y)) for _ in range(3))

@@ -13,6 +13,7 @@ from robust.attacks import Attack
 from robust.default_device import books_on_the_cpu
 from robust.eot import EOT, Vote
 from robust.errors import InputError
+from robust.in_front import Normalization
 from robust.parts import PartInterrupted, Plan, attack_part, join
 from robust.quantized import attackable
 from robust.report import Report
@@ -20,7 +21,7 @@ from robust.rng import checked_seed
 from robust.run import Precision, Progress, Settings
 from robust.sources import as_samples
 from robust.suites import resolve, resolve_minimizing
-from robust.target import Normalization, Target, check_given
+from robust.target import Target, check_given
 from robust.threat import Threat
 from robust.whole_box import tell, whole_box
 

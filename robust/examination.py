@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from robust import diagnose
 from robust.diagnose import checks
 from robust.failures import naming_failures
+from robust.in_front import Normalization
 from robust.sources import Samples
-from robust.target import Normalization, Target
+from robust.target import Target
+from robust.timing import pick_micro_batch
 
 State = Literal["ok", "look", "bad"]
 _SAMPLES: Final = 256
@@ -214,8 +216,8 @@ def _memory(patient: _Patient, *, differentiable: bool) -> None:
         if differentiable
         else 0
     )
-    micro_batch = target.pick_micro_batch(
-        lambda size: x[torch.arange(size, device=x.device) % len(x)], max(len(x), _SAMPLES)
+    micro_batch = pick_micro_batch(
+        target, lambda size: x[torch.arange(size, device=x.device) % len(x)], max(len(x), _SAMPLES)
     )
     patient.lines.append(Line("memory per sample", f"{held / 2**20:.2f} MiB (input {row / 2**20:.2f} MiB)"))
     patient.lines.append(

@@ -19,8 +19,10 @@ from robust.defenses.data import count_classes
 from robust.defenses.devices import rank
 from robust.defenses.plots import plot_history
 from robust.defenses.pseudo_labels import pseudo_labelled
+from robust.devices import resolve_device
 from robust.errors import DataError, InputError, StoreError
 from robust.evaluation import Suite, evaluate
+from robust.in_front import bare
 from robust.leaderboard import Record, Store
 from robust.quantized import attackable
 from robust.report import Report
@@ -28,7 +30,7 @@ from robust.rng import checked_seed
 from robust.run import Progress
 from robust.sources import Samples, as_samples, load, save_weights
 from robust.suites import resolve
-from robust.target import Target, bare, resolve_device
+from robust.target import Target
 from robust.threat import UNIT, Threat, pair_of_bounds
 
 

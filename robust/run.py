@@ -29,6 +29,7 @@ from robust.sources.spool import Kept
 from robust.suites import Stage
 from robust.target import Target, in_parts
 from robust.threat import Threat
+from robust.timing import pick_micro_batch
 from robust.verdicts import BROKEN, SURVIVED, Verdicts
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -150,8 +151,10 @@ class Run:
             if known.micro_batch < len(known.samples):
                 self.micro_batch = known.micro_batch
         if not self.micro_batch:
-            self.micro_batch = self.search.pick_micro_batch(
-                lambda size: self.load(torch.arange(size) % len(self.samples))[0], len(self.samples)
+            self.micro_batch = pick_micro_batch(
+                self.search,
+                lambda size: self.load(torch.arange(size) % len(self.samples))[0],
+                len(self.samples),
             )
         self._classify()
 

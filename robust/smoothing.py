@@ -19,10 +19,11 @@ from robust.default_device import books_on_the_cpu
 from robust.errors import InputError, StoreError
 from robust.failures import naming_failures
 from robust.files import replacing
+from robust.in_front import Normalization
 from robust.rng import Streams, checked_seed
 from robust.sources import as_samples, check_labels, model_sha256
 from robust.stats import interval
-from robust.target import Normalization, Target, check_given
+from robust.target import Target, check_given
 from robust.threat import UNIT
 from robust.whole_box import tell, wide_noise
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from robust import convolutions
 from robust.default_device import callers_device
+from robust.devices import resolve_device, wake_autograd
 from robust.errors import InputError, ModelError
-from robust.failures import named, out_of_memory
+from robust.failures import named
+from robust.in_front import Behind, Normalization, prepared, read_moments
 from robust.loans import Loan, lent
 from robust.pooling import quick_pooling
 from robust.reentrant import differentiable_checkpoints
@@ -29,15 +29,6 @@ from robust.threat import pair_of_bounds
 if TYPE_CHECKING:
     from robust.sources.preprocess import Preprocessing
 
-Normalization = tuple[float | Sequence[float], float | Sequence[float]]
-_CANDIDATE_BATCHES = (16, 32, 64, 128, 256, 512, 1024, 2048)
-_SLOW_ROW, _VERY_SLOW_ROW = 5e-4, 5e-3  # seconds
-_SLOW_ROW_BATCH = 32  # enough for such rows,
-_SLOW_ROW_SHARE = 8  # or one of so many parts of the samples
-_PAYS, _AS_GOOD = 0.95, 1.02  # of the least cost of a row so far: what a larger batch gains, what it may lose
-_BETWEEN = 3e-4  # seconds that an attack takes between two passes
-_SHORT = 0.01  # seconds
-_FINE = 1e-5  # seconds
 _ONE_LOGIT = "; a binary net with one logit z should return two: torch.cat([-z, z], 1)"
 _TINY = 1e-38  # smallest normal float32, under which log-probabilities are cut off
 
@@ -107,7 +98,7 @@ class Target:
         self.probabilities = probabilities
         self.found_probabilities = False  # by an evaluation, which later ones are to say, too
         self.size, self.preprocessing = size, preprocessing
-        self._mean, self._std = _moments(normalize, self.device)
+        self._mean, self._std = read_moments(normalize, self.device)
         self._tf32 = tf32
         self._retraceable: Target | None = None
         self._overwrites: bool | None = None  # whether the model writes into its input, once a pass has told
@@ -188,7 +179,7 @@ class Target:
         if self.device.type == "cpu":
             loan.afterwards(functools.partial(convolutions.restore, convolutions.quicken(self.model)))
         elif self.device.type == "cuda":
-            _wake_autograd(self.device)
+            wake_autograd(self.device)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of inputs in bounds: (N, ...) -> (N, C), float32.
@@ -198,7 +189,7 @@ class Target:
                 fails on the input. Elsewhere whatever it raises is passed on.
         """
         try:
-            out = self._answer(_prepared(x, self.size, self._mean, self._std))
+            out = self._answer(prepared(x, self.size, self._mean, self._std))
         except Exception as error:
             said = named(error, x, self._mean, self.model)
             if said is None:
@@ -250,7 +241,7 @@ class Target:
             )
         if self.normalize is None and self.size is None:
             return self.model
-        mean, std = _moments(self.normalize, torch.device("cpu"))
+        mean, std = read_moments(self.normalize, torch.device("cpu"))
         return Behind(self.model, mean, std, self.size)
 
     def twin(self, model: nn.Module) -> Self:
@@ -259,135 +250,6 @@ class Target:
         twin.model = model.eval().requires_grad_(False)
         twin._uses, twin.replay = {}, None
         return twin
-
-    def pick_micro_batch(self, rows: Callable[[int], Tensor], limit: int) -> int:
-        """The batch size with the least measured time a sample, forward and input gradient.
-
-        Args:
-            rows: gives that many samples on the device.
-            limit: never more than this.
-
-        Of sizes that are about as good the largest: what is left of a wave then fills fewer batches. Sizes grow while they
-        pay (by 5 % at least; where passes are short, until two in turn did not) and memory lasts. Where a row costs
-        about a millisecond, larger batches gain little and measuring them costs seconds: sizes grow with the samples.
-        """
-        best, least, vain = 1, float("inf"), 0
-        sizes = [size for size in _CANDIDATE_BATCHES if size < limit]
-        for size in [*sizes, min(limit, _CANDIDATE_BATCHES[-1])]:
-            try:
-                seconds = self._cost(rows(size))
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                break
-            cost = (seconds + _BETWEEN) / size
-            if cost <= _AS_GOOD * least:
-                best = size
-            vain = 0 if cost <= _PAYS * least else vain + 1
-            least = min(least, cost)
-            if vain and (vain == 2 or seconds > _SHORT):
-                break
-            if cost > _SLOW_ROW and size >= _enough(cost, limit):
-                break
-        return best
-
-    def _cost(self, x: Tensor) -> float:
-        """Seconds for a forward and input-gradient pass, the best of three (of two where it takes long)."""
-        seconds: list[float] = []
-        while len(seconds) < 2 or (len(seconds) < 3 and seconds[-1] < _SHORT):
-            seconds.append(self.timed(lambda: self.both_ways(x)))
-        return min(seconds)
-
-    def timed(self, call: Callable[[], object]) -> float:
-        """Seconds that a call takes on the device.
-
-        Of the processor's time where one thread computes: on a busy machine, such as a CI runner, the wall clock counts what
-        others do meanwhile, and the longer a call the more.
-        """
-        clock = time.process_time if self.device.type == "cpu" and _one_thread() else time.perf_counter
-        self.synchronize()
-        start = clock()
-        call()
-        self.synchronize()
-        return clock() - start
-
-    def both_ways(self, x: Tensor) -> None:
-        """A pass to be timed: forward and backward, or forward alone where no gradient can be had."""
-        point = x.detach().requires_grad_()
-        try:
-            logits = self.logits(point)
-            if logits.requires_grad:
-                torch.autograd.grad(logits.sum(), point, allow_unused=True)
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            with torch.no_grad():
-                self.logits(x)
-
-    def synchronize(self) -> None:
-        """Wait for the device, so that a clock tells the truth."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-def _enough(cost: float, samples: int) -> int:
-    """The largest batch to try where a row costs this much: measuring takes some hundredth of what so many samples take.
-
-    Rows that cost far more are wide or deep, and hold much memory.
-    """
-    return _SLOW_ROW_BATCH if cost > _VERY_SLOW_ROW else max(_SLOW_ROW_BATCH, samples // _SLOW_ROW_SHARE)
-
-
-def _one_thread() -> bool:
-    """Whether one thread computes, and the processor's time is finely told (it is not on Windows)."""
-    return torch.get_num_threads() == 1 and time.get_clock_info("process_time").resolution <= _FINE
-
-
-class Behind(nn.Module):
-    """A model behind what a Target has before it: model((scaled(front(x)) - mean) / std).
-
-    Args:
-        model: what sees the result.
-        mean, std: (C,) or scalars; None for none.
-        size: (height, width) that images are scaled to, differentiably; None for none.
-        front: comes first of all; None for nothing.
-    """
-
-    mean: Tensor | None
-    std: Tensor | None
-
-    def __init__(
-        self,
-        model: nn.Module,
-        mean: Tensor | None = None,
-        std: Tensor | None = None,
-        size: tuple[int, int] | None = None,
-        *,
-        front: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.front, self.model, self.size = front, model, size
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x if self.front is None else self.front(x)
-        out: Tensor = self.model(_prepared(x, self.size, self.mean, self.std))
-        return out
-
-
-def bare(module: nn.Module) -> nn.Module:
-    """The model inside what `Target.as_module` gave; any other module as it is."""
-    return module.model if isinstance(module, Behind) and module.front is None else module
-
-
-def _prepared(x: Tensor, size: tuple[int, int] | None, mean: Tensor | None, std: Tensor | None) -> Tensor:
-    if size is not None and x.dim() == 4 and x.shape[2:] != size:
-        x = interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
-    if mean is not None and std is not None:
-        shape = (-1, *([1] * (x.dim() - 2))) if mean.numel() > 1 else ()
-        x = (x - mean.view(shape)) / std.view(shape)
-    return x
 
 
 def check_given(target: Target, normalize: Normalization | None, bounds: tuple[float, float] | None) -> None:
@@ -413,61 +275,6 @@ def _train_again(model: nn.Module, training: list[nn.Module]) -> None:
     for module in model.modules():
         if hasattr(module, "training"):
             module.training = id(module) in before
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The device that is meant by "auto" (CUDA where there is one), or any torch device.
-
-    Raises:
-        InputError: another text, or CUDA where there is none.
-    """
-    if device == "auto":
-        return (
-            torch.device("cuda", torch.cuda.current_device())
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device: expected 'auto', 'cpu' or 'cuda[:N]', got {device!r}") from error
-    if resolved.type not in ("cpu", "cuda"):
-        raise InputError(
-            f"device: expected 'auto', 'cpu' or 'cuda[:N]', got {device!r}; others are not supported"
-        )
-    if resolved.type == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError(
-                f"device: {device!r} asked for, but this torch sees no CUDA device; use 'cpu' or 'auto'"
-            )
-        if str(resolved) == "cuda":
-            resolved = torch.device("cuda", torch.cuda.current_device())
-    return resolved
-
-
-@functools.cache
-def _wake_autograd(device: torch.device) -> None:
-    """Have autograd's thread for a GPU begin with a plain operation: after cuBLAS torch warns that there was no context."""
-    with torch.enable_grad():
-        x = torch.zeros(1, device=device, requires_grad=True)
-        torch.autograd.grad(x.square().sum(), x)
-
-
-def _moments(normalize: Normalization | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-    if normalize is None:
-        return None, None
-    try:
-        mean, std = (torch.as_tensor(part, dtype=torch.float32, device=device) for part in normalize)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"normalize: expected (mean, std), numbers or one per channel, got {normalize!r}"
-        ) from error
-    finite = bool(mean.isfinite().all() and std.isfinite().all())
-    if mean.numel() != std.numel() or not finite or not bool((std > 0).all()):
-        raise InputError(
-            f"normalize: expected finite mean and std of equal length with std > 0, got {normalize!r}"
-        )
-    return mean, std
 
 
 def _describe_output(out: object) -> str:

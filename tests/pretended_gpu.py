@@ -225,7 +225,7 @@ def pretended_gpu() -> Iterator[None]:
         for name in ("Event", "device", "graph_pool_handle"):
             patch.setattr(torch.cuda, name, _Nothing)
         patch.setattr(Replayed, "__call__", _as_though_recorded)
-        patch.setattr(target, "_wake_autograd", lambda device: None)
+        patch.setattr(target, "wake_autograd", lambda device: None)
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         try:
             with _Operations(), _Functions():

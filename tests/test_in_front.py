@@ -16,12 +16,13 @@ import robust
 from robust.bpda import BPDA
 from robust.eot import EOT
 from robust.errors import InputError
+from robust.in_front import bare
 from robust.leaderboard import Record, Store, verify
 from robust.sources import Preprocessing, load_data, load_weights, model_sha256
 from robust.sweep import load_config, run_sweep
 from robust.sweep.held import hold
 from robust.sweep.tasks import ModelRef, build_target
-from robust.target import Target, bare
+from robust.target import Target
 from robust.transforms import BitDepth
 
 MOMENTS = ((0.3,), (0.35,))

@@ -15,8 +15,9 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
+    from robust.in_front import Normalization
     from robust.sources import Samples
-    from robust.target import Normalization, Target
+    from robust.target import Target
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 ModelOption = Annotated[

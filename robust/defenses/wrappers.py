@@ -16,8 +16,8 @@ from robust.bpda import Substituted
 from robust.defenses.base import DEFENSES, Defense, make_defense
 from robust.defenses.training import Trainer
 from robust.errors import InputError, RobustError, told
+from robust.in_front import Behind
 from robust.sources import Samples
-from robust.target import Behind
 from robust.threat import Threat
 
 

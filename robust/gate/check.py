@@ -15,13 +15,14 @@ from robust.evaluation import Diagnose, Suite, as_target, evaluate, in_expectati
 from robust.gate.options import Gate, check_values
 from robust.gate.plan import looks
 from robust.gate.portions import Search, rule_of, search, shuffled
+from robust.in_front import Normalization
 from robust.parts import Plan, join
 from robust.report import STOPPED, Report
 from robust.run import Precision
 from robust.sources import Samples, as_samples
 from robust.stats import Outcome
 from robust.suites import resolve
-from robust.target import Normalization, Target
+from robust.target import Target
 from robust.threat import Threat
 from robust.whole_box import tell, whole_box
 

@@ -11,11 +11,12 @@ from robust.bpda import BPDA
 from robust.defenses import Wrapper, make_defense
 from robust.eot import EOT
 from robust.errors import InputError, ModelError, UnknownNameError
+from robust.in_front import Normalization
 from robust.leaderboard.record import Record
 from robust.leaderboard.reforward import preprocessing_of
 from robust.quantized import attackable
 from robust.sources import load_model, load_weights, model_sha256
-from robust.target import Normalization, Target
+from robust.target import Target
 
 
 def rebuild(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.errors import InputError, MissingDependencyError, ModelError, UnknownNameError
+from robust.in_front import Normalization
 from robust.quantized import attackable
 from robust.rng import checked_seed
 from robust.sources.architectures import MODELS, Architecture
@@ -26,7 +27,7 @@ from robust.sources.preprocess import Preprocessing, beside, of_metadata, of_tim
 from robust.sources.pyfile import model_from_file
 from robust.sources.samples import UNIT, Bounds
 from robust.sources.weights import load_weights, model_sha256, save_weights
-from robust.target import Normalization, Target
+from robust.target import Target
 
 __all__ = [
     "MODELS", "Architecture", "Opened", "load", "load_model", "load_weights", "model_form", "model_sha256",

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from robust.defenses import make_defense
+from robust.devices import synchronize
 from robust.errors import RobustError
 from robust.hardening import training_options
 from robust.parts import Part, Plan, attack_part
@@ -22,6 +23,7 @@ from robust.sweep.config import SweepConfig
 from robust.sweep.tasks import ModelRef, build_target
 from robust.target import Target
 from robust.threat import Threat
+from robust.timing import both_ways
 
 _FEW: Final = 8  # samples that are attacked for the count of passes
 _MORE: Final = 24  # attacked too where fewer of them stand than
@@ -146,7 +148,7 @@ class _Gauge:
             x = samples.rows(slice(0, min(_ROWS, len(samples)))).to(target.device)
             with target:
                 ahead = _best(target, lambda: _forward(target, x))
-                whole = _best(target, lambda: target.both_ways(x))
+                whole = _best(target, lambda: both_ways(target, x))
             self._seconds[key] = ahead / len(x), max(0.0, whole - ahead) / len(x)
         return self._seconds[key]
 
@@ -218,6 +220,6 @@ def _best(target: Target, run: Any) -> float:
     for _ in range(3):
         start = time.perf_counter()
         run()
-        target.synchronize()
+        synchronize(target.device)
         seconds.append(time.perf_counter() - start)
     return min(seconds)

@@ -18,6 +18,7 @@ from robust.defenses import EpochResult, Trainer, Wrapper, make_defense
 from robust.errors import ModelError, RobustError, StoreError
 from robust.failures import out_of_memory
 from robust.hardening import training_options
+from robust.in_front import bare
 from robust.leaderboard.artefacts import examples_bytes
 from robust.parts import Part, Plan, attack_part
 from robust.run import Precision, Progress, Settings
@@ -25,7 +26,7 @@ from robust.sources import Samples, load, model_sha256, origin_sha256, save_weig
 from robust.suites import resolve
 from robust.sweep.config import Suite
 from robust.sweep.curves import CurvePart, attack_curve
-from robust.target import Target, bare
+from robust.target import Target
 from robust.threat import Threat
 
 _KEPT_MODELS: Final = 2  # built models that a worker keeps
