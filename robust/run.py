@@ -254,7 +254,7 @@ class Run:
         """
         attack, v = stage.attack, self.verdicts
         rows = self._chosen(stage, cascade=cascade).nonzero().squeeze(1)
-        if attack.access == "gradient" and not self.differentiable:
+        if not self._can_do_anything(attack):
             rows = rows[:0]
         rows = rows[v.margin[rows].argsort(descending=True, stable=True)]
         before, reach, passes = v.margin, v.reach.clone(), v.forwards + v.backwards
@@ -313,6 +313,11 @@ class Run:
         most = WAVE * self.micro_batch
         most = min(most, attack.at_once or most)
         return -(-left // -(-left // most))
+
+    def _can_do_anything(self, attack: Attack) -> bool:
+        """Whether the model has the gradients and the classes that an attack takes."""
+        gradients = self.differentiable or attack.access != "gradient"
+        return gradients and self.verdicts.gaps.shape[1] >= attack.least_classes
 
     def _chosen(self, stage: Stage, *, cascade: bool) -> Tensor:
         """The samples that a stage is to see: (n,) bool."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import robust
-from robust.attacks import PGD, MultiTargeted, Square
+from robust.attacks import FAB, PGD, Attack, MultiTargeted, Square
 from robust.errors import InputError
 from robust.ledger import Prior
 from robust.oracle import Oracle, State
@@ -62,6 +62,21 @@ def test_the_classes_that_a_search_before_went_towards_are_left_out(net: nn.Modu
     assert torch.equal(torch.cat(aimed, 1), gaps.topk(5, 1).indices[:, 3:])
     with pytest.raises(InputError, match="skip: expected 0 or more, below targets"):
         MultiTargeted(targets=3, skip=3)
+
+
+@pytest.mark.parametrize(
+    "attack", [MultiTargeted(steps=2, odi_steps=1, skip=2), FAB(steps=2, targets=3, skip=2)], ids=str
+)
+@pytest.mark.parametrize(("classes", "tried"), [(3, 0), (4, 20)])
+def test_where_all_of_the_classes_are_left_out_nobody_is_tried(
+    attack: Attack, classes: int, tried: int
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+    x = torch.rand(20, 1, 4, 4)
+    options = {"threat": "linf:0.001", "suite": [attack], "device": "cpu"}
+    entry = robust.evaluate(net, (x, net(x).argmax(1)), **options).attacks[0]
+    assert (entry["attacked"], bool(entry["forwards"])) == (tried, bool(tried))
 
 
 def test_a_second_class_is_for_samples_that_came_near(net: nn.Module, digits: Digits) -> None:

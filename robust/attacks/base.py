@@ -62,6 +62,11 @@ class Attack(ABC):
         return False
 
     @property
+    def least_classes(self) -> int:
+        """How many classes a model must have for it to have anything to do."""
+        return 2
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """All parameters with their effective values, as JSON can hold them."""
         return {key: json_value(value) for key, value in asdict(self).items()}

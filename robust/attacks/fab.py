@@ -82,6 +82,11 @@ class FAB(Attack):
         if self.hope is not None and self.hope <= 0:
             raise InputError(f"fab: hope: expected a factor > 0, got {self.hope}")
 
+    @property
+    def least_classes(self) -> int:
+        """The label's, those that are left out, and one."""
+        return self.skip + 2
+
     def run(self, oracle: Oracle) -> Tensor:
         ranking, classes = self._ranking(oracle)
         count = ranking.shape[1]

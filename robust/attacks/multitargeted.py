@@ -79,6 +79,11 @@ class MultiTargeted(Attack):
         """Whether every visited point lies in the threat set."""
         return max(self.radii) <= 1
 
+    @property
+    def least_classes(self) -> int:
+        """The label's, those that are left out, and one."""
+        return self.skip + 2
+
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
         s.clean = oracle.clean_margin
