@@ -6,11 +6,12 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from robust.errors import MissingDependencyError, UnknownNameError
 
 T = TypeVar("T")
+_ALIKE: Final = 0.5  # as difflib has it: enough where something must have been meant
 
 
 @dataclass(frozen=True)
@@ -121,24 +122,31 @@ class Registry(Generic[T]):
         )
 
     def _miss(self, name: str) -> str:
-        prefix = name.partition(":")[0]
-        if prefix in self.annexes:
-            known = [f"{prefix}:{each}" for each in self.annexes[prefix].names()]
-            hint = f"{len(known)} are known: `robust list {self.kind}s {prefix}`"
+        near, prefix = self.near(name), name.partition(":")[0]
+        if near:
+            hint = f"did you mean {near!r}?"
+        elif prefix in self.annexes:
+            hint = f"{len([*self.annexes[prefix].names()])} are known: `robust list {self.kind}s {prefix}`"
         else:
-            known = [*self._items]
-            if ":" in name:
-                known = [f"{key}:{each}" for key, annex in self.annexes.items() for each in annex.names()]
             hint = f"known: {', '.join(sorted(self._items)) or 'none'}"
-        near = nearest(name, known)
-        return f"unknown {self.kind} {name!r}; " + (f"did you mean {near!r}?" if near else hint)
+        return f"unknown {self.kind} {name!r}; {hint}"
+
+    def near(self, name: str, likeness: float = _ALIKE) -> str | None:
+        """The name that another most likely means; see `nearest`."""
+        self._load_entry_points()
+        prefix = name.partition(":")[0]
+        if ":" not in name and prefix not in self.annexes:
+            return nearest(name, self._items, likeness)
+        annexes = {prefix: self.annexes[prefix]} if prefix in self.annexes else self.annexes
+        known = [f"{key}:{each}" for key, annex in annexes.items() for each in annex.names()]
+        return nearest(name, known, likeness)
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that `name` most likely means, whatever its capitals; None where none is like it."""
+def nearest(name: str, known: Iterable[str], likeness: float = _ALIKE) -> str | None:
+    """The known name that `name` most likely means, whatever its capitals; None where none is so much like it, in [0, 1]."""
     lowered = {each.lower(): each for each in known}
     swapped = [each for each in lowered if sorted(each) == sorted(name.lower())]
     if swapped:
         return lowered[swapped[0]]
-    near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=likeness)
     return lowered[near[0]] if near else None

@@ -54,6 +54,30 @@ def test_add_then_verify(
 
 
 @pytest.mark.parametrize(
+    ("defense", "meant"),
+    [
+        ("pgd_at", "pgd-at"),
+        ("trades+apw", "awp"),
+        ("trades+awp", None),
+        ("Wang2023Better", None),
+        ("none", None),
+    ],
+)
+def test_a_defense_of_any_name_is_filed_and_one_almost_like_ours_is_told(
+    cli: Callable[..., tuple[int, str, str]],
+    means_report: Report,
+    tmp_path: Path,
+    defense: str,
+    meant: str | None,
+) -> None:
+    means_report.save(tmp_path / "run")
+    board = tmp_path / "board"
+    code, _, err = cli("add", tmp_path / "run", "--store", board, "--name", "means", "--defense", defense)
+    assert (code, Store(board).records()[0].defense.name) == (0, defense)
+    assert (err.count("\n"), f"did you mean {meant!r}?" in err) == ((1, True) if meant else (0, False))
+
+
+@pytest.mark.parametrize(
     ("options", "defense"),
     [((), "bit-depth"), (("--defense", "pgd-at", "--set", "steps=7"), "pgd-at")],
 )

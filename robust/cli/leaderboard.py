@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from robust.target import Target
 
 _INCOMPLETE = 3
+_MISSPELT = 0.8  # so much like a registered name: a name of one's own is seldom
 app = typer.Typer(
     no_args_is_help=True, help="Records of robust accuracy per model and defense.", rich_markup_mode=None
 )
@@ -282,7 +283,21 @@ def add(
     )
     Store(store).add(record, report.verdicts, examples=examples)
     print(f"{store}/records/{record.id}.json")
+    _tell_near_miss(record.defense.name)
     return 0
+
+
+def _tell_near_miss(defense: str) -> None:
+    """A defense may be anybody's, by any name; but one almost like a registered one's is hardly meant."""
+    from robust.defenses import DEFENSES
+
+    for name in defense.split("+"):
+        near = None if name in DEFENSES else DEFENSES.near(name, _MISSPELT)
+        if near:
+            print(
+                f"robust: --defense: filed as {name!r}, which no defense here is called; did you mean {near!r}?",
+                file=sys.stderr,
+            )
 
 
 def _defense(report: Report, name: str | None, options: dict[str, str]) -> dict[str, Any]:
