@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import Outcome
 
 from robust.attacks import ATTACKS, PGD
-from robust.cli import common
+from robust.cli import common, defense_lists
 from robust.defenses import DEFENSES
 
 
@@ -25,6 +26,21 @@ def test_list_fits_eighty_columns(tmp_path: Path, inside: Callable[..., Outcome]
     lines = done.stdout.splitlines()
     assert len(lines) > 3
     assert max(map(len, lines)) <= 80
+
+
+def test_what_a_user_is_to_type_is_in_one_piece(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @dataclass(frozen=True)
+    class Long(DEFENSES["pgd-at"]):  # type: ignore[misc]
+        teacher: str = "a-teacher-of-many-words-that-ends-in-the-next-line"
+        of: str = "one-more-of-them-that-is-long-enough-for-a-line-of-its-own"
+
+    monkeypatch.setitem(DEFENSES._items, "long", Long)
+    for name in (None, "long"):
+        defense_lists.show(name)
+        words = capsys.readouterr().out.split()
+        assert {f"teacher={Long.teacher},", f"of={Long.of}"} <= {*words}
 
 
 def test_every_attack_and_defense_is_described_in_eighty_columns() -> None:

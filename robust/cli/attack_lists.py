@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from itertools import zip_longest
-from textwrap import fill, wrap
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from robust.cli import common
@@ -79,6 +79,6 @@ def _one(name: str, cls: type[Attack]) -> str:
         ("paper", cls.paper),
         ("options (--set)", ", ".join(options) or "none"),
     ]
-    lines += [fill(f"{k}: {v}", 79, subsequent_indent="  ", break_long_words=False) for k, v in facts]
-    lines += [fill(f"- {note}", 79, subsequent_indent="  ") for note in notes]
+    lines += [common.wrapped(f"{key}: {value}", "  ") for key, value in facts]
+    lines += [common.wrapped(f"- {note}", "  ") for note in notes]
     return "\n".join(lines)

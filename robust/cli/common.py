@@ -147,12 +147,12 @@ def naming_theirs(work: str) -> Iterator[None]:
         raise ModelError(f"model: fails in {work} ({told(error)})") from error
 
 
-def wrapped(text: str, indent: str = "    ") -> str:
-    """Lines of at most 80 columns, where words allow it."""
+def wrapped(text: str, indent: str = "    ", width: int = 80) -> str:
+    """Lines of at most so many columns, where words allow it: none is broken, for it may be what a user is to type."""
     from textwrap import fill
 
     lines = [
-        fill(line, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         for line in text.splitlines()
     ]
     return "\n".join(lines)

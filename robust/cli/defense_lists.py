@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, fields
-from textwrap import fill
 from typing import TYPE_CHECKING, Final
 
 from robust.cli import common
@@ -34,9 +33,12 @@ def _own() -> None:
 
     from robust.defenses import DEFENSES
 
-    rows = [[name, _paper(DEFENSES[name]), ", ".join(_options(DEFENSES[name]))] for name in DEFENSES]
+    rows = [
+        [name, common.wrapped(_paper(cls), "", 24), common.wrapped(", ".join(_options(cls)), "", 38)]
+        for name, cls in ((name, DEFENSES[name]) for name in DEFENSES)
+    ]
     heads = ["defense", "paper", "options (--set)"]
-    print(tabulate(rows, heads, tablefmt="simple", maxcolwidths=[None, 24, 38]) + "\n")
+    print(tabulate(rows, heads, tablefmt="simple") + "\n")
 
 
 def _library() -> None:
@@ -77,4 +79,4 @@ def _one(name: str, cls: type[Defense]) -> str:
     if peer and peer.differs:
         facts.append(("note", peer.differs))
     lines = [name, "", common.described(cls), ""]
-    return "\n".join(lines + [fill(f"{key}: {value}", 79, subsequent_indent="  ") for key, value in facts])
+    return "\n".join(lines + [common.wrapped(f"{key}: {value}", "  ") for key, value in facts])
