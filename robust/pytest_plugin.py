@@ -267,7 +267,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 def _told(record: Record) -> bool:
     """Whether a record itself says why its test fails."""
-    return record["outcome"] in ("fail", "undecided")
+    return record["outcome"] in ("fail", "undecided", "error")
 
 
 def _reason(report: pytest.TestReport) -> str:

@@ -166,7 +166,7 @@ class Poisoned(Threshold):
 
 def test_errors_never_pass_but_may_fail() -> None:
     result = gate(Poisoned(), samples(100, 1.0))
-    assert result.outcome == "undecided"
+    assert result.outcome == "error"
     assert result.errors > 0
     assert "ended in an error" in result.reason
     assert gate(Poisoned(), samples(100, 0.1)).outcome == "fail"
@@ -381,6 +381,7 @@ def test_a_baseline_needs_clean_verdicts(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ended in an error"):
         Baseline.of(measure(Poisoned(), samples(100, 1.0)))
     good = measure(Threshold(), samples(100, 0.5))
+    assert compare(measure(Poisoned(), samples(100, 0.5)), Baseline.of(good)).outcome == "error"
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
         Baseline.of(good).save(tmp_path / "file" / "b.json")

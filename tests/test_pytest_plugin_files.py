@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def test_json_has_it_all(session: Session) -> None:
     written = settings_of(session, "--robust-seed", "4")
     assert written["schema_version"] == 1
     assert written["settings"] == {"preset": None, "samples": None, "seed": 4, "device": "cpu"}
-    assert written["totals"] == {"pass": 1, "fail": 1, "undecided": 1, "done": 0, "written": 0}
+    assert written["totals"] == {"pass": 1, "fail": 1, "undecided": 1, "error": 0, "done": 0, "written": 0}
     failed = next(r for r in written["results"] if r["outcome"] == "fail")
     assert failed["test"] == "test_it.py::test_fails"
     assert failed["at_least"] == 0.45
@@ -46,6 +47,32 @@ def test_markdown_for_the_pipeline(session: Session, monkeypatch: pytest.MonkeyP
     assert "| `test_it.py::test_fails` | **FAIL** | at most " in text
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(session.path / "none" / "summary.md"))
     session.run().stdout.fnmatch_lines(["*GITHUB_STEP_SUMMARY: cannot write*"])
+
+
+IN_ERROR = """
+class Poisoned(Threshold):
+    def forward(self, x):
+        return super().forward(x.where(x <= 0.7, float("nan")))
+@pytest.mark.robust(threat=EPS, suite="quick", at_least=0.45)
+def test_is_poisoned(robust):
+    robust.check(Poisoned(), samples(300, 0.8))
+"""
+
+
+def test_a_test_that_fails_by_samples_in_error_is_said_to(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = session.path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    session.write(IN_ERROR)
+    done = session.run("--robust-json", "all.json")
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(
+        ["error: * samples ended in an error (*", "    error  test_it.py::test_is_poisoned"]
+    )
+    assert "| `test_it.py::test_is_poisoned` | **ERROR** | " in page.read_text()
+    written = json.loads((session.path / "all.json").read_text())
+    assert (written["totals"]["error"], written["failures"]) == (1, [])
 
 
 FAILS_OTHERWISE = """

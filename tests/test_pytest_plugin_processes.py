@@ -52,7 +52,7 @@ def test_with_several_processes(session: Session) -> None:
     assert done.stdout.count("test_it.py::test_passes") == 1
     assert "fail: robust accuracy is below 45.0%" in done.stdout
     written = json.loads((session.path / "r.json").read_text())
-    assert written["totals"] == {"pass": 1, "fail": 1, "undecided": 1, "done": 1, "written": 1}
+    assert written["totals"] == {"pass": 1, "fail": 1, "undecided": 1, "error": 0, "done": 1, "written": 1}
     assert (session.path / "robust-baselines" / "test_it.py_test_regression.json").is_file()
     assert "robust_outcome" in (session.path / "j.xml").read_text()
     session.run("--robust-json", "alone.json", "-p", "no:cacheprovider")

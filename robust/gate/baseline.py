@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robust.errors import InputError, StoreError
 from robust.files import replacing
+from robust.gate.ending import Ending, told_of_errors
 from robust.report import STATUSES, Report
-from robust.stats import Outcome, mcnemar
+from robust.stats import mcnemar
 
 SCHEMA_VERSION: Final = 1
 _SHOWN: Final = 8  # sample ids in a message
@@ -126,7 +127,7 @@ class Regression:
     """A paired comparison with a baseline.
 
     Attributes:
-        outcome: "pass", "fail" or "undecided".
+        outcome: "pass", "fail", "undecided", or "error" where samples ended in one.
         reason: why, in a sentence.
         lost, won: ids of samples that survived then and not now, and the reverse.
         drop: (lost - won) / n, a fraction of the samples compared.
@@ -136,7 +137,7 @@ class Regression:
         same_model: the weights are those of the baseline.
     """
 
-    outcome: Outcome
+    outcome: Ending
     reason: str
     lost: list[int]
     won: list[int]
@@ -207,10 +208,10 @@ def compare(
     )
 
 
-def _judge(report: Report, drop: float, p: float, max_drop: float, confidence: float) -> tuple[Outcome, str]:
+def _judge(report: Report, drop: float, p: float, max_drop: float, confidence: float) -> tuple[Ending, str]:
     points, accepted = f"{100 * drop:.3g} points", f"{100 * max_drop:.3g} accepted"
-    if errors := report.statuses["error"]:
-        return "undecided", f"{errors} samples ended in an error ({report.failures[0].splitlines()[0]})"
+    if errors := told_of_errors(report):
+        return "error", errors
     if drop <= max_drop + 1e-12 and report.trust == "unreliable":
         return "undecided", f"robust accuracy held, but the verdict is unreliable ({_named(report)})"
     if drop <= max_drop + 1e-12:

@@ -12,6 +12,7 @@ from robust.default_device import books_on_the_cpu
 from robust.eot import Vote
 from robust.errors import DataError, InputError, ModelError
 from robust.evaluation import Diagnose, Suite, as_target, evaluate, in_expectation, settings_of
+from robust.gate.ending import Ending, told_of_errors
 from robust.gate.options import Gate, check_values
 from robust.gate.plan import looks
 from robust.gate.portions import Search, rule_of, search, shuffled
@@ -20,7 +21,6 @@ from robust.parts import Plan, join
 from robust.report import STOPPED, Report
 from robust.run import Precision
 from robust.sources import Samples, as_samples
-from robust.stats import Outcome
 from robust.suites import resolve
 from robust.target import Target
 from robust.threat import Threat
@@ -32,7 +32,7 @@ class GateResult:
     """What a gate decided, and on what grounds.
 
     Attributes:
-        outcome: "pass", "fail" or "undecided".
+        outcome: "pass", "fail", "undecided", or "error" where samples ended in one.
         reason: why, in a sentence.
         report: verdicts of the samples that were used, with the adversarial examples.
         samples: these samples.
@@ -44,7 +44,7 @@ class GateResult:
             an upper bound.
     """
 
-    outcome: Outcome
+    outcome: Ending
     reason: str
     report: Report
     samples: Samples
@@ -165,7 +165,7 @@ def assert_robust(
 ) -> Report:
     """Raise AssertionError with the evidence unless the robust accuracy is shown to be >= `at_least`.
 
-    Undecided is not robust: it raises too, and the message says what is missing.
+    Undecided is not robust, nor is a sample in error: these raise too, and the message says what is missing.
 
     Args:
         at_least: fraction within (0, 1).
@@ -244,13 +244,12 @@ def _on_one_device(model: object) -> None:
         )
 
 
-def _explain(found: Search, report: Report, at_least: float, *, require_trust: bool) -> tuple[Outcome, str]:
+def _explain(found: Search, report: Report, at_least: float, *, require_trust: bool) -> tuple[Ending, str]:
     asked = f"{at_least:.1%}"
     if found.outcome == "fail":
         return "fail", f"robust accuracy is below {asked}"
-    if errors := report.statuses["error"]:
-        first = report.failures[0].splitlines()[0] if report.failures else "see the report's findings"
-        return "undecided", f"{errors} samples ended in an error ({first})"
+    if errors := told_of_errors(report):
+        return "error", errors
     if found.outcome == "undecided":
         return "undecided", f"{report.n} samples do not tell whether robust accuracy is at least {asked}"
     if require_trust and report.trust == "unreliable":

@@ -155,8 +155,7 @@ class Robustness:
         if found.outcome != "pass":
             lines = [f"{found.outcome}: {found.reason}; baseline {self._shown(path)}", *found.lines()]
             lines += [f"trust: {measured.trust}", f"replay: {self._place.replay}"]
-            undecided = found.outcome == "undecided" and not measured.statuses["error"]
-            self._end("\n".join(lines), undecided=undecided)
+            self._end("\n".join(lines), undecided=found.outcome == "undecided")
 
     def _resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -219,7 +218,7 @@ class Robustness:
         from robust.gate.evidence import message
 
         text = message(result, replay=self._place.replay, kept=self._keep(result))
-        self._end(text, undecided=result.outcome == "undecided" and not result.errors)
+        self._end(text, undecided=result.outcome == "undecided")
 
     def _keep(self, result: GateResult) -> str:
         from robust.gate.evidence import keep
@@ -279,5 +278,5 @@ def _text(value: object) -> str:
 
 
 def _fail(text: str) -> NoReturn:
-    told = text if text.startswith(("fail:", "undecided:")) else f"robust: {text}"
+    told = text if text.startswith(("fail:", "undecided:", "error:")) else f"robust: {text}"
     raise pytest.fail.Exception(told, pytrace=False) from None  # one message, not the errors before it

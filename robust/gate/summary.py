@@ -25,6 +25,7 @@ _SIGNS: Final = {
     "pass": "pass",
     "fail": "**FAIL**",
     "undecided": "undecided",
+    "error": "**ERROR**",
     "done": "measured",
     "written": "baseline written",
 }
@@ -75,7 +76,7 @@ def to_dict(
     return {
         "schema_version": SCHEMA_VERSION,
         "settings": dict(settings),
-        "totals": {outcome: totals[outcome] for outcome in ("pass", "fail", "undecided", "done", "written")},
+        "totals": {outcome: totals[outcome] for outcome in _SIGNS},
         "results": list(records),
         "failures": list(failures),
     }
