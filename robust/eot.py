@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final, Literal, Self, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robust.errors import InputError
 from robust.losses import spread
+from robust.randomness import own_randomness, reseed
 from robust.rng import Streams, content_ids
 from robust.target import Target
 
@@ -34,7 +31,8 @@ class EOT(Target):
     A draw's seed is a hash of (seed, the input's content, its number): the same input gets the same draws
     in whatever batch, order or shard it stands, another input others. Every sample is therefore passed by
     itself, K copies at once (or one by one where the model draws once for a whole batch). The caller's
-    random states (torch, CUDA, numpy, random) are untouched; a model with a generator of its own, which
+    random states (torch, CUDA, numpy, random) are untouched, and evaluations in threads of one process take
+    turns with them, a pass at a time; a model with a generator of its own, which
     cannot be seeded from outside, stays random and is reported as such.
 
     Judging takes 4 K draws, others than the search's: a search that visits hundreds of points would
@@ -85,6 +83,10 @@ class EOT(Target):
         self._alone: bool | None = None
 
     @property
+    def _cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
     def probabilities(self) -> bool:
         """Whether the model returns probabilities: one answer for judge, searcher and the target inside."""
         return self.inner.probabilities
@@ -123,7 +125,7 @@ class EOT(Target):
     def logits(self, x: Tensor) -> Tensor:
         """Log mean probabilities of inputs in bounds: (N, ...) -> (N, C), float32. See Target.logits."""
         keys = [0] * len(x) if self._still else content_ids(x.detach()).tolist()
-        with _own_randomness(self.device):
+        with own_randomness([self.device] if self._cuda else []):
             if self._alone is None:
                 self._alone = self._shares_its_draws(x)
             return torch.cat([self._expect(row, key) for row, key in zip(x.split(1), keys, strict=True)])
@@ -132,7 +134,7 @@ class EOT(Target):
         size = 1 if self._alone else _ROWS
         parts = []
         for start in range(0, self.draws, size):
-            _reseed(Streams.key(self.seed, (self._purpose, key, start)), self.device)
+            reseed(Streams.key(self.seed, (self._purpose, key, start)), cuda=self._cuda)
             copies = row.expand(min(size, self.draws - start), *row.shape[1:])
             parts.append(self.inner.logits(copies).log_softmax(1))
         drawn = torch.cat(parts)
@@ -150,27 +152,6 @@ class EOT(Target):
         low, high = self.bounds
         streams = Streams(0, torch.zeros(1, dtype=torch.int64, device=x.device), ("eot",))
         probe = streams.uniform(x.shape[1:], low, high).to(x.dtype)
-        _reseed(0, self.device)
+        reseed(0, cuda=self._cuda)
         logits = self.inner.logits(probe.expand(_PROBES, *probe.shape[1:]))
         return bool((logits - logits[:1]).abs().amax() <= 1e-5 * spread(logits).amax())
-
-
-@contextmanager
-def _own_randomness(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn or seeded inside leaves the global generators as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the model's own calls use it
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-
-
-def _reseed(key: int, device: torch.device) -> None:
-    """As torch.manual_seed on these devices; that one keeps a call and its stack for each kind not in use yet."""
-    torch.default_generator.manual_seed(key)
-    if device.type == "cuda":
-        torch.cuda.manual_seed_all(key)
-    random.seed(key)
-    np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 import robust
+from robust.attacks.adapters.isolation import private_randomness
 from robust.run import Progress
+from robust.sources import as_samples
 from robust.target import Target
 
 
@@ -117,3 +121,64 @@ def test_settings_for_all_threads_come_back_with_the_last() -> None:
     finally:
         done.set()
         torch.set_default_dtype(torch.float32)
+
+
+class _Meeting(nn.Module):
+    """A model of random logits that draws before and, if it can, after somebody else has drawn."""
+
+    def __init__(self, mine: threading.Event, others: threading.Event) -> None:
+        super().__init__()
+        self.mine, self.others = mine, others
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = torch.randn(len(x), 3)
+        self.mine.set()
+        self.others.wait(0.3)
+        return x.flatten(1)[:, :3] + before + torch.randn(len(x), 3)
+
+
+class _Items(Dataset[tuple[Tensor, int]]):
+    def __init__(self, model: _Meeting) -> None:
+        self.model = model
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.model(torch.zeros(1, 3))[0].sigmoid(), 0
+
+
+def _of_another_expectation(model: _Meeting) -> None:
+    with robust.EOT(model, 2, device="cpu", seed=1) as target:
+        target.logits(torch.zeros(1, 3))
+
+
+def _of_another_library(model: _Meeting) -> None:
+    with private_randomness(1):
+        model(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [_of_another_expectation, _of_another_library, lambda model: as_samples(_Items(model))],
+    ids=["expectation", "library", "data set"],
+)
+def test_an_expectation_is_the_same_whatever_another_thread_draws(
+    other: Callable[[_Meeting], object],
+) -> None:
+    mine, others, over = threading.Event(), threading.Event(), threading.Event()
+    x = torch.full((1, 3), 0.5)
+    with robust.EOT(_Meeting(mine, others), 2, device="cpu") as target, torch.no_grad():
+        alone = target.logits(x)
+        mine.clear()
+        with ThreadPoolExecutor(1) as pool:
+
+            def when_the_first_is_in() -> None:
+                assert mine.wait(60)
+                other(_Meeting(others, over))
+
+            later = pool.submit(when_the_first_is_in)
+            together = target.logits(x)
+            over.set()
+            later.result(60)
+    assert torch.equal(together, alone)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from robust.default_device import books_on_the_cpu
 from robust.errors import DataError, InputError
+from robust.randomness import own_torch_randomness
 from robust.sources.builtin_data import DATASETS
 from robust.sources.datasets import read_hub_data, read_torchvision
 from robust.sources.npz import read_npz, to_tensor
@@ -141,7 +142,7 @@ def _collect(data: object) -> Samples:
 
 def _from_batches(loader: DataLoader[Any]) -> Samples:
     # Iterating a DataLoader draws from torch's global generator, which is the caller's.
-    with torch.random.fork_rng(devices=[]):
+    with own_torch_randomness():
         return _spooled(_pair(batch, f"batch {i}") for i, batch in enumerate(loader))
 
 
@@ -151,7 +152,7 @@ def _from_items(dataset: Dataset[Any]) -> Samples:
             x, y = _pair(dataset[i], f"item {i}")
             yield x.unsqueeze(0), y.unsqueeze(0)
 
-    with torch.random.fork_rng(devices=[]):
+    with own_torch_randomness():
         samples = _spooled(items())
     names = getattr(dataset, "classes", None)
     listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)

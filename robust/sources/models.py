@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robust.errors import InputError, MissingDependencyError, ModelError, UnknownNameError
 from robust.in_front import Normalization
 from robust.quantized import attackable
+from robust.randomness import own_torch_randomness
 from robust.rng import checked_seed
 from robust.sources.architectures import MODELS, Architecture
 from robust.sources.hub import read_hub
@@ -90,7 +91,7 @@ def open_model(spec: str, weights: str | Path | None = None, *, seed: int = 0) -
     if not isinstance(spec, str):
         raise InputError(f"model: expected a SPEC, one of {FORMS}, got {type(spec).__name__}")
     form, (_, _, name) = model_form(spec), spec.partition(":")
-    with torch.random.fork_rng(devices=[]):
+    with own_torch_randomness():
         # torch.manual_seed reseeds other devices too, or will once they are in use.
         torch.default_generator.manual_seed(checked_seed(seed))
         opened = _LOADERS[form](name) if form in _LOADERS else Opened(_from_python(spec))
