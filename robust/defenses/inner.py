@@ -74,7 +74,7 @@ class Ascent:
 
     Args:
         steps: >= 1.
-        step_size: in units of eps.
+        step_size: in units of eps; None for 2.5 / steps.
         start: "uniform" in the threat set, "gaussian" (deviation .001, Zhang et al. 2019), or "clean".
         reach: the uniform start covers this multiple of eps.
         project: back into the threat set after every step; without, only into the box.
@@ -83,7 +83,7 @@ class Ascent:
     norms: ClassVar[tuple[str, ...]] = NORMS
 
     steps: int
-    step_size: float
+    step_size: float | None
     start: str = "uniform"
     reach: float = 1.0
     project: bool = True
@@ -102,11 +102,11 @@ class Ascent:
             loss: (logits, y, *columns) -> (N,); `columns` are per-row tensors.
         """
         require_norm(threat)
+        step = threat.radius * (2.5 / self.steps if self.step_size is None else self.step_size)
         with access(model, batch, threat) as oracle:
             x_adv = self._begin(oracle)
             for _ in range(self.steps):
                 gradient = oracle.gradient(x_adv, loss, *columns).gradient
-                step = self.step_size * threat.radius
                 moved = torch.add(x_adv, uphill(gradient, x_adv, threat), alpha=step)
                 x_adv = oracle.project(moved) if self.project else oracle.clip(moved)
         return x_adv.detach()

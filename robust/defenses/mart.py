@@ -43,7 +43,7 @@ class MART(AdversarialTraining):
         self.require_steps(self.steps, self.step_size)
 
     def attack(self, model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
-        return Ascent(self.steps, self.step_size or 2.5 / self.steps, start="gaussian")(model, batch, threat)
+        return Ascent(self.steps, self.step_size, start="gaussian")(model, batch, threat)
 
     def loss(self, net: nn.Module, batch: Batch, points: Tensor, threat: Threat | None) -> Tensor:
         label = batch.y[:, None]

@@ -106,7 +106,7 @@ class RobustDistillation(AdversarialTraining):
     @property
     def ascent(self) -> Ascent:
         """The inner attack."""
-        return Ascent(self.steps, self.step_size or 2.5 / self.steps)
+        return Ascent(self.steps, self.step_size)
 
 
 def _module(teacher: nn.Module | Target) -> nn.Module:

@@ -41,7 +41,7 @@ class TRADES(AdversarialTraining):
         self.require_steps(self.steps, self.step_size)
 
     def attack(self, model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
-        ascent = Ascent(self.steps, self.step_size or 2.5 / self.steps, start="gaussian")
+        ascent = Ascent(self.steps, self.step_size, start="gaussian")
         return ascent(model, batch, threat, kl, clean_logits(model, batch))
 
     def loss(self, net: nn.Module, batch: Batch, points: Tensor, threat: Threat | None) -> Tensor:
