@@ -22,6 +22,7 @@ _SLOW_ROW_SHARE = 8  # or one of so many parts of the samples
 _PAYS, _AS_GOOD = 0.95, 1.02  # of the least cost of a row so far: what a larger batch gains, what it may lose
 _BETWEEN = 3e-4  # seconds that an attack takes between two passes
 _SHORT = 0.01  # seconds
+_FEW = 256  # samples, for which a third look at each size would take as long as it could save
 _FINE = 1e-5  # seconds
 
 
@@ -41,7 +42,7 @@ def pick_micro_batch(target: Target, rows: Callable[[int], Tensor], limit: int) 
     sizes = [size for size in _CANDIDATE_BATCHES if size < limit]
     for size in [*sizes, min(limit, _CANDIDATE_BATCHES[-1])]:
         try:
-            seconds = _cost(target, rows(size))
+            seconds = _cost(target, rows(size), thrice=limit > _FEW)
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -58,10 +59,10 @@ def pick_micro_batch(target: Target, rows: Callable[[int], Tensor], limit: int) 
     return best
 
 
-def _cost(target: Target, x: Tensor) -> float:
-    """Seconds for a forward and input-gradient pass, the best of three (of two where it takes long)."""
+def _cost(target: Target, x: Tensor, *, thrice: bool) -> float:
+    """Seconds for a forward and input-gradient pass, the best of two, or of three where told and where it is short."""
     seconds: list[float] = []
-    while len(seconds) < 2 or (len(seconds) < 3 and seconds[-1] < _SHORT):
+    while len(seconds) < 2 or (thrice and len(seconds) < 3 and seconds[-1] < _SHORT):
         seconds.append(timed(target.device, lambda: both_ways(target, x)))
     return min(seconds)
 

@@ -34,8 +34,18 @@ def test_the_micro_batch_is_the_cheapest_by_measurement(
     seconds: dict[int, float], chosen: int, net: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = Target(net, device="cpu")
-    monkeypatch.setattr(timing, "_cost", lambda target, x: seconds[len(x)])
+    monkeypatch.setattr(timing, "_cost", lambda target, x, *, thrice: seconds[len(x)])
     assert timing.pick_micro_batch(target, lambda size: torch.zeros(size, 1), 1000) == chosen
+
+
+@pytest.mark.parametrize(("samples", "looks"), [(20, 2), (1000, 3)])
+def test_few_samples_are_worth_two_looks_at_each_size(
+    samples: int, looks: int, net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(timing, "both_ways", lambda target, x: seen.append(len(x)))
+    timing.pick_micro_batch(Target(net, device="cpu"), lambda size: torch.zeros(size, 1), samples)
+    assert seen.count(16) == looks
 
 
 @pytest.mark.parametrize(("threads", "clock"), [(1, "process_time"), (2, "perf_counter")])
