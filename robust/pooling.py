@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch._jit_internal import boolean_dispatched as _DISPATCHED  # noqa: N812 - a constant: PyTorch's functions of two kinds
+from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 _LEAST: Final = 1 << 13  # values, from which on slices are quicker,
@@ -25,14 +27,16 @@ _LARGEST: Final = 3  # the side of windows: of larger ones there are few
 def quick_pooling() -> Iterator[None]:
     """Within it `torch.nn.functional.max_pool2d`, which modules call too, is computed by slices where these are quicker."""
     before = F.max_pool2d
-    if getattr(before, "by_slices", False):
+    own = before in _DISPATCHED  # what others put there may mean something else
+    if not own or getattr(before, "by_slices", False):
         yield
         return
-    F.max_pool2d = _quickest(before)
+    quick = F.max_pool2d = _quickest(before)
     try:
         yield
     finally:
-        F.max_pool2d = before
+        if F.max_pool2d is quick:
+            F.max_pool2d = before
 
 
 @functools.cache  # one function, whoever asks: a compiled model is compiled anew for each
@@ -50,19 +54,20 @@ def _quickest(own: Callable[..., Any]) -> Callable[..., Any]:
         return_indices: bool = False,
     ) -> Any:
         size = _square(kernel_size)
-        step = _square(stride) or size
+        step = size if stride is None else _square(stride)
         others = _square(padding) == 0 and _square(dilation) == 1 and not ceil_mode and not return_indices
         if others and size and step and _by_slices(input, size, step):
             return _MaxPool.apply(input, size, step)
         return own(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
 
     max_pool2d.by_slices = True  # type: ignore[attr-defined]
+    _DISPATCHED[max_pool2d] = _DISPATCHED[own]  # what torch.jit.script makes of it
     return max_pool2d
 
 
 def _square(given: Any) -> int | None:
-    """The number that holds for both sides; None for two that differ, or none."""
-    if isinstance(given, (tuple, list)) and given and all(part == given[0] for part in given):
+    """The number that holds for both sides; None for two that differ, none, or what PyTorch refuses."""
+    if isinstance(given, (tuple, list)) and 0 < len(given) <= 2 and all(part == given[0] for part in given):
         given = given[0]
     return given if type(given) is int else None
 
@@ -70,9 +75,11 @@ def _square(given: Any) -> int | None:
 def _by_slices(x: Tensor, size: int, step: int) -> bool:
     if type(x) is not Tensor or _rewritten():
         return False
-    if x.dim() != 4 or x.dtype is not torch.float32 or x.device.type != "cpu":
+    if x.dim() != 4 or x.dtype is not torch.float32:
         return False
-    if not 1 < size <= _LARGEST or min(x.shape[2:]) < size:
+    if x.device.type != "cpu" or x.layout is not torch.strided:
+        return False
+    if not 1 < size <= _LARGEST or step < 1 or min(x.shape[2:]) < size:
         return False
     backward = x.requires_grad and torch.is_grad_enabled()
     if backward and step < size:  # where windows overlap, gradients are sums in another order
@@ -81,9 +88,10 @@ def _by_slices(x: Tensor, size: int, step: int) -> bool:
 
 
 def _rewritten() -> bool:
-    """Whether others make something of what is called here: torch.func, a compiler, a tracer."""
+    """Whether others make something of what is called here: torch.func, forward mode, a compiler, a tracer."""
     return (
         torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
         or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
     )
@@ -122,7 +130,8 @@ def _largest(slices: list[Tensor]) -> list[Tensor]:
 def _shared(gradient: Tensor, x: Tensor, dim: int, size: int, step: int) -> Tensor:
     """What of a gradient goes to each value of windows that do not overlap: all of it to the first of the largest."""
     covered = step == size and x.shape[dim] == gradient.shape[dim] * size
-    out = torch.empty_like(x) if covered else torch.zeros_like(x)
+    # of the gradient's kind: torch.autograd.grad may bring many at once, as torch.vmap has them
+    out = gradient.new_empty(x.shape) if covered else gradient.new_zeros(x.shape)
     slices = _slices(x, dim, size, step)
     before = _largest(slices[:-1])
     for i in reversed(range(1, size)):

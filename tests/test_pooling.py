@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from toy import output_and_slope
 
@@ -72,6 +74,7 @@ class Watched(nn.Module):
         (Watched(kernel_size=2), 40, True),
         (Watched(2), 1, False),
         (Watched(2, 1), 40, False),
+        (Watched(2, (2, 1)), 40, False),
         (Watched((2, 1)), 40, False),
         (Watched(2, padding=1), 40, False),
         (Watched(2, dilation=2), 40, False),
@@ -109,6 +112,35 @@ def test_other_inputs_go_to_torch(x: Tensor) -> None:
     assert indices.dtype == torch.int64
 
 
+def test_steps_that_differ_by_side_are_kept() -> None:
+    """As nets that read text have them: they keep the width."""
+    x = torch.rand(40, 8, 24, 24)
+    for size, step in ((2, (2, 1)), ((2, 2), (1, 2)), (3, (3, 2))):
+        want = output_and_slope(nn.MaxPool2d(size, step), x)
+        with quick_pooling():
+            assert same(output_and_slope(nn.MaxPool2d(size, step), x), want)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [(2, 0), (2, -1), (2, True), ((2, 2, 2),), (2, (2, 2, 2)), (2, 2, (0, 0, 0)), (2, 2, 0, (1, 1, 1))],
+)
+def test_what_torch_refuses_is_refused_in_its_words(given: tuple[Any, ...]) -> None:
+    x = torch.rand(40, 8, 24, 24)
+    with pytest.raises((RuntimeError, TypeError)) as want:
+        F.max_pool2d(x, *given)
+    with quick_pooling(), pytest.raises(want.type) as got:
+        F.max_pool2d(x, *given)
+    assert str(got.value) == str(want.value)
+
+
+def test_mkldnn_tensors_go_to_torch() -> None:
+    x = torch.rand(40, 8, 24, 24)
+    with quick_pooling():
+        got = F.max_pool2d(x.to_mkldnn(), 2)
+    assert torch.equal(got.to_dense(), OWN(x, 2))
+
+
 def test_what_is_not_a_number_stays_so() -> None:
     x = torch.rand(40, 8, 24, 24)
     x[3, 2, 5, 7], x[4, 0, 0, 0] = torch.nan, -torch.inf
@@ -132,6 +164,49 @@ def test_second_derivatives_and_torch_func_go_through() -> None:
     with quick_pooling():
         assert torch.allclose(curvature(), want)
         assert torch.equal(by_func(), func)
+
+
+def test_forward_mode_goes_through() -> None:
+    x, direction = torch.rand(2, 40, 8, 24, 24).unbind()
+    want = torch.func.jvp(lambda z: F.max_pool2d(z, 2), (x,), (direction,))[1]
+    with quick_pooling(), forward_ad.dual_level():
+        out = F.max_pool2d(forward_ad.make_dual(x, direction), 2)
+        assert torch.equal(forward_ad.unpack_dual(out).tangent, want)
+
+
+def test_many_gradients_at_once() -> None:
+    x = torch.rand(40, 8, 24, 23, requires_grad=True)  # a column is in no window
+    directions = torch.randn(3, 40, 8, 12, 11)
+
+    def slopes() -> Tensor:
+        return torch.autograd.grad(F.max_pool2d(x, 2), x, directions, is_grads_batched=True)[0]
+
+    want = slopes()
+    with quick_pooling():
+        assert torch.equal(slopes(), want)
+
+
+def test_models_are_scripted_as_they_are() -> None:
+    """As in a thread beside, or by a model that is built when it is first called."""
+    x = torch.rand(40, 8, 24, 24)
+    with quick_pooling():
+        scripted = torch.jit.script(nn.Sequential(nn.MaxPool2d(2)))
+    assert torch.equal(scripted(x), OWN(x, 2))
+
+
+def test_what_others_put_in_its_place_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a smooth surrogate: the model under test is the one with it."""
+    x = torch.rand(40, 8, 24, 24)
+    monkeypatch.setattr(F, "max_pool2d", lambda z, size, *_, **__: F.avg_pool2d(z, size))
+    with Target(nn.Sequential(nn.MaxPool2d(2), nn.Flatten()), device="cpu") as target:
+        assert torch.equal(target.logits(x), F.avg_pool2d(x, 2).flatten(1))
+
+
+def test_what_others_put_in_its_place_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(F, "max_pool2d", OWN)  # puts it back afterwards
+    with quick_pooling():
+        F.max_pool2d = F.avg_pool2d
+    assert F.max_pool2d is F.avg_pool2d
 
 
 def test_models_are_traced_as_they_are() -> None:
