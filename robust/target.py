@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from robust import convolutions
 from robust.default_device import callers_device
@@ -169,7 +169,8 @@ class Target:
         ]  # frozen scripts do not say
         if training:
             loan.afterwards(functools.partial(_train_again, self.model, training))
-            self.model.eval()  # some models change their layers then
+            with _switchable(self.model):
+                self.model.eval()  # some models change their layers then
             for module in training:
                 module.training = False
         for parameter in self.model.parameters():
@@ -267,11 +268,29 @@ def in_parts(rows: Tensor, size: int) -> Sequence[Tensor]:
     return rows.split(size) if len(rows) else ()
 
 
+@contextmanager
+def _switchable(model: nn.Module) -> Iterator[None]:
+    """Within it exported programs, which refuse train() and eval(), take them: they compute the same in either mode."""
+    programs = [module for module in model.modules() if isinstance(module, fx.GraphModule)]
+    refusals = [
+        (module, name, vars(module).pop(name))
+        for module in programs
+        for name in ("train", "eval")
+        if name in vars(module)
+    ]
+    try:
+        yield
+    finally:
+        for module, name, refusal in refusals:
+            vars(module)[name] = refusal
+
+
 def _train_again(model: nn.Module, training: list[nn.Module]) -> None:
     """Back to training mode, in those of its modules that were in it."""
     before = {id(module) for module in training}
     if id(model) in before:
-        model.train()
+        with _switchable(model):
+            model.train()
     for module in model.modules():
         if hasattr(module, "training"):
             module.training = id(module) in before

@@ -12,6 +12,7 @@ import torch
 from refusals import Bomb, refused, small
 from torch import nn
 
+import robust
 from robust.sources import load_model, save_weights
 
 
@@ -47,6 +48,22 @@ def test_exported_program(exported: tuple[nn.Module, Path], tmp_path: Path) -> N
     other = small()
     save_weights(other, tmp_path / "other.safetensors")
     assert torch.allclose(load_model(f"export:{file}", tmp_path / "other.safetensors")(x), other(x))
+
+
+@pytest.mark.parametrize("front", [[], [nn.Dropout(0.5)]])
+def test_an_exported_program_is_attacked_as_it_is(front: list[nn.Module]) -> None:
+    """What ExportedProgram.module() returns refuses train() and eval(), also within other modules."""
+    net = small()
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(net, (torch.zeros(3, 1, 2, 2),), dynamic_shapes=(batch,)).module()
+    model = nn.Sequential(*front, program)
+    x, y = torch.rand(12, 1, 2, 2), torch.arange(12) % 2
+    reports = [robust.evaluate(each, (x, y), threat="linf:0.1", suite="quick") for each in (model, net)]
+    assert reports[0].verdicts.equals(reports[1].verdicts)
+    assert robust.evaluate(program, (x, y), threat="linf:0.1", suite="quick").n == 12
+    assert all(module.training for module in (model, *front, program))
+    with pytest.raises(NotImplementedError):
+        program.eval()
 
 
 def test_pickles_in_an_exported_program_never_run(exported: tuple[nn.Module, Path], tmp_path: Path) -> None:
