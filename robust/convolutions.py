@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from robust.strided import Phases, StridedConv
@@ -72,10 +73,11 @@ def _eligible(module: nn.Conv2d) -> bool:
 
 
 def _elsewhere() -> bool:
-    """Whether it is others that say how to compute: no oneDNN, a precision of theirs, torch.func."""
+    """Whether it is others that say how to compute: no oneDNN, a precision of theirs, torch.func, forward mode."""
     return (
         not torch.backends.mkldnn.enabled
         or torch.is_autocast_enabled("cpu")
+        or forward_ad._current_level >= 0
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
 
@@ -136,7 +138,7 @@ class _Folded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (weight,) = ctx.saved_tensors
-        columns = torch.matmul(weight.flatten(1).t(), gradient.flatten(2))
+        columns = torch.matmul(weight.flatten(1).t(), gradient.reshape(*gradient.shape[:2], -1))
         kernel = weight.shape[2:]
         found = F.fold(columns, ctx.side, kernel, stride=ctx.stride, padding=ctx.padding)
         return found, None, None, None, None

@@ -80,7 +80,7 @@ def _input_gradient(gradient: Tensor, phases: Tensor, stride: int, padding: int,
     if below or right:  # rows that no output looks at
         padded = F.pad(padded, (0, right, 0, below))
     # Whole rows again: the activation below takes four times as long over a window of a larger tensor.
-    return padded[..., padding : padding + side[0], padding : padding + side[1]].contiguous()
+    return padded.narrow(2, padding, side[0]).narrow(3, padding, side[1]).contiguous()
 
 
 def _woven(phases: Tensor, stride: int) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from toy import output_and_slope
 
 import robust
@@ -174,3 +175,28 @@ def test_verdicts_stay(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
         reports.append(robust.evaluate(net, data, threat="linf:0.05", device="cpu"))
     assert list(reports[0].verdicts.status) == list(reports[1].verdicts.status)
     assert set(reports[0].verdicts.status) == {"broken", "survived"}
+
+
+@pytest.mark.parametrize(
+    ("conv", "shape"),
+    [
+        (nn.Conv2d(1, 8, 3), (5, 1, 20, 20)),
+        (nn.Conv2d(3, 8, 3, stride=2), (40, 3, 33, 65)),
+        (nn.Conv2d(3, 8, 4, stride=2, padding=1), (40, 3, 64, 64)),
+        (nn.Conv2d(16, 16, 3), (40, 16, 32, 32)),
+    ],
+)
+def test_forward_mode_and_many_gradients_at_once_go_through(conv: nn.Conv2d, shape: tuple[int, ...]) -> None:
+    """Models may ask for either within forward: their derivatives in a direction, their Jacobian."""
+    x, direction = torch.rand(2, *shape).unbind()
+    x.requires_grad_()
+    with Target(conv, device="cpu"), forward_ad.dual_level():
+        out = conv(forward_ad.make_dual(x, direction))
+        tangent = forward_ad.unpack_dual(out).tangent
+    assert torch.allclose(tangent, conv(direction) - conv(torch.zeros_like(direction)), atol=1e-5)
+    with Target(conv, device="cpu"):
+        out = conv(x)
+        directions = torch.randn(3, *out.shape)
+        (slopes,) = torch.autograd.grad(out, x, directions, is_grads_batched=True)
+        singly = [torch.autograd.grad(conv(x), x, each)[0] for each in directions]
+    assert torch.allclose(slopes, torch.stack(singly), atol=1e-5)
