@@ -145,6 +145,7 @@ def edit(index: tuple[int, ...], value: float) -> torch.Tensor:
         (Stream(), ("got Stream", "DataLoader")),
         (Items([]), ("at least one sample",)),
         (Items([X[0]]), ("item 0: expected (x, y), got Tensor",)),
+        (Items([{"image": X[0], "label": 0}]), ("got a dict with 'image', 'label'", "return (x, y)")),
         (Items([(X[0], 0), (X[0, 0], 1)]), ("same shape", "resize")),
         (Items([(X[0], 0), (X[0].to(torch.uint8), 1)]), ("one type", "torch.float32, torch.uint8")),
         (Items([(Image.new("L", (2, 2)), 0)]), ("PIL", "ToTensor")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,11 @@ def _spooled(pairs: Iterable[tuple[Tensor, Tensor]]) -> Samples:
 
 
 def _pair(item: object, where: str) -> tuple[Tensor, Tensor]:
+    if isinstance(item, Mapping):
+        keys = ", ".join(map(repr, item)) or "no keys"
+        raise DataError(
+            f"data {where}: expected (x, y), got a dict with {keys}; have the data set return (x, y)"
+        )
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         raise DataError(f"data {where}: expected (x, y), got {type(item).__name__}")
     return to_tensor(f"x of {where}", item[0]), to_tensor(f"y of {where}", item[1])
