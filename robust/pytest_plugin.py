@@ -193,11 +193,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     result = yield
     fixture = pyfuncitem.stash.get(_FIXTURE, None)
-    if fixture is None or "at_least" not in _marked(pyfuncitem):
-        return result
-    if not any(record["kind"] == "check" for record in fixture.records):
+    marked = {} if fixture is None else _marked(pyfuncitem)
+    called = () if fixture is None else [record["kind"] for record in fixture.records]
+    if "at_least" in marked and "check" not in called:
         pytest.fail(
             "robust: the marker asks for at_least, but the test never called robust.check(model, data)",
+            pytrace=False,
+        )
+    if marked and not called:
+        pytest.fail(
+            "robust: the marker's options reach nobody, as the test never called robust.check(model, data) or "
+            "robust.evaluate(model, data)",
             pytrace=False,
         )
     return result
