@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import UninitializedParameter
 
 from robust import convolutions
 from robust.default_device import callers_device
@@ -90,6 +91,11 @@ class Target:
             raise ModelError(
                 f"model: expected a torch.nn.Module, got {type(model).__name__}; wrap it in a module "
                 "whose forward returns logits"
+            )
+        if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
+            raise ModelError(
+                "model: expected parameters with values, got lazy modules whose parameters have no shape yet; pass a batch "
+                "through the model first, and give the weights that it was trained to"
             )
         self.model = model
         self.bounds = bounds

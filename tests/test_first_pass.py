@@ -216,3 +216,11 @@ def test_validation_data_of_another_kind_are_refused_before_the_training(
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (files / "hardened" / "config.json").exists()
+
+
+def test_a_model_whose_parameters_have_no_values_yet_is_refused(digits: Digits) -> None:
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+    with pytest.raises(ModelError, match=r"lazy modules .* pass a batch through the model first"):
+        robust.evaluate(lazy, digits, threat="linf:0.1", suite="fgsm", device="cpu")
+    lazy(digits[0])
+    assert robust.evaluate(lazy, digits, threat="linf:0.1", suite="fgsm", device="cpu").n == len(digits[1])
