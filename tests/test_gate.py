@@ -140,7 +140,7 @@ def test_a_pass_that_is_not_to_be_trusted_is_undecided() -> None:
 
 
 class Drifting(Threshold):
-    """Moves its boundary a little every hundred times that it is asked."""
+    """Moves its boundary a little every sixty times that it is asked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +148,7 @@ class Drifting(Threshold):
 
     def forward(self, x: Tensor) -> Tensor:
         self.asked += 1
-        return super().forward(x - 0.05 * (self.asked // 100))
+        return super().forward(x - 0.05 * (self.asked // 60))
 
 
 def test_a_model_that_changes_while_it_is_attacked_passes_no_gate() -> None:
