@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from robust.diagnose import checks
 from robust.diagnose.checks import Check, Finding
+from robust.failures import out_of_memory
 from robust.losses import margin, spread
 from robust.rng import Streams
 from robust.target import Target
@@ -47,6 +49,22 @@ def ask(target: Target, x: Tensor, seen: Preflight) -> Tensor:
     """Logits of x, whose passes are counted: (N, ...) -> (N, C)."""
     seen.forwards += len(x) * target.draws
     return target.logits(x)
+
+
+@torch.no_grad()
+def margins_at(target: Target, points: Sequence[Tensor], y: Tensor) -> Tensor:
+    """Margins of the same samples moved in several ways ((N, ...) each), in one pass where memory lasts: (points, N)."""
+    margins = margin(_logits_of_many(target, torch.cat([*points])), y.repeat(len(points)))
+    return margins.double().view(len(points), len(y))
+
+
+def _logits_of_many(target: Target, x: Tensor) -> Tensor:
+    try:
+        return target.logits(x)
+    except Exception as error:
+        if not out_of_memory(error) or len(x) == 1:
+            raise
+    return torch.cat([_logits_of_many(target, half) for half in x.tensor_split(2)])
 
 
 def drift_of(logits: Tensor, reference: Tensor) -> Tensor:

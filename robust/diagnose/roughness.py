@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from robust.attacks.geometry import per_row
+from robust.diagnose.answers import margins_at
 from robust.losses import margin
 from robust.rng import Streams
 from robust.target import Target
@@ -73,12 +74,11 @@ class _Line(NamedTuple):
     reach: Tensor  # how far the pixel that moves most is moved, (N,)
     size: Tensor  # of the largest logits, (N,)
 
-    @torch.no_grad()
     def margins(self, shares: Tensor) -> Tensor:
-        """At shares of the way, (S, 1) for all samples or (S, N), in one pass: (S, N)."""
+        """At shares of the way, (S, 1) for all samples or (S, N): (S, N)."""
         shares = shares.to(self.middle.dtype).expand(-1, len(self.y))
-        x = torch.cat([self.middle + per_row(share, self.middle) * self.along for share in shares])
-        return margin(self.target.logits(x), self.y.repeat(len(shares))).double().view(shares.shape)
+        points = [self.middle + per_row(share, self.middle) * self.along for share in shares]
+        return margins_at(self.target, points, self.y)
 
 
 def rough(target: Target, x: Tensor, y: Tensor, threat: Threat | None, rounding: float) -> Rough:

@@ -9,14 +9,14 @@ passes no gradient, hardly at all over distances that waves are short beside.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from robust.attacks.geometry import per_row
+from robust.diagnose.answers import margins_at
 from robust.losses import margin
 from robust.rng import Streams
 from robust.target import Target
@@ -120,7 +120,7 @@ def _alike(target: Target, x: Tensor, y: Tensor, reach: float) -> float:
     gradient, here = _gradient(target, x, y)
     with torch.no_grad():
         moves = _moves(x, reach)
-        lean, bend = _leans(partial(_heights, target, y), x, here, moves)
+        lean, bend = _leans(target, x, y, here, moves)
         said = torch.stack([(gradient * move).flatten(1).double().sum(1) for move in moves])
         cosine = (lean * said).sum(0) / (lean.norm(dim=0) * said.norm(dim=0)).clamp_min(1e-300)
     usable = cosine.isfinite() & (lean.norm(dim=0) > 0) & (said.norm(dim=0) > 0)
@@ -173,18 +173,17 @@ def _at(target: Target, x: Tensor, y: Tensor, reach: float, directions: int) -> 
     low, high = target.bounds
     x = x.clamp(low + reach, high - reach)  # away from the faces, so that no move leaves the box
     gradient, here = _gradient(target, x, y)
-    heights = partial(_heights, target, y)
     with torch.no_grad():
         largest = gradient.flatten(1).abs().amax(1)
         along = (gradient / per_row(largest.clamp_min(1e-30), x)).nan_to_num(0, 0, 0) * reach
         length = along.flatten(1).double().norm(dim=1)
-        ahead, behind = heights([x + along, x - along])
+        ahead, behind = margins_at(target, [x + along, x - along], y)
         rise = ahead - behind
         said = 2 * length.square() / reach * largest.double()  # the gradient is `along` times largest / reach
         usable = (largest > 0) & largest.isfinite() & rise.isfinite()
         steepest, bend = torch.ones_like(rise), torch.zeros_like(rise)
         if directions:
-            steepest, bend = _steepest(heights, x, here, reach, directions)
+            steepest, bend = _steepest(target, x, y, here, reach, directions)
             usable &= (steepest > 0) & steepest.isfinite()
         return _Slopes((rise / (2 * length) / steepest)[usable], bend[usable], (rise / said)[usable])
 
@@ -197,17 +196,11 @@ def _gradient(target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return gradient, value.detach().double()
 
 
-@torch.no_grad()
-def _heights(target: Target, y: Tensor, points: list[Tensor]) -> Tensor:
-    """Margins at points ((N, ...) each), in one pass: (points, N)."""
-    return margin(target.logits(torch.cat(points)), y.repeat(len(points))).double().view(-1, len(y))
-
-
 def _steepest(
-    heights: Callable[[list[Tensor]], Tensor], x: Tensor, here: Tensor, reach: float, directions: int
+    target: Target, x: Tensor, y: Tensor, here: Tensor, reach: float, directions: int
 ) -> tuple[Tensor, Tensor]:
     """By central differences along random signs: the norm of the slope, and bends over slopes, (N,) each."""
-    lean, bend = _leans(heights, x, here, _moves(x, reach, directions))
+    lean, bend = _leans(target, x, y, here, _moves(x, reach, directions))
     return lean.square().mean(0).sqrt() / reach, _bent(lean, bend)
 
 
@@ -220,11 +213,10 @@ def _moves(x: Tensor, reach: float, directions: int = _DIRECTIONS) -> list[Tenso
     return moves
 
 
-def _leans(
-    heights: Callable[[list[Tensor]], Tensor], x: Tensor, here: Tensor, moves: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """What is gained by each move, and its bend over it: (moves, N) each."""
-    ahead, behind = heights([x + move for move in moves] + [x - move for move in moves]).chunk(2)
+def _leans(target: Target, x: Tensor, y: Tensor, here: Tensor, moves: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """What the margin gains by each move, and its bend over it: (moves, N) each."""
+    points = [x + move for move in moves] + [x - move for move in moves]
+    ahead, behind = margins_at(target, points, y).chunk(2)
     return (ahead - behind) / 2, (ahead + behind) / 2 - here
 
 
