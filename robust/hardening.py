@@ -180,7 +180,7 @@ def _extra(
 
 def _defended(defense: Defense, threat: Threat | None) -> dict[str, Any]:
     """What a record says of the defense."""
-    trained_threat = None if threat is None or not defense.needs_threat else str(threat)
+    trained_threat = None if threat is None or not defense.against_threat else str(threat)
     return {"name": defense.title, "parameters": defense.parameters, "trained_threat": trained_threat}
 
 

@@ -233,6 +233,21 @@ def test_without_a_threat_the_data_lie_in_the_bounds_of_the_target() -> None:
         robust.harden(target, moved, defense="bit-depth", device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("defense", "trained"),
+    [("pgd-at+awp", "linf:0.05"), ("pgd-at+bit-depth", "linf:0.05"), ("none+bit-depth", None)],
+)
+def test_a_record_says_what_the_defense_within_another_trained_against(
+    defense: str, trained: str | None, tmp_path: Path
+) -> None:
+    robust.harden(
+        load_model("builtin:digits-mlp"), "builtin:digits:train", defense=defense, threat="linf:0.05",
+        validation=load_data("builtin:digits:test").limit(5), suite="fgsm", training={"epochs": 2}, out=tmp_path,
+    )  # fmt: skip
+    found = {record.defense.name: record for record in Store(tmp_path).records()}
+    assert found[defense].defense.trained_threat == trained
+
+
 def test_harden_trains_evaluates_and_keeps_everything(files: Path) -> None:
     done = run(
         "--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--validation", "builtin:digits:test",

@@ -48,6 +48,11 @@ class Defense(ABC):
         return model
 
     @property
+    def against_threat(self) -> bool:
+        """Whether it trains against the threat: of a defense around another, whether that one does."""
+        return self.needs_threat
+
+    @property
     def title(self) -> str:
         """The name to show: of a defense around another, both."""
         return self.name

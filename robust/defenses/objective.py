@@ -61,11 +61,6 @@ class ObjectiveDefense(Defense):
             model, data, self.step(threat), threat=threat, title=title, by_clean=not self.against_threat
         )
 
-    @property
-    def against_threat(self) -> bool:
-        """Whether the objective trains against the threat."""
-        return self.needs_threat
-
 
 @dataclass(frozen=True)
 class AdversarialTraining(ObjectiveDefense):

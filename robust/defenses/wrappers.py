@@ -60,6 +60,10 @@ class Wrapper(Defense):
         inner = {} if self._inner is None else self._inner.parameters
         return {**super().parameters, "options": inner, "masks_gradients": True}
 
+    @property
+    def against_threat(self) -> bool:
+        return self._inner is not None and self._inner.against_threat
+
     def check(self, threat: Threat | None) -> None:
         if self._inner is not None:
             self._inner.check(threat)
