@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import robust
+from robust.attacks import RayS
 from robust.errors import InputError
 from robust.losses import margin
 from robust.oracle import Oracle
@@ -237,3 +238,14 @@ def test_gradients_masked_behind_noise_are_told(
     if mask is None:
         assert found <= {"short-search"}
         assert report.checks["asked"] > 0  # random search gave its opinion
+
+
+def test_a_ray_search_counts_answers_however_many_draws_make_up_one(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x = digits[0][:3]
+    with robust.EOT(Noisy(net, size=0.05), 6, device="cpu") as target:
+        y, threat = target.logits(x).argmax(1), Threat("linf", "0.0001")  # so small that nothing breaks
+        oracle = Oracle(target.searcher(), x, y, torch.arange(3), threat, access="decision")
+        RayS(queries=40)(oracle)
+    assert int(oracle.ledger.forwards.max()) == 6 * 40

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import choose, per_row
 from robust.errors import InputError
-from robust.oracle import Access, Oracle
+from robust.oracle import Access, Oracle, State
 
 
 @ATTACKS.register("rays")
@@ -51,6 +52,7 @@ class RayS(Attack):
         s = oracle.state()
         s.sign, s.radius = torch.ones_like(oracle.x), torch.full_like(oracle.x.flatten(1)[:, 0], width)
         s.found = torch.zeros_like(oracle.y, dtype=torch.bool)
+        s.asked = torch.zeros_like(oracle.y)
         blocks = _blocks(oracle.x.shape[1:].numel())
         for _ in oracle.steps(self.queries):
             start, stop = next(blocks)
@@ -58,19 +60,24 @@ class RayS(Attack):
                 if phase == 0:
                     flipped = s.sign.clone()
                     flipped.flatten(1)[:, start:stop].neg_()
-                    wrong = oracle.decide(oracle.clip(oracle.x + per_row(s.radius, flipped) * flipped))
+                    wrong = self._decide(oracle, s, s.radius, flipped)
                     s.found = s.found | wrong
                     s.sign = choose(wrong, flipped, s.sign)
                     s.near, s.far = torch.zeros_like(s.radius), s.radius
-                    oracle.rest(~wrong | (oracle.spent >= self.queries))
+                    oracle.rest(~wrong | (s.asked >= self.queries))
                     continue
                 middle = (s.near + s.far) / 2
-                wrong = oracle.decide(oracle.clip(oracle.x + per_row(middle, s.sign) * s.sign))
+                wrong = self._decide(oracle, s, middle, s.sign)
                 s.near, s.far = torch.where(wrong, s.near, middle), torch.where(wrong, middle, s.far)
-                oracle.rest((s.far - s.near <= self.tolerance * width) | (oracle.spent >= self.queries))
+                oracle.rest((s.far - s.near <= self.tolerance * width) | (s.asked >= self.queries))
             s.radius = s.far
-            oracle.rest(oracle.spent >= self.queries)
+            oracle.rest(s.asked >= self.queries)
         oracle.give_up(~s.found)
+
+    def _decide(self, oracle: Oracle, s: State, radius: Tensor, sign: Tensor) -> Tensor:
+        """Whether the points so far, (N,), along the signs are misclassified, (N,) bool: a query each."""
+        s.asked = s.asked + 1
+        return oracle.decide(oracle.clip(oracle.x + per_row(radius, sign) * sign))
 
     def _halvings(self) -> int:
         """How many it takes to halve the box's width down to the tolerance."""
