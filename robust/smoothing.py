@@ -28,6 +28,7 @@ from robust.threat import UNIT
 from robust.whole_box import tell, wide_noise
 
 ABSTAIN: Final = -1
+_NUMBER: Final = (int, float, np.integer, np.floating)
 _DRAWS: Final = 100  # a pass: fixed, so that a sample's noise depends on nothing but its id
 
 
@@ -169,8 +170,7 @@ def certify(
     _check_sigma(sigma)
     _check_draws("n0", n0)
     _check_draws("n", n)
-    if not 0 < alpha < 1:
-        raise InputError(f"alpha: expected a probability in (0, 1), got {alpha}")
+    _check_alpha(alpha)
     seed = checked_seed(seed)
     if isinstance(model, Target):
         check_given(model, normalize, bounds)
@@ -210,8 +210,13 @@ def certify(
 
 
 def _check_sigma(sigma: float) -> None:
-    if not 0 < sigma < math.inf:
-        raise InputError(f"sigma: expected a finite number > 0, got {sigma}")
+    if not (isinstance(sigma, _NUMBER) and 0 < sigma < math.inf):
+        raise InputError(f"sigma: expected a finite number > 0, got {sigma!r}")
+
+
+def _check_alpha(alpha: float) -> None:
+    if not (isinstance(alpha, _NUMBER) and 0 < alpha < 1):
+        raise InputError(f"alpha: expected a probability in (0, 1), got {alpha!r}")
 
 
 def _check_draws(name: str, draws: int) -> None:

@@ -139,9 +139,12 @@ def test_the_smoothed_target_is_the_mean_probability_and_passes_gradients() -> N
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"sigma": 0.0}, {"n0": 0}, {"n": 0}, {"n": 1e3}, {"alpha": 1.0}, {"sigma": math.nan}, {"seed": 1.5}],
-)
-def test_parameters_out_of_range(wrong: dict[str, float]) -> None:
+    [
+        {"sigma": 0.0}, {"n0": 0}, {"n": 0}, {"n": 1e3}, {"alpha": 1.0}, {"sigma": math.nan}, {"seed": 1.5},
+        {"sigma": "0.25"}, {"sigma": None}, {"alpha": "0.01"},
+    ],
+)  # fmt: skip
+def test_parameters_out_of_range(wrong: dict[str, object]) -> None:
     options = {"sigma": 0.25, **wrong}
     with pytest.raises(InputError, match=f"^{next(iter(wrong))}: expected"):
         certify(linear(), points(0.1), **options)  # type: ignore[arg-type]
