@@ -253,6 +253,27 @@ def test_the_minimal_perturbation_of_a_linear_model_in_another_box() -> None:
         assert oracle.ledger.broken.all()
 
 
+@needs("torchattacks")
+@pytest.mark.parametrize("classes", [2, 4, 12])
+def test_jsma_aims_at_a_class_that_the_model_has(classes: int) -> None:
+    model, x = Linear(torch.eye(classes), torch.zeros(classes)), torch.eye(classes) * 0.5
+    report = robust.evaluate(
+        model, (x, torch.arange(classes)), threat="l0:2", suite="torchattacks:JSMA", device="cpu"
+    )
+    assert report.statuses["error"] == 0, report.failures
+    assert report.statuses["broken"] >= classes - 1
+
+
+@pytest.mark.parametrize("library", LIBRARIES.values(), ids=lambda library: library.name)
+def test_every_option_has_a_default(library: Library) -> None:
+    pytest.importorskip(library.name, exc_type=ImportError)
+    for name in library.names():
+        missing = [
+            key for key, option in library.options(name).items() if option.default is inspect.Parameter.empty
+        ]
+        assert not missing, name
+
+
 @needs("torchattacks", "art", "foolbox")
 def test_names_and_options_that_do_not_exist() -> None:
     for name, meant in (("torchattacks:PDG", "torchattacks:PGD"), ("torchatacks:PGD", "torchattacks:PGD"),

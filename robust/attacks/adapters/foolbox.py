@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from robust.attacks.adapters.library import Job, Library, Peer
 _MADRY, _BIM, _MI = "Madry et al. 2018", "Kurakin et al. 2017", "Dong et al. 2018"
 _NOISE, _FMN, _BB = "Rauber et al. 2020", "Pintor et al. 2021", "Brendel et al. 2019"
 _ALL = "linf l2 l1 l0"
+_STEPS = 10  # of VirtualAdversarialAttack
 _LAST = "returns the last iterate, not the best: a point that was adversarial on the way is lost"
 
 
@@ -54,7 +56,9 @@ class Foolbox(Library):
         "L2MomentumIterativeFastGradientMethod": _bounded("l2", _MI),
         "L1MomentumIterativeFastGradientMethod": _bounded("l1", _MI),
         "SparseL1DescentAttack": _bounded("l1", "Tramer & Boneh 2019"),
-        "VirtualAdversarialAttack": Peer("l2", "Miyato et al. 2016"),
+        "VirtualAdversarialAttack": Peer(
+            "l2", "Miyato et al. 2016", differs=f"steps has no default there; {_STEPS} here, as in ART"
+        ),
         "L2ContrastReductionAttack": Peer("l2", _NOISE, "decision"),
         "LinfAdditiveUniformNoiseAttack": Peer("linf", _NOISE, "decision"),
         "L2AdditiveUniformNoiseAttack": Peer("l2", _NOISE, "decision"),
@@ -105,6 +109,12 @@ class Foolbox(Library):
 
     def constructor(self, name: str) -> type[Any]:
         return getattr(self.load("foolbox.attacks"), name)
+
+    def options(self, name: str) -> dict[str, inspect.Parameter]:
+        found = super().options(name)
+        if name == "VirtualAdversarialAttack":
+            found["steps"] = found["steps"].replace(default=_STEPS)
+        return found
 
     def search(self, name: str, job: Job) -> Tensor:
         from foolbox.criteria import Misclassification

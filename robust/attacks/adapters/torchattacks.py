@@ -119,4 +119,6 @@ class Torchattacks(Library):
 
     def search(self, name: str, job: Job) -> Tensor:
         attack = self.constructor(name)(**self.arguments(name, job))
+        if name == "JSMA":  # of itself it takes every model for one of ten classes
+            attack.set_mode_targeted_by_function(lambda _, labels: (labels + 1) % job.model.classes)
         return attack(job.x, job.y)
