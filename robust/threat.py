@@ -19,6 +19,7 @@ NORMS: Final = ("linf", "l2", "l1", "l0")
 KINDS: Final = (*NORMS, *FAMILIES)
 TOLERANCE: Final = 1e-6  # float32 rounding of x + (x_adv - x); some 4e-8 was seen
 UNIT: Final = (0.0, 1.0)  # bounds where nobody gives any
+_MOST: Final = torch.finfo(torch.float32).max  # samples are compared with bounds in float32
 _ROUNDING: Final = 2**-22  # of the larger end of the box
 
 
@@ -159,15 +160,17 @@ def pair_of_bounds(bounds: Any) -> tuple[float, float]:
     """Bounds as a tuple, whatever pair they came as.
 
     Raises:
-        ThreatError: they are no (low, high) of finite numbers with low < high.
+        ThreatError: they are no (low, high) of finite numbers with low < high, or of more than float32 holds.
     """
     try:
         low, high = bounds
-        empty = not (math.isfinite(low) and math.isfinite(high) and low < high)
+        empty = not (-_MOST <= low < high <= _MOST)
     except (TypeError, ValueError):
         empty = True
     if empty:
-        raise ThreatError(f"bounds: expected (low, high), finite numbers with low < high, got {bounds}")
+        raise ThreatError(
+            f"bounds: expected (low, high), finite numbers of float32 with low < high, got {bounds}"
+        )
     return low, high
 
 

@@ -213,7 +213,7 @@ def test_a_threat_that_is_made_is_checked_as_one_that_is_read() -> None:
         robust.L0(0.5)
 
 
-@pytest.mark.parametrize("bounds", [(1.0, 1.0), 5, (0.0, torch.inf)])
+@pytest.mark.parametrize("bounds", [(1.0, 1.0), 5, (0.0, torch.inf), (0.0, 1e308)])
 def test_bad_bounds_are_refused(bounds: tuple[float, float]) -> None:
     for make in (lambda: Threat("l2", "1", bounds), lambda: Threat.parse(robust.L2(1), bounds)):
         with pytest.raises(ThreatError, match=r"bounds: expected \(low, high\)"):

@@ -17,7 +17,10 @@ from robust.suites import version_of
 def check_review(record: Record, verdicts: pd.DataFrame) -> Outcome:
     """Whether the record names every finding that its attacks and its table, whose rows agree with it, give."""
     named = {finding.check for finding in record.findings}
-    missing = [each for each in recount(record, verdicts) if each.check not in named]
+    try:
+        missing = [each for each in recount(record, verdicts) if each.check not in named]
+    except (TypeError, ValueError) as error:  # conditions that no suite sets
+        return Outcome("review", False, f"no findings follow from whom the attacks were shown: {error}")
     if not missing:
         return Outcome("review", True, "every finding that follows from the attacks and the table is named")
     problem = (
