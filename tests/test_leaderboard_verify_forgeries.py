@@ -58,6 +58,7 @@ def test_accuracies_that_are_not_the_tables_are_caught(means_filed: Path, tmp_pa
         ("cost.checks.backwards", 1, "passes"),
         ("attacks.1.forwards", 10**6, "passes"),
         ("attacks.0.broke", 0, "attacks"),
+        ("attacks.0.errors", 1, "attacks"),
         ("attacks.0.label", "other", "rows"),
         ("threat", {"norm": "linf", "eps": "0.01", "radius": 0.01, "bounds": [0.0, 1.0]}, "rows"),
         ("threat", {"norm": "linf", "eps": "0.08", "radius": 0.08, "bounds": [0.2, 1.0]}, "ball"),
@@ -82,6 +83,15 @@ def test_a_sealed_change_of_the_record_is_caught(
 
     found = failed(outcomes(forge(means_filed, tmp_path, record=change)))
     assert check in found if check else not found  # names of classes follow from nothing
+
+
+def test_survivors_of_an_attack_that_are_called_errors_are_caught(means_filed: Path, tmp_path: Path) -> None:
+    def lose_one(content: dict[str, Any]) -> None:
+        last = content["attacks"][-1]
+        last |= {"survived": last["survived"] - 1, "errors": 1}
+        last["selection"] = {"follows": True}  # shown a part of the samples, it may count fewer than survived
+
+    assert "attacks" in failed(outcomes(forge(means_filed, tmp_path, record=lose_one)))
 
 
 def test_groups_of_the_table_that_the_record_leaves_out_are_caught(means_filed: Path, tmp_path: Path) -> None:

@@ -177,21 +177,31 @@ def _short(value: Any) -> str:
 
 
 def _attacks(record: Record, verdicts: pd.DataFrame) -> Outcome:
-    """Each attack's count against the samples that the table says it broke first."""
-    first = verdicts["attack"].value_counts()
+    """Each attack's counts against each other, and against the samples that the table says it broke first."""
+    for problem in _miscounts(record, verdicts):
+        return Outcome("attacks", False, problem)
+    return Outcome("attacks", True, f"{len(record.attacks)} attacks, their counts fit the table")
+
+
+def _miscounts(record: Record, verdicts: pd.DataFrame) -> Iterator[str]:
+    first, cascade = verdicts["attack"].value_counts(), record.suite.cascade
     claimed: dict[str, int] = {}
     for attack in record.attacks:
         claimed[attack.label] = claimed.get(attack.label, 0) + attack.broke
     for label, broke in claimed.items():
         found = int(first.get(label, 0))
-        if found > broke or (record.suite.cascade and found != broke):
-            return Outcome("attacks", False, f"{label}: the record says it broke {broke}, the table {found}")
+        if found > broke or (cascade and found != broke):
+            yield f"{label}: the record says it broke {broke}, the table {found}"
     left = record.clean.k
     for attack in record.attacks:
         if attack.attacked > left:
-            return Outcome("attacks", False, f"{attack.label}: tried {attack.attacked} samples of {left}")
-        left -= attack.broke if record.suite.cascade else 0
-    return Outcome("attacks", True, f"{len(record.attacks)} attacks, their counts fit the table")
+            yield f"{attack.label}: tried {attack.attacked} samples of {left}"
+        if attack.attacked != (ended := attack.broke + attack.survived + attack.errors):
+            yield f"{attack.label}: tried {attack.attacked} samples, {ended} are broken, survived or in error"
+        left -= attack.broke if cascade else 0
+    lost, in_error = sum(attack.errors for attack in record.attacks), record.statuses.error
+    if cascade and not record.suite.minimize and lost > in_error:  # else broken ones may be lost later
+        yield f"the attacks say that {lost} samples ended in an error, the statuses {in_error}"
 
 
 def _passes(record: Record, verdicts: pd.DataFrame) -> Outcome:
