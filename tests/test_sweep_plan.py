@@ -29,6 +29,7 @@ from robust.threat import Threat
         ("linf:0.05", "linf:0", "eps"),
         ('"linf:0.05", "l2:0.5"', '"linf:0.05", "linf:5e-2"', "threats: linf:0.05 is there twice"),
         ("seeds = [0]", "seeds = [0, 1, 0]", "seeds: 0 is there twice"),
+        ("seeds = [0]", "seeds = [true]", "seeds: .*expected an integer .*got True"),
         ('spec = "builtin', 'sepc = "builtin', r"models\.0\.sepc: unknown key; did you mean 'spec'\?"),
         ('name = "none"', 'nmae = "none"', r"defenses\.0\.nmae: unknown key; did you mean 'name'\?"),
         ("limit = 60", "limit = 0", r"limit: .*, got 0"),

@@ -43,10 +43,11 @@ def _distinct(entries: list[Any] | None) -> list[Any] | None:
     return entries
 
 
-def _check_seeds(seeds: list[int] | None) -> list[int] | None:
-    for seed in seeds or ():
-        checked_seed(seed)
-    return _distinct(seeds)
+def _check_seeds(seeds: Any) -> Any:
+    """As they came, before they are read as numbers: true would be 1."""
+    if isinstance(seeds, list | tuple):
+        _distinct([checked_seed(seed) for seed in seeds])
+    return seeds
 
 
 def _parse_threats(threats: list[str] | None) -> list[str] | None:
@@ -120,7 +121,7 @@ class ModelEntry(_Strict):
 
     _threats = field_validator("threats")(_parse_threats)
     _once = field_validator("suites")(_distinct)
-    _seeds = field_validator("seeds")(_check_seeds)
+    _seeds = field_validator("seeds", mode="before")(_check_seeds)
 
     @property
     def title(self) -> str:
@@ -231,7 +232,7 @@ class SweepConfig(_Strict):
 
     _threats = field_validator("threats")(_parse_threats)
     _once = field_validator("suites")(_distinct)
-    _seeds = field_validator("seeds")(_check_seeds)
+    _seeds = field_validator("seeds", mode="before")(_check_seeds)
 
     @field_validator("models")
     @classmethod
