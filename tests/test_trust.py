@@ -12,6 +12,9 @@ from toy import ENOUGH
 from wrapped import Wrap, seen_first
 
 import robust
+from robust.diagnose import PREFLIGHT_SAMPLES, preflight
+from robust.target import Target
+from robust.threat import Threat
 
 
 class Reshapes(nn.Module):
@@ -125,6 +128,26 @@ def test_a_clamp_in_front_hides_nothing(front: str, net: nn.Module, digits: tupl
     assert "inward" not in plain.engine
     assert report.statuses == plain.statuses
     assert report.findings == []
+
+
+@pytest.mark.parametrize("many", [0, 1, 2, 3])
+def test_a_clamp_is_seen_where_two_of_the_few_samples_have_values_at_a_face(
+    many: int, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Wherever they stand: those with the most are looked at."""
+    x, y = (part[:PREFLIGHT_SAMPLES] for part in digits)
+    inside = x.clamp(0.01, 0.99)
+    inside[20 : 20 + many] = x[20 : 20 + many]
+    with Target(Wrap(net, torch.relu).eval(), device="cpu") as target:
+        assert preflight(target, inside, y).blocked is (many >= 2)
+
+
+def test_an_honest_net_is_looked_at_briefly(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = (part[:PREFLIGHT_SAMPLES] for part in digits)
+    with Target(net, device="cpu") as target:
+        seen = preflight(target, x, y, Threat.parse("linf:0.1"))
+    assert seen.findings == []
+    assert seen.forwards + seen.backwards < 26 * PREFLIGHT_SAMPLES
 
 
 def _blocks_at_zero(front: Callable[[Tensor], Tensor]) -> bool:
