@@ -20,6 +20,7 @@ KINDS: Final = (*NORMS, *FAMILIES)
 TOLERANCE: Final = 1e-6  # float32 rounding of x + (x_adv - x); some 4e-8 was seen
 UNIT: Final = (0.0, 1.0)  # bounds where nobody gives any
 _MOST: Final = torch.finfo(torch.float32).max  # samples are compared with bounds in float32
+_MOST_L2: Final = 1e18  # float32 still holds the square of several radii
 _ROUNDING: Final = 2**-22  # of the larger end of the box
 
 
@@ -84,8 +85,10 @@ class Threat:
             value = float(Fraction(str(self.eps).replace(" ", "")))
         except (ValueError, ZeroDivisionError, OverflowError):
             value = math.nan
-        if not 0 < value <= MOST:
-            over = ", which float32 does not hold" if value > MOST else ""
+        most = _MOST_L2 if self.norm == "l2" else MOST
+        if not 0 < value <= most:
+            squared = " squared" if value <= MOST else ""
+            over = f", which float32 does not hold{squared}" if value > most else ""
             raise ThreatError(
                 f"threat eps: expected a positive number or fraction such as 0.5 or 8/255, got {self.eps!r}{over}"
             )
