@@ -210,6 +210,8 @@ class Target:
                 + (_ONE_LOGIT if out.shape[1] == 1 else "")
             )
         out = out.float()
+        if not torch.is_grad_enabled():  # models that call autograd turn gradients on for themselves
+            out = out.detach()
         return out.clamp_min(_TINY).log() if self.probabilities else out
 
     def _answer(self, x: Tensor) -> Any:

@@ -123,6 +123,31 @@ def test_a_model_that_writes_into_its_input_changes_no_point(
     assert report.findings == plain.findings
 
 
+def test_a_model_that_turns_gradients_on_for_itself_is_asked_without_them(
+    net: nn.Module, digits: Digits
+) -> None:
+    class Descends(nn.Module):
+        """Moves its input down an energy first, as models that optimise at inference do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        @torch.enable_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            point = x if x.requires_grad else x.clone().requires_grad_()
+            energy = self.net(point).logsumexp(1).sum()
+            (slope,) = torch.autograd.grad(energy, point, create_graph=True)
+            out: Tensor = self.net(point + 0.01 * slope)
+            return out
+
+    with Target(Descends()) as target, torch.no_grad():
+        assert not target.logits(digits[0]).requires_grad
+    report = evaluate(Descends(), digits, suite="pgd")
+    assert report.failures == []
+    assert {finding["check"] for finding in report.findings} <= {"dynamic-defense", "short-search"}
+
+
 class Recomputes(nn.Module):
     """Keeps nothing of its net's forward pass for the backward one."""
 
