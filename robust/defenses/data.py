@@ -24,7 +24,10 @@ def split_validation(data: Samples, seed: int) -> tuple[Samples, Samples]:
     """A tenth, at most 1,000, held out by seed: (training, validation)."""
     count = min(_VALIDATION_MOST, int(len(data) * _VALIDATION_SHARE))
     if count < 1:
-        raise InputError(f"data: {len(data)} samples are too few to split validation off; give `validation`")
+        least = math.ceil(1 / _VALIDATION_SHARE)
+        raise InputError(
+            f"data: {len(data)} samples are too few: a tenth is split off, by which the best epoch is chosen; give at least {least}"
+        )
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     return data.take(order[count:].sort().values), data.take(order[:count].sort().values)
 
@@ -55,7 +58,7 @@ def check_data(
 def _check_radius(threat: Threat, values: int) -> None:
     if threat.family is not None:
         raise InputError(
-            f"threat {threat}: hardening needs a norm ball, linf, l2, l1 or l0, such as 'linf:8/255'; measure "
+            f"threat {threat}: hardening needs a ball in linf, l2 or l1, such as 'linf:8/255'; measure "
             f"{threat.norm} afterwards with `robust attack`"
         )
     if threat.radius > across(threat, values):
