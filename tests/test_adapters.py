@@ -21,6 +21,8 @@ import robust
 from robust.attacks import ATTACKS, Attack, make_attack
 from robust.attacks.adapters import LIBRARIES, Library, Torchattacks, adapter_of
 from robust.attacks.adapters.isolation import private_randomness
+from robust.attacks.adapters.library import Job
+from robust.attacks.adapters.meter import Meter
 from robust.cli import main
 from robust.errors import InputError, MissingDependencyError, UnknownNameError, UnsupportedError
 from robust.evaluation import Interrupted
@@ -264,6 +266,23 @@ def test_jsma_aims_at_a_class_that_the_model_has(classes: int) -> None:
     assert report.statuses["broken"] >= classes - 1
 
 
+@needs("torchattacks")
+@pytest.mark.parametrize("name", ["APGDT", "AutoAttack"])
+def test_too_few_classes_are_refused_in_a_line(name: str) -> None:
+    model, x = Linear(torch.eye(3), torch.zeros(3)), torch.eye(3) * 0.5
+    with pytest.raises(UnsupportedError, match="at least 4 classes, not of 3"):
+        robust.evaluate(
+            model, (x, torch.arange(3)), threat="linf:0.01", suite=f"torchattacks:{name}", device="cpu"
+        )
+
+
+def test_no_more_pixels_are_repainted_than_there_are() -> None:
+    for shape, pixels in (((3, 4, 4), 16), ((1, 4, 4), 16), ((7,), 7)):
+        x, y = torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)
+        model = Meter(lambda rows: rows.flatten(1), x, y, (0.0, 1.0), "l0", None)
+        assert Job(model, x, y, 1e6, "l0", 0, {}).pixels == pixels
+
+
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=lambda library: library.name)
 def test_every_option_has_a_default(library: Library) -> None:
     pytest.importorskip(library.name, exc_type=ImportError)
@@ -294,9 +313,12 @@ def test_names_and_options_that_do_not_exist() -> None:
         ("random_start", "1", "expected true or false"),
         ("alpha", "0.1.2", "alpha"),
         ("group", "0", "at least 1"),
+        ("steps", "0", "steps must be at least 1, got 0"),
     ):
         with pytest.raises(InputError, match=told):
             make_attack("torchattacks:PGD", **{option: value})
+    with pytest.raises(InputError, match="max_iterations must be at least 10, got 9"):
+        make_attack("torchattacks:EADL1", max_iterations=9)
     attack = make_attack("torchattacks:PGD", alpha="2/255", random_start="false", steps="3")
     assert pickle.loads(pickle.dumps(attack)) == attack  # noqa: S301 - as a sweep's workers are sent it
     assert attack.parameters == {

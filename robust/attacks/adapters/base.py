@@ -39,7 +39,7 @@ class Adapter(Attack):
 
     def run(self, oracle: Oracle) -> Tensor:
         """Give the library the samples group by group, and score what it returns."""
-        self._fits(oracle.x)
+        self._fits(oracle)
         low, high = oracle.threat.bounds
         width = high - low
         x = ((oracle.x - low) / width).clamp_(0, 1)
@@ -77,8 +77,12 @@ class Adapter(Attack):
                 ) from error
         return found.detach().to(job.x).clone()
 
-    def _fits(self, x: Tensor) -> None:
-        wanted = self.peer.channels
+    def _fits(self, oracle: Oracle) -> None:
+        x, wanted, least = oracle.x, self.peer.channels, self.peer.classes
+        if least > 2 and (classes := oracle.gaps.shape[1]) < least:
+            raise UnsupportedError(
+                f"attack {self.name!r} works on models of at least {least} classes, not of {classes}"
+            )
         if wanted and (x.dim() != 4 or x.shape[1] != wanted):
             raise UnsupportedError(
                 f"attack {self.name!r} works on images with {wanted} channels, not on samples of shape "
@@ -160,10 +164,12 @@ def adapter_of(library: Library, name: str) -> type[Adapter]:
 
 
 def _check(self: Adapter) -> None:
-    for key in ("group", "budget"):
+    peer = self.peer
+    least = {"group": 1, "budget": 1, **({peer.steps: 1} if peer.step and peer.steps else {}), **peer.least}
+    for key, lowest in least.items():
         value = getattr(self, key)
-        if value is not None and value < 1:
-            raise InputError(f"{self.name}: {key} must be at least 1, got {value}")
+        if value is not None and value < lowest:
+            raise InputError(f"{self.name}: {key} must be at least {lowest}, got {value}")
 
 
 def _settle(found: Tensor, oracle: Oracle) -> Tensor:

@@ -7,7 +7,7 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any, ClassVar
@@ -33,6 +33,8 @@ class Peer:
         steps: its parameter for the number of steps; "" to divide by nothing.
         alone: the library itself goes sample by sample: it is given one at a time, and nothing is lost.
         channels: of the images that it can work on; 0 for any input.
+        classes: of the models that it can work on, at least.
+        least: the smallest value of its parameters that it does not fail with, where that is not told by the library.
         probabilities: it refuses logits and is given their softmax.
         differs: what else to know of it.
     """
@@ -46,6 +48,8 @@ class Peer:
     steps: str = "steps"
     alone: bool = False
     channels: int = 0
+    classes: int = 2
+    least: Mapping[str, int] = field(default_factory=dict)
     probabilities: bool = False
     differs: str = ""
 
@@ -69,9 +73,9 @@ class Job:
 
     @property
     def pixels(self) -> int:
-        """Pixels that an l0 threat of `eps` values lets an attack repaint, at least one."""
+        """Pixels that an l0 threat of `eps` values lets an attack repaint: at least one, at most all."""
         channels = self.x.shape[1] if self.x.dim() == 4 else 1
-        return max(1, int(self.eps) // channels)
+        return max(1, min(int(self.eps), self.values) // channels)
 
 
 def _import(module: str) -> ModuleType:

@@ -14,6 +14,7 @@ def _gradient_sign(paper: str, share: float = 2.5, steps: str = "steps", differs
     return Peer("linf", paper, step="alpha", share=share, steps=steps, differs=differs)
 
 
+_TENTHS = {"max_iterations": 10}  # it looks for an early end after every tenth of them
 _LAST = "returns the last iterate, not the best: a point that was adversarial on the way is lost"
 _TRANSFER = "made to transfer to other models; here it is scored on the model that it attacks"
 
@@ -58,6 +59,7 @@ class Torchattacks(Library):
         "APGDT": Peer(
             "linf l2",
             "Croce & Hein 2020",
+            classes=4,
             differs="10 steps where the original makes 100; asks for at least 4 classes",
         ),
         "FAB": Peer(
@@ -70,6 +72,7 @@ class Torchattacks(Library):
         "AutoAttack": Peer(
             "linf l2",
             "Croce & Hein 2020",
+            classes=4,
             differs="not AutoAttack's budget: APGD, APGD-T and FAB-T make 10 steps, the original 100; `--suite autoattack` makes 100",
         ),
         "SPSA": Peer("linf", "Uesato et al. 2018", "score", differs="one step of 128 samples by default"),
@@ -81,9 +84,13 @@ class Torchattacks(Library):
         ),
         "DeepFool": Peer("l2", "Moosavi-Dezfooli et al. 2016", minimum_norm=True, alone=True),
         "SparseFool": Peer("l1 l0", "Modas et al. 2019", minimum_norm=True, alone=True),
-        "EADL1": Peer("l1", "Chen et al. 2018", minimum_norm=True),
+        "EADL1": Peer("l1", "Chen et al. 2018", minimum_norm=True, least=_TENTHS),
         "EADEN": Peer(
-            "l1 l2", "Chen et al. 2018", minimum_norm=True, differs="minimises l1 and squared l2 together"
+            "l1 l2",
+            "Chen et al. 2018",
+            minimum_norm=True,
+            least=_TENTHS,
+            differs="minimises l1 and squared l2 together",
         ),
         "JSMA": Peer(
             "l0", "Papernot et al. 2016", alone=True, differs="aims at label + 1; changes values in pairs"
