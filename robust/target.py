@@ -225,6 +225,11 @@ class Target:
             self._overwrites = x._version > before
         return out
 
+    @property
+    def overwrites(self) -> bool:
+        """Whether the model writes into its input, as its first pass has told."""
+        return bool(self._overwrites)
+
     def passing(self) -> AbstractContextManager[None]:
         """To be in for a pass of a search: it is quickest so, and off by rounding from what the model alone answers."""
         return convolutions.searching() if self.device.type == "cpu" else nullcontext()

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fitting import OPTIONS, THREAT, assert_same, build_net, clean_loss, some_digits, train
+from fitting import OPTIONS, THREAT, assert_same, build_net, clean_loss, plain_net, some_digits, train
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -128,3 +128,31 @@ def test_schedules(schedule: str, expected: list[float]) -> None:
     options = replace(OPTIONS, schedule=schedule)  # type: ignore[arg-type]
     found = [rate(options, progress) for progress in (0, 0.125, 0.25, 0.5, 0.75)]
     assert found == pytest.approx(expected)
+
+
+class Shifts(nn.Module):
+    """Scales its input, in place or aside."""
+
+    def __init__(self, *, aside: bool) -> None:
+        super().__init__()
+        self.net, self._aside = plain_net(), aside
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone() if self._aside else x
+        out: Tensor = self.net(x.sub_(0.3).div_(0.7))
+        return out
+
+
+@pytest.mark.parametrize("name", ["pgd-at+awp", "free", "grad-align", "distillation"])
+def test_a_model_that_writes_into_its_input_trains_to_the_weights_of_one_that_does_not(name: str) -> None:
+    writes, plain = (
+        make_defense(name).fit(
+            Shifts(aside=aside),
+            some_digits(40),
+            threat=THREAT,
+            trainer=Trainer(replace(OPTIONS, epochs=1, batch_size=20)),
+        )
+        for aside in (False, True)
+    )
+    assert_same(writes, plain)
+    assert not writes._forward_pre_hooks

@@ -66,7 +66,7 @@ class Distillation(Defense):
 
         def soft(net: nn.Module, batch: Batch) -> Tensor:
             with torch.no_grad():
-                labels = (teacher(batch.x) / t).softmax(1)
+                labels = (teacher(batch.x.clone()) / t).softmax(1)  # it may write into its input
             return functional.cross_entropy(net(batch.x) / t, labels)
 
         return trainer.fit(

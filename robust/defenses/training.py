@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.hooks import RemovableHandle
 
 from robust.defenses import guards
 from robust.defenses.checkpoint import Checkpoint
@@ -32,6 +33,7 @@ from robust.defenses.validation import Figures, Validator
 from robust.errors import ModelError
 from robust.rng import Streams
 from robust.sources import Samples, model_sha256
+from robust.target import Target
 from robust.threat import Threat
 
 _DAMPED: Final = 0.5  # factor on learning rate and single steps after catastrophic overfitting
@@ -189,6 +191,7 @@ class _Fit:
         parts = [part for part in (train, held_out, extra) if part is not None]
         with private_random(self.device, options.seed):
             classes = count_classes(self.model, parts, self.device)
+            self.copied = _with_copies(self.model, train, self.device)
         self.train = OnDevice(join(train, extra), self.device)
         self.held_out = OnDevice(held_out, self.device)
         self.validator = Validator(
@@ -357,7 +360,24 @@ class _Fit:
     def best_model(self) -> nn.Module:
         """The model with the weights of its best epoch, in eval mode."""
         self.model.load_state_dict(self.best)
+        if self.copied is not None:
+            self.copied.remove()
         return self.model.eval()
+
+
+def _with_copies(model: nn.Module, data: Samples, device: torch.device) -> RemovableHandle | None:
+    """Have a model that writes into its input get a copy of it, as in an evaluation: objectives ask about a point twice.
+
+    Returns:
+        the hook to remove, where there is one.
+    """
+    with Target(model, device=device) as target, torch.no_grad():
+        target.logits(data.rows([0, 0]).to(device))
+    return model.register_forward_pre_hook(_copy_input) if target.overwrites else None
+
+
+def _copy_input(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return given[0].clone(), *given[1:]
 
 
 def _optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
