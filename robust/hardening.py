@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from robust.attacks.base import build
 from robust.defenses import RECIPES, Defense, EpochResult, Trainer, TrainingOptions, Wrapper, make_defense
-from robust.defenses.data import count_classes
+from robust.defenses.data import count_classes, own_copy
 from robust.defenses.devices import rank
 from robust.defenses.plots import plot_history
 from robust.defenses.pseudo_labels import pseudo_labelled
@@ -133,7 +132,7 @@ def harden(
     keep.weights(hardened, trainer, prefix="model." if hardened is not fitted else "")
     asked: dict[str, Any] = {"suite": suite, "seed": seed, "progress": attack_progress}
     judge = _Judge(given, device, threat, held_out if is_first else None, keep, asked)
-    before = judge(copy.deepcopy(given.model), "before", _UNDEFENDED)
+    before = judge(own_copy(given.model), "before", _UNDEFENDED)
     after = judge(hardened, "after", _defended(chosen, threat), whole=hardened is fitted)
     return Hardened(hardened, trainer.history, before, after)
 

@@ -212,6 +212,33 @@ def test_the_history_is_drawn_with_the_epochs_that_were_undone(tmp_path: Path) -
     assert not plot_history([], tmp_path / "none.png")
 
 
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_a_script_hardens_as_the_model_that_it_was_made_of(ema: float | None) -> None:
+    net = seeded()
+    script = torch.jit.script(net)
+    plain, scripted = (
+        robust.harden(
+            model,
+            digits(0, 100),
+            defense="pgd-at",
+            threat="linf:0.05",
+            validation=digits(100, 110),
+            suite="fgsm",
+            training={"epochs": 2, "ema": ema},
+            device="cpu",
+        )
+        for model in (net, script)
+    )
+    assert scripted.before is not None
+    assert plain.before is not None
+    assert scripted.before.statuses == plain.before.statuses
+    for (key, ours), theirs in zip(
+        plain.model.state_dict().items(), scripted.model.state_dict().values(), strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-4), key
+    assert all(p.requires_grad and p.is_leaf for p in script.parameters())
+
+
 def test_a_threat_brings_its_bounds_as_it_does_to_an_evaluation() -> None:
     data = digits(0, 500)
     x, y = data.rows(slice(None)) * 2 - 1, data.y

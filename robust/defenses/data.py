@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -66,6 +67,15 @@ def _check_radius(threat: Threat, values: int) -> None:
             f"threat {threat}: eps is larger than the box {list(threat.bounds)}, {across(threat, values):g} across "
             f"for {values} values, so every input is allowed; give a smaller eps"
         )
+
+
+def own_copy(model: nn.Module) -> nn.Module:
+    """A copy that can be trained. With gradients on, the parameters of a TorchScript model's copy would be no leaves."""
+    with torch.no_grad():
+        copied = copy.deepcopy(model)
+    for ours, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+        ours.requires_grad_(theirs.requires_grad)
+    return copied
 
 
 def count_classes(model: nn.Module, parts: Sequence[Samples], device: torch.device) -> int:

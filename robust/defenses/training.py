@@ -24,6 +24,7 @@ from robust.defenses.data import (
     crop_and_flip,
     join,
     mixed_batches,
+    own_copy,
     split_validation,
 )
 from robust.defenses.devices import Devices, private_random
@@ -159,7 +160,7 @@ class Trainer:
         """
         check_data(data, data, threat, augment=False)
         device = Devices(self.options).device
-        copied = copy.deepcopy(model).to(device).eval()
+        copied = own_copy(model).to(device).eval()
         count_classes(copied, [data], device)
         self.history = []
         return copied
@@ -186,7 +187,7 @@ class _Fit:
         self.threat, self.by_clean = threat, by_clean
         self.devices = Devices(options)
         self.device = self.devices.device
-        model = copy.deepcopy(model).to(self.device).train()
+        model = own_copy(model).to(self.device).train()
         self.model = model.to(memory_format=torch.channels_last) if options.channels_last else model
         parts = [part for part in (train, held_out, extra) if part is not None]
         with private_random(self.device, options.seed):
@@ -200,9 +201,10 @@ class _Fit:
         self.optimizer = _optimizer(self.model, options)
         self.net, self.fabric_optimizer = self.devices.setup(self.model, self.optimizer)
         averaging = get_ema_multi_avg_fn(options.ema) if options.ema is not None else None
-        self.average = (
-            AveragedModel(self.model, multi_avg_fn=averaging, use_buffers=True) if averaging else None
-        )
+        with torch.no_grad():  # see own_copy
+            self.average = (
+                AveragedModel(self.model, multi_avg_fn=averaging, use_buffers=True) if averaging else None
+            )
         self.skill = guards.Skill(classes, len(held_out))
         self.history: list[EpochResult] = []
         self.damping = 1.0
