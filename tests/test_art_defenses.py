@@ -18,7 +18,7 @@ from robust.attacks import PGD
 from robust.defenses import DEFENSES, Batch, Trainer, Wrapper, make_defense
 from robust.defenses.adapters import LIBRARY
 from robust.errors import InputError, UnknownNameError, UnsupportedError
-from robust.sources import load_data
+from robust.sources import Samples, load_data
 from robust.threat import Linf, Threat
 
 need_art()
@@ -156,6 +156,13 @@ def test_another_setting_is_another_model() -> None:
 def test_what_does_not_fit_is_named(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_defense(f"art:{name}", **options)
+
+
+@pytest.mark.parametrize("name", ["art:CutMix", "art:Cutout"])
+def test_an_augmentation_of_images_refuses_features_in_a_line(name: str) -> None:
+    data = Samples(torch.rand(20, 7), torch.arange(20) % 2, torch.arange(20))
+    with pytest.raises(InputError, match=r"only be applied to image and video data.* shape \(7,\)"):
+        make_defense(name).fit(nn.Linear(7, 2), data, threat=None, trainer=Trainer(OPTIONS))
 
 
 def test_a_trainer_refuses_a_norm_that_it_does_not_know() -> None:

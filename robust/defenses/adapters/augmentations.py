@@ -14,6 +14,7 @@ from robust.defenses.adapters.art import ART, Peer, make_class
 from robust.defenses.inner import clean_logits
 from robust.defenses.objective import ObjectiveDefense, Step
 from robust.defenses.options import Batch
+from robust.errors import InputError
 from robust.rng import Streams
 from robust.threat import Threat
 
@@ -60,8 +61,11 @@ class Augmentation(ObjectiveDefense):
                 made.append((self._made(classes, threat), classes))
             preprocessor, classes = made[0]
             y = functional.one_hot(batch.y, classes).float()
-            with private_randomness(draws_key(batch)), quiet():
-                x, y = preprocessor(batch.x.cpu().numpy(), y.cpu().numpy())
+            try:
+                with private_randomness(draws_key(batch)), quiet():
+                    x, y = preprocessor(batch.x.cpu().numpy(), y.cpu().numpy())
+            except ValueError as error:
+                raise InputError(f"art: {error} (samples of shape {tuple(batch.x.shape[1:])})") from error
             labels[:] = [torch.as_tensor(y).to(batch.x)]
             return torch.as_tensor(x).to(batch.x)
 
