@@ -190,10 +190,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    result = yield
-    fixture = pyfuncitem.stash.get(_FIXTURE, None)
-    marked = {} if fixture is None else _marked(pyfuncitem)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """A test that ended well has done what its marker asks. Methods of unittest.TestCase pass here, too."""
+    yield
+    fixture = item.stash.get(_FIXTURE, None)
+    marked = {} if fixture is None else _marked(item)
     called = () if fixture is None else [record["kind"] for record in fixture.records]
     if "at_least" in marked and "check" not in called:
         pytest.fail(
@@ -206,7 +207,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
             "robust.evaluate(model, data)",
             pytrace=False,
         )
-    return result
 
 
 # -- the fixture --------------------------------------------------------------------------------------
@@ -264,8 +264,8 @@ def _share_threads_once(config: pytest.Config) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     fixture = item.stash.get(_FIXTURE, None)
-    if fixture is not None and report.when == "call":
-        report.robust = fixture.records  # type: ignore[attr-defined]
+    if fixture is not None and (untold := fixture.untold()):
+        report.robust = untold  # type: ignore[attr-defined]
     if report.failed and _is_robust(item) and not any(_told(record) for record in _records(report)):
         report.robust_failure = _reason(report)  # type: ignore[attr-defined]
     return report

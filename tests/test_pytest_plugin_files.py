@@ -107,6 +107,44 @@ def test_tests_that_fail_for_another_reason_are_told_too(
     assert page.read_text().count("## Robustness\n\nFailed for other reasons:") == 1
 
 
+IN_FIXTURES = """
+def checked(robust, survive, **options):
+    robust.check(Threshold(), samples(300, survive), threat=EPS, suite="quick", at_least=0.45, **options)
+@pytest.fixture
+def fails(robust):
+    checked(robust, 0.1)
+@pytest.fixture
+def undecided(robust):
+    checked(robust, 0.45, max_samples=20)
+@pytest.fixture
+def fails_after(robust):
+    yield
+    checked(robust, 0.1)
+def test_before(fails):
+    pass
+def test_skipped(undecided):
+    pass
+def test_around(robust, fails_after):
+    checked(robust, 0.8)
+"""
+
+
+def test_checks_of_fixtures_are_told_like_those_of_tests(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = session.path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    session.write(IN_FIXTURES)
+    done = session.run("--robust-json", "all.json")
+    assert done.parseoutcomes() == {"passed": 1, "errors": 2, "undecided": 1}
+    written = json.loads((session.path / "all.json").read_text())
+    found = [(result["test"].partition("::")[2], result["outcome"]) for result in written["results"]]
+    expected = [("before", "fail"), ("skipped", "undecided"), ("around", "pass"), ("around", "fail")]
+    assert found == [(f"test_{name}", outcome) for name, outcome in expected]
+    assert written["failures"] == []
+    assert page.read_text().count("**FAIL**") == 2
+
+
 def test_a_json_file_that_cannot_be_written_loses_no_summary(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,3 +93,31 @@ def test_evidence_that_cannot_be_written_hides_nothing(session: Session) -> None
     result.stdout.fnmatch_lines(
         ["fail: robust accuracy is below*", "evidence: could not be written*", "replay:*"]
     )
+
+
+IN_UNITTEST = """
+import unittest
+@pytest.mark.robust(threat=EPS, suite="quick", at_least=0.45)
+class TestIt(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def _with_the_fixture(self, robust):
+        self.robust = robust
+    def test_passes(self):
+        self.robust.check(Threshold(), samples(300, 0.8))
+    def test_is_undecided(self):
+        self.robust.check(Threshold(), samples(300, 0.45), max_samples=20)
+    def test_forgets(self):
+        pass
+    def test_fails_before_it_checks(self):
+        self.assertEqual(1, 2)
+    def test_is_skipped(self):
+        self.skipTest("not today")
+"""
+
+
+def test_methods_of_unittest_are_held_to_their_marker(session: Session) -> None:
+    session.write(IN_UNITTEST)
+    done = session.run()
+    outcomes = done.parseoutcomes()
+    assert outcomes == {"passed": 1, "failed": 2, "skipped": 1, "undecided": 1}
+    done.stdout.fnmatch_lines_random(["*AssertionError: 1 != 2", "*the test never called robust.check(*"])

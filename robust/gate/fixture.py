@@ -49,6 +49,7 @@ class Robustness:
         self.records: list[Record] = []
         self.properties: list[tuple[str, str]] = []
         self._defaults = 0  # baselines of a name of their own
+        self._told = 0  # records that a report of pytest's has taken along
 
     def check(self, model: Any, data: Any, **options: Any) -> GateResult:
         """Fail unless the model's robust accuracy is shown to be at least `at_least`.
@@ -156,6 +157,11 @@ class Robustness:
             lines = [f"{found.outcome}: {found.reason}; baseline {self._shown(path)}", *found.lines()]
             lines += [f"trust: {measured.trust}", f"replay: {self._place.replay}"]
             self._end("\n".join(lines), undecided=found.outcome == "undecided")
+
+    def untold(self) -> list[Record]:
+        """Records since the last call: a report for setup, call and teardown each takes along its own."""
+        new, self._told = self.records[self._told :], len(self.records)
+        return new
 
     def _resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         try:
