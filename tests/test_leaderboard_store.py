@@ -133,10 +133,11 @@ def test_a_missing_or_altered_verdict_table_is_named(tmp_path: Path) -> None:
     store.add(record, make_report().verdicts)
     (path,) = (tmp_path / "verdicts").iterdir()
     path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(StoreError, match=f"{path.name}.*altered"):
+    what_to_do = f"restore it, or move the record that names it, {record.short_id}, out of the store"
+    with pytest.raises(StoreError, match=f"{path.name}.*altered.*{what_to_do}"):
         store.verdicts(record)
     path.unlink()
-    with pytest.raises(StoreError, match=path.name):
+    with pytest.raises(StoreError, match=f"{path.name}.*cannot be read.*{what_to_do}"):
         store.verdicts(record)
 
 

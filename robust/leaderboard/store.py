@@ -144,7 +144,9 @@ class Store:
             try:
                 text = self._fs.cat_file(f"{self._root}/references/{name}").decode()
             except (*_IO_ERRORS, UnicodeDecodeError) as error:
-                raise StoreError(f"{where}: cannot be read: {_reason(error)}") from error
+                raise StoreError(
+                    f"{where}: cannot be read: {_reason(error)}; restore it, or move it out of the store"
+                ) from error
             reference = Reference.loads(text, where)
             if name != f"{reference.id}.json":
                 raise StoreError(f"{where}: holds {reference.short_id}; it was renamed, name it by its id")
@@ -231,7 +233,7 @@ class Store:
         Raises:
             StoreError: missing, or altered.
         """
-        return self._read(_verdicts_path(record), record.artefacts.verdicts_file_sha256)
+        return self._artefact(record, _verdicts_path(record), record.artefacts.verdicts_file_sha256)
 
     def examples(self, record: Record) -> dict[str, Tensor] | None:
         """The adversarial examples of a record (see `Report.examples`), None if it was filed without.
@@ -250,7 +252,7 @@ class Store:
         """
         if record.artefacts.examples_sha256 is None:
             return None
-        return self._read(_examples_path(record), record.artefacts.examples_sha256)
+        return self._artefact(record, _examples_path(record), record.artefacts.examples_sha256)
 
     def _has(self, path: str) -> bool:
         self._fs.invalidate_cache()
@@ -286,16 +288,23 @@ class Store:
             )
         return record
 
+    def _artefact(self, record: Record, path: str, digest: str) -> bytes:
+        """A file that a record names."""
+        try:
+            return self._read(path, digest)
+        except StoreError as error:
+            raise StoreError(
+                f"{error}; restore it, or move the record that names it, {record.short_id}, out of the store"
+            ) from error.__cause__
+
     def _read(self, path: str, digest: str) -> bytes:
         where = f"{self.url}/{path}"
         try:
             content: bytes = self._fs.cat_file(f"{self._root}/{path}")
         except _IO_ERRORS as error:
-            raise StoreError(f"{where}: cannot be read: {_reason(error)}; a record names it") from error
+            raise StoreError(f"{where}: cannot be read: {_reason(error)}") from error
         if sha256(content) != digest:
-            raise StoreError(
-                f"{where}: does not match its name; it was altered or damaged: restore it, or move the records that name it"
-            )
+            raise StoreError(f"{where}: does not match its name, it was altered or damaged")
         return content
 
     def _keep(self, path: str, content: bytes) -> None:

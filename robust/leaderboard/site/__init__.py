@@ -70,6 +70,8 @@ def publish(store: Store, out: str | Path) -> list[str]:
         manifest = {"made_by": "robust leaderboard publish", "files": sorted(written)}
         (out / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8", newline="\n")
         (out / _UNFINISHED).unlink()
+    except StoreError:  # of the store that is read, though it is an OSError as well
+        raise
     except OSError as error:
         raise StoreError(f"--out: cannot write to {out}: {error.strerror or error}") from error
     return sorted(written)
