@@ -41,6 +41,10 @@ def test_sweep_shows_its_plan_runs_and_shows_the_board(
     missing = inside("leaderboard", "show", "nowhere", cwd=tmp_path)
     assert missing.returncode == 2
     assert "no records" in missing.stderr
+    (tmp_path / "out" / "records" / f"{'0' * 64}.json").write_text("{")  # of whoever shares the folder
+    found = inside("sweep", "plan.toml", "--out", "out", "--device", "cpu", cwd=tmp_path)
+    assert (found.returncode, found.stderr.count("robust:")) == (0, 0)
+    assert "0 evaluations computed, 4 found" in found.stdout
 
 
 def test_a_plan_of_more_samples_than_there_are_is_not_estimated(

@@ -187,6 +187,11 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot write") as caught:
         Store(tmp_path / "file" / "store").add(make_record(), make_report().verdicts)
     assert "\n" not in str(caught.value)
+    record = make_record()
+    in_the_way = tmp_path / "store" / "records" / f"{record.id}.json"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(StoreError, match=f"cannot write {in_the_way}: .*; .*move away what is in the way"):
+        Store(tmp_path / "store").add(record, make_report().verdicts)
 
 
 def test_an_unknown_kind_of_url_is_refused() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
+import struct
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -215,6 +218,26 @@ def test_worker_processes_come_to_the_same_and_survive_a_killing(
     assert assassin.retries >= 1
     assert ids(result) == ids(first)
     assert tables(tmp_path / "pool") == tables(out)
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_message_is_replaced() -> None:
+    pool = Processes(1, "cpu", 1)
+    try:
+        (hand,) = pool._hands
+        ours, theirs = multiprocessing.Pipe()
+        os.write(
+            theirs.fileno(), struct.pack("!i", 100) + b"half of it"
+        )  # as a connection announces 100 bytes
+        theirs.close()
+        hand.pipe.close()
+        hand.pipe, hand.task = ours, mock.sentinel.task
+        hand.process.kill()
+        outcome = pool.wait(lambda task, progress: None)
+        assert outcome is not None
+        assert (outcome.ending, outcome.task, pool.free) == ("lost", mock.sentinel.task, 1)
+        assert pool._hands[0].process.is_alive()
+    finally:
+        pool.close()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="masks are read from /proc")

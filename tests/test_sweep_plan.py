@@ -56,6 +56,11 @@ def test_a_bad_plan_is_refused_with_the_place(tmp_path: Path, old: str, new: str
 def test_mistakes_are_found_before_anything_runs(sweep_config: SweepConfig, tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'quick'"):
         run_sweep(sweep_config.model_copy(update={"suites": ["quik"]}), tmp_path / "a")
+    endless = sweep_config.models[0].model_copy(update={"name": "x" * 301})
+    with pytest.raises(
+        InputError, match=r"models: .* at most 300 characters, .*got 301, .*give the model a shorter"
+    ):
+        run_sweep(sweep_config.model_copy(update={"models": [endless]}), tmp_path / "a")
     wrong = sweep_config.defenses[1].model_copy(update={"options": {"stpes": 3}})
     with pytest.raises(InputError, match="no option 'stpes'"):
         run_sweep(sweep_config.model_copy(update={"defenses": [wrong]}), tmp_path / "b")

@@ -235,11 +235,18 @@ def test_a_result_whose_files_are_gone_is_computed_again(
 
 
 @pytest.mark.parametrize("suffix", ["json", "parquet"])
-def test_a_curve_whose_files_are_gone_is_computed_again(project: Path, suffix: str) -> None:
+@pytest.mark.parametrize(
+    "harm",
+    [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9]), lambda path: path.write_text("{}")],
+    ids=["gone", "cut", "of another form"],
+)
+def test_a_curve_whose_files_are_gone_or_damaged_is_computed_again(
+    project: Path, harm: Callable[[Path], object], suffix: str
+) -> None:
     curves = {"threats": [], "curves": [{"norm": "linf", "eps": ["0.05", "0.1"], "suite": "fgsm"}]}
     sweep(project, **curves)
     (file,) = (project / "out" / "curves").glob(f"*.{suffix}")
-    file.unlink()
+    harm(file)
     assert sweep(project, **curves).computed == 1
     assert sweep(project, **curves).reused == 1
 

@@ -7,6 +7,7 @@ import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import torch
 from sweeps import Count, ids
 
 from robust.parts import Part
+from robust.sources import Samples
 from robust.sweep import Event, SweepConfig, SweepResult, run_sweep
 from robust.sweep.results import Results
 from robust.sweep.tasks import AttackTask, Folder, ModelRef, Worker
@@ -134,6 +136,44 @@ def test_decoded_data_are_found_again_until_the_file_changes(tmp_path: Path) -> 
     np.savez(frame, x=255 - x.numpy(), y=np.arange(20) % 4)
     os.utime(frame, ns=(1, 1))
     assert hold(str(frame), 7, tmp_path / "held").sha256 != first.sha256
+
+
+def test_samples_that_another_sweep_has_decoded_meanwhile_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one reads them already."""
+    from robust.sweep import held
+
+    np.savez(tmp_path / "data.npz", x=np.zeros((20, 1, 4, 4), np.uint8), y=np.arange(20) % 4)
+    load, theirs = held.load_data, []
+
+    def overtaken(*arguments: Any, **options: Any) -> Samples:
+        samples = load(*arguments, **options)
+        if not theirs:
+            theirs.append(None)
+            theirs[0] = held.hold(str(tmp_path / "data.npz"), None, tmp_path / "held")
+            theirs.append((theirs[0].folder / "x.npy").stat().st_ino)
+        return samples
+
+    monkeypatch.setattr(held, "load_data", overtaken)
+    ours = held.hold(str(tmp_path / "data.npz"), None, tmp_path / "held")
+    assert [ours, (ours.folder / "x.npy").stat().st_ino] == theirs
+    assert [path.name for path in (tmp_path / "held").iterdir()] == [ours.folder.name]
+
+
+def test_a_folder_that_another_sweep_drops_while_a_shard_is_kept_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, write = Results(tmp_path), Path.write_bytes
+
+    def dropped(path: Path, content: bytes) -> int:
+        monkeypatch.setattr(Path, "write_bytes", write)
+        results.drop_parts("key")
+        return path.write_bytes(content)
+
+    monkeypatch.setattr(Path, "write_bytes", dropped)
+    results.write(tmp_path / "parts" / "key" / "0-5.parquet", b"shard")
+    assert (tmp_path / "parts" / "key" / "0-5.parquet").read_bytes() == b"shard"
 
 
 def _anew(harm: Callable[[Path], object]) -> Callable[[Path], None]:

@@ -123,7 +123,7 @@ def _summary(result: SweepResult, out: Path, seconds: float) -> int:
     if result.records:
         store = Store(out)
         print(render(result.records, "terminal", width=80, survived=survivors(store, result.records)))
-        more = len(store.records()) > len(result.records)
+        more = store.count() > len(result.records)
         again = f"\n`robust leaderboard show {out}` prints this {'and what earlier plans left' if more else 'again'}"
     _print_curves(result, out)
     print(

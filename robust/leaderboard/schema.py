@@ -34,7 +34,8 @@ def as_utc(text: str) -> str:
     return text
 
 
-Name = Annotated[str, Field(max_length=300)]
+LONGEST_NAME: Final = 300  # characters
+Name = Annotated[str, Field(max_length=LONGEST_NAME)]
 Text = Annotated[str, Field(max_length=5000)]
 URL_PATTERN: Final = r"^https?://[^\s<>\"']+$"
 Url = Annotated[str, Field(max_length=2000, pattern=URL_PATTERN)]

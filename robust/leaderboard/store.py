@@ -105,15 +105,10 @@ class Store:
             raise StoreError(
                 "examples: not the bytes that the record was made with; give both the same, or neither any"
             )
-        try:
-            self._keep(_verdicts_path(record), table)
-            if examples is not None:
-                self._keep(_examples_path(record), examples)
-            self._keep_record(record)
-        except _IO_ERRORS as error:
-            raise StoreError(
-                f"store: cannot write to {self.url}: {_reason(error)}; give a folder or URL that can be written"
-            ) from error
+        self._keep(_verdicts_path(record), table)
+        if examples is not None:
+            self._keep(_examples_path(record), examples)
+        self._keep_record(record)
         return record.id
 
     def add_reference(self, reference: Reference) -> str:
@@ -123,13 +118,8 @@ class Store:
             StoreError: the store cannot be written.
         """
         name, content = f"{reference.id}.json", reference.dumps().encode()
-        try:
-            if not self._has(f"references/{name}"):
-                self._write(f"references/{name}", content)
-        except _IO_ERRORS as error:
-            raise StoreError(
-                f"store: cannot write to {self.url}: {_reason(error)}; give a folder or URL that can be written"
-            ) from error
+        if not self._has(f"references/{name}"):
+            self._write(f"references/{name}", content)
         return reference.id
 
     def references(self) -> list[Reference]:
@@ -184,6 +174,10 @@ class Store:
         """
         whole = len(prefix) == _DIGITS and self._has(f"records/{prefix}.json")  # no need to list all
         return self._read_record(f"{prefix if whole else self.find(prefix)}.json")
+
+    def count(self) -> int:
+        """How many records there are, by the names of their files alone."""
+        return len(self._names())
 
     def find(self, prefix: str) -> str:
         """The id that begins so.
@@ -323,7 +317,15 @@ class Store:
         self._write(f"records/{name}", record.dumps().encode())
 
     def _write(self, name: str, content: bytes) -> None:
-        path = f"{self._root}/{name}"
+        try:
+            self._replace(f"{self._root}/{name}", content)
+        except _IO_ERRORS as error:
+            raise StoreError(
+                f"store: cannot write {self.url}/{name}: {_reason(error)}; give a folder or URL that can be written, "
+                "or move away what is in the way"
+            ) from error
+
+    def _replace(self, path: str, content: bytes) -> None:
         partial = f"{path}.{uuid.uuid4().hex}.partial"
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         try:

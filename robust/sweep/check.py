@@ -8,6 +8,7 @@ from pathlib import Path
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
 from robust.hardening import training_options
+from robust.leaderboard.schema import LONGEST_NAME
 from robust.sources import DATASETS, MODELS, SPLITS, check_groups, data_form, model_form, untrained
 from robust.sources.origin import GRAPHS
 from robust.suites import resolve
@@ -46,6 +47,11 @@ def _check_pair(pair: Pair, config: SweepConfig) -> None:
     made = make_defense(str(pair.defense.name), **pair.defense.options)
     training_options(config.recipe, pair.defense.training)
     _check_model(str(pair.model.spec), pair.model.weights)
+    if len(pair.model.title) > LONGEST_NAME:
+        raise InputError(
+            f"models: expected a name of at most {LONGEST_NAME} characters, as a record holds it, got "
+            f"{len(pair.model.title)}, {pair.model.title[:40]!r}...; give the model a shorter `name`"
+        )
     if isinstance(made, Wrapper) and not made.of:
         _check_behind(pair)
     if pair.as_is:

@@ -110,11 +110,27 @@ def _decode(
         index = {"held": held, "files": {path.name: _sha256(path) for path in sorted(partial.iterdir())}}
         text = json.dumps({**index, "sha256": _seal(index)})
         (partial / _INDEX).write_text(text, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
+        _settle(partial, folder)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise StoreError(f"out: cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _settle(partial: Path, folder: Path) -> None:
+    """Put decoded samples where they belong, unless the same are there: another sweep has put them, and reads them."""
+    if _holds_the_same(partial, folder):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        partial.replace(folder)
+    except OSError:
+        if not _holds_the_same(partial, folder):
+            raise
+
+
+def _holds_the_same(partial: Path, folder: Path) -> bool:
+    return _damage(folder) is None and _index(folder) == _index(partial)
 
 
 def _index(folder: Path) -> dict[str, Any]:

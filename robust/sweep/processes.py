@@ -70,7 +70,7 @@ class Processes:
                 hand = busy[pipe]  # type: ignore[index]
                 try:
                     message = hand.pipe.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):  # the latter where it died in the middle of a message
                     return self._bury(hand)
                 assert hand.task is not None
                 if isinstance(message, Progress):

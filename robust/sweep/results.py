@@ -55,8 +55,10 @@ class Results:
     def write(self, path: Path, content: bytes) -> None:
         """Write a file at once or not at all."""
         try:
-            with replacing(path) as partial:
-                partial.write_bytes(content)
+            try:
+                _replace(path, content)
+            except FileNotFoundError:  # another sweep of the same plan has just dropped the folder
+                _replace(path, content)
         except OSError as error:
             raise StoreError(
                 f"out: cannot write {path}: {error.strerror or error}; what was finished is kept"
@@ -90,9 +92,14 @@ class Results:
         self.drop_parts(key)
 
     def curve_of(self, key: str) -> dict[str, Any] | None:
-        """A finished curve; None where its file or its table is gone."""
+        """A finished curve; None where its file or its table is gone or damaged."""
         path = self.curve_file(key)
-        return self._json(path) if path.with_suffix(".parquet").is_file() else None
+        curve = self._json(path)
+        try:
+            table = path.with_suffix(".parquet").read_bytes()
+        except OSError:
+            return None
+        return curve if curve is not None and curve.pop("sha256", None) == _seal(curve, table) else None
 
     def curve_file(self, key: str) -> Path:
         """Where a curve is, or will be."""
@@ -102,9 +109,9 @@ class Results:
         """Keep a curve with its table; its shards go."""
         sink = BytesIO()
         pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink)
-        path = self.curve_file(key)
-        self.write(path.with_suffix(".parquet"), sink.getvalue())
-        text = json.dumps(content, indent=1, allow_nan=False)
+        path, table_file = self.curve_file(key), sink.getvalue()
+        self.write(path.with_suffix(".parquet"), table_file)
+        text = json.dumps({**content, "sha256": _seal(content, table_file)}, indent=1, allow_nan=False)
         self.write(path, text.encode())
         self.drop_parts(key)
 
@@ -147,6 +154,16 @@ class Results:
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
+
+
+def _seal(curve: Mapping[str, Any], table: bytes) -> str:
+    """Hash of a curve and its table."""
+    return sha256(json.dumps(curve, sort_keys=True).encode() + table)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def _dump(part: Part | CurvePart, examples: str | None) -> bytes:
