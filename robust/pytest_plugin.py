@@ -311,24 +311,23 @@ class _Teller:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        from robust.gate.summary import append_markdown, write_json
+        from robust.gate.summary import append_markdown, overwritten, write_json
 
         page = os.environ.get("GITHUB_STEP_SUMMARY")
-        if self.json_file is not None:
-            written = self._try(write_json, self.json_file, self.records, self.settings, self.failures)
-            if not written and session.exitstatus == pytest.ExitCode.OK:  # what was asked for is not there
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        self.troubles += overwritten(self.records)
+        if self.json_file is not None and not session.config.getoption("collectonly"):
+            self._try(write_json, self.json_file, self.records, self.settings, self.failures)
+        if self.troubles and session.exitstatus == pytest.ExitCode.OK:  # what was asked for is not there
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if page and (self.records or self.failures):
             self._try(append_markdown, Path(page), self.records, self.failures)
 
-    def _try(self, write: Callable[..., None], *arguments: object) -> bool:
+    def _try(self, write: Callable[..., None], *arguments: object) -> None:
         """Write a file; what cannot be written is told, and keeps no other from being written."""
         try:
             write(*arguments)
         except RobustError as error:
             self.troubles.append(str(error))
-            return False
-        return True
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.records and not self.troubles:

@@ -31,6 +31,26 @@ def test_two_comparisons_in_a_test_have_baselines_of_their_own(session: Session)
     session.run().assert_outcomes(passed=1)
 
 
+SHARED = """
+@pytest.mark.parametrize("survive", [0.9, 0.8])
+def test_shared(robust, survive):
+    report = robust.evaluate(Threshold(AT), samples(300, survive), threat=EPS, suite="quick", max_samples=50)
+    robust.no_regression(report, baseline="one.json")
+"""
+
+
+def test_comparisons_that_write_over_each_other_are_told(session: Session) -> None:
+    session.write(SHARED)
+    over = session.run("--robust-update-baseline")
+    assert over.ret == pytest.ExitCode.TESTS_FAILED
+    told = "baseline one.json: written by *[[]0.9[]] and *[[]0.8[]], each over the other; give each a `baseline`*"
+    over.stdout.fnmatch_lines([told])
+    alike = SHARED.replace("0.8]", "0.9]")
+    session.write(alike)
+    assert session.run("--robust-update-baseline").ret == pytest.ExitCode.OK
+    session.run().assert_outcomes(passed=2)
+
+
 def test_the_baseline_flow(session: Session) -> None:
     session.write(REGRESSION)
     session.run().stdout.fnmatch_lines(["*no such file; write it with --robust-update-baseline*"])

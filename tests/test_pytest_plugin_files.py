@@ -154,3 +154,9 @@ def test_a_json_file_that_cannot_be_written_loses_no_summary(
     found.stdout.fnmatch_lines(["--robust-json: cannot write *"])
     assert found.ret == pytest.ExitCode.TESTS_FAILED  # a file that was asked for is missing
     assert "test_passes" in (session.path / "summary.md").read_text()
+
+
+def test_collecting_alone_keeps_the_results_of_the_last_run(session: Session) -> None:
+    session.write(PASSES)
+    written = settings_of(session)
+    assert settings_of(session, "--collect-only") == written

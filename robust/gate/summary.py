@@ -43,6 +43,22 @@ def lines(records: Sequence[Record]) -> list[str]:
     return shown
 
 
+def overwritten(records: Sequence[Record]) -> list[str]:
+    """A line per baseline that comparisons wrote over each other with something else: all but the last then fail."""
+    same = ("threat", "suite", "seed", "data_sha256", "model_sha256", "statuses")
+    writers: dict[str, dict[str, str]] = {}  # tests by what they wrote, by file
+    for record in records:
+        if record["outcome"] == "written":
+            content = json.dumps([record[key] for key in same])
+            writers.setdefault(record["baseline"], {})[content] = record["test"]
+    return [
+        f"baseline {path}: written by {' and '.join(tests.values())}, each over the other; "
+        "give each a `baseline` of its own, or none"
+        for path, tests in writers.items()
+        if len(tests) > 1
+    ]
+
+
 def filled(line: str, indent: str = "    ") -> str:
     """A line in as many of 80 columns as it takes, where words allow it."""
     return fill(line, 80, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
