@@ -67,7 +67,7 @@ def evaluate(
     batch size, order or what else is in the data. Every break is re-measured on the plain model.
 
     Args:
-        model: module giving logits (N, C), or a Target. It is handed back as it was.
+        model: module giving logits (N, C), or a Target. It is handed back as it was, but for what its own passes change.
         data: (x, y) with x float in `bounds` or uint8, (N, ...), and y integers (N,); a Samples, Dataset,
             DataLoader, or the name of a source.
         threat: "linf:8/255", or robust.Linf("8/255") and its kin. An eps that covers the whole box, such as a
