@@ -245,9 +245,9 @@ class Report:
             text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
             with ExitStack() as files:  # put in place in the reverse order
                 files.enter_context(replacing(folder / "report.json")).write_text(text, encoding="utf-8")
-                # Opened here, as in load.
-                with files.enter_context(replacing(folder / "verdicts.parquet")).open("wb") as table:
-                    self.verdicts.to_parquet(table, index=False)
+                # As bytes: where pandas opens a file, or before 3 is given one, "linf:0.1" in its path is a URI.
+                table = files.enter_context(replacing(folder / "verdicts.parquet"))
+                table.write_bytes(self.verdicts.to_parquet(index=False))
                 if self.examples is not None:
                     save_file(self.examples, files.enter_context(replacing(folder / "examples.safetensors")))
                 for name in ("report.json", "examples.safetensors"):

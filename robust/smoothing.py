@@ -98,8 +98,7 @@ class Certificates:
                 replacing(folder / "certificates.json") as summary,
                 replacing(folder / "certificates.parquet") as table,
             ):
-                with table.open("wb") as file:  # of a path pandas takes "linf:0.1" for a URI
-                    self.table.to_parquet(file, index=False)
+                table.write_bytes(self.table.to_parquet(index=False))  # see Report.save
                 summary.write_text(json.dumps(self.to_dict(), indent=2), encoding="utf-8")
         except OSError as error:
             raise StoreError(f"out: cannot write to {folder}: {error.strerror or error}") from error

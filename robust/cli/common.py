@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -343,5 +343,11 @@ def bars() -> Iterator[Bars]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with showing(progress):
         yield progress
+
+
+def showing(progress: Bars) -> AbstractContextManager[Any]:
+    """The bars, shown until the context ends. Silent ones are not even begun: rich before 14.3 ends them with an empty line."""
+    return nullcontext(progress) if progress.disable else progress

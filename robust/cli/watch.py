@@ -25,7 +25,7 @@ def watching(names: Mapping[str, str]) -> Iterator[Callable[[Event], None]]:
     Args:
         names: title -> a shorter one for the terminal.
     """
-    with rows() as bars:
+    with common.showing(rows()) as bars:
         yield Watch(bars, names)
 
 
