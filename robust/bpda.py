@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust.errors import InputError, ModelError
+from robust.errors import InputError, ModelError, origin
 from robust.in_front import Behind, Normalization
 from robust.target import Target
 
@@ -86,6 +86,7 @@ class Substituted(nn.Module):
 
     transform: Transform
     backward: Transform
+    complaint: str | None = None  # of the transform's last run: what to look at first where the model fails
 
     def __init__(self, transform: Transform, *, backward: Transform = identity) -> None:
         super().__init__()
@@ -95,8 +96,7 @@ class Substituted(nn.Module):
         self.transform, self.backward = transform, backward
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            exact = self.transform(x.detach())
+        exact = self._transformed(x)
         if not torch.is_grad_enabled():
             return exact
         stand_in = self.backward(x)
@@ -107,6 +107,30 @@ class Substituted(nn.Module):
             )
         out: Tensor = _Through.apply(stand_in, exact)
         return out
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        try:
+            with torch.no_grad():
+                exact = self.transform(x.detach())
+        except Exception as error:
+            at = origin(error)
+            self.complaint = "its transform fails" + (f" in {at[0]}" if at else "")
+            raise
+        self.complaint = _odd(exact, x)
+        return exact
+
+
+def _odd(exact: object, x: Tensor) -> str | None:
+    """What a model may stumble over in what a transform gave for x; None for nothing."""
+    if not isinstance(exact, Tensor):
+        return f"its transform gives {type(exact).__name__}: let it return a tensor"
+    if isinstance(x, Tensor) and exact.dtype != x.dtype:  # no tensors where torch.fx traces
+        return f"its transform gives {exact.dtype} for {x.dtype}: end it with .to(x.dtype)"
+    if isinstance(x, Tensor) and exact.shape != x.shape:
+        return (
+            f"its transform gives {tuple(exact.shape)} for {tuple(x.shape)}: let it give what the model takes"
+        )
+    return None
 
 
 class _Through(torch.autograd.Function):

@@ -78,6 +78,14 @@ def _described(error: Exception, x: Tensor, mean: Tensor | None, model: nn.Modul
         )
     elif (at := origin(error)) and at[1]:
         advice = f"raised in {at[0]}"
+    elif complaint := _of_a_transform(model):
+        advice = complaint
     else:
         advice = "give data of the size that the model was made for"
     return f"model: fails on input {tuple(x.shape)} ({said}); {advice}"
+
+
+def _of_a_transform(model: nn.Module) -> str | None:
+    """What is odd about a transform in front of the model, or within it (`bpda.Substituted`); None for nothing."""
+    complaints = (getattr(part, "complaint", None) for part in model.modules())
+    return next((str(said) for said in complaints if said), None)

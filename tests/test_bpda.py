@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import robust
-from robust.bpda import BPDA, Substituted
+from robust.bpda import BPDA, Substituted, Transform
 from robust.errors import InputError, ModelError
 from robust.losses import margin
 from robust.target import Target
@@ -61,6 +61,29 @@ def test_substitutes_that_do_not_fit_are_named(net: nn.Module) -> None:
     layer = Substituted(lambda x: x[:, :1])
     with pytest.raises(ModelError, match="they must agree"):
         layer(torch.rand(2, 3, 4, 4, requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    ("transform", "advice"),
+    [
+        (lambda x: torch.stack([x, x[:1]]), r"its transform fails in test_bpda\.py, line \d+$"),
+        (
+            lambda x: x.double(),
+            r"its transform gives torch\.float64 for torch\.float32: end it with \.to\(x\.dtype\)",
+        ),
+        (lambda x: x.numpy(), "its transform gives ndarray: let it return a tensor"),
+        (lambda x: x[..., :4], r"its transform gives \(30, 1, 8, 4\) for \(30, 1, 8, 8\)"),
+    ],
+    ids=["raises", "double", "array", "shape"],
+)
+@pytest.mark.parametrize("within", [False, True], ids=["in front", "within"])
+def test_a_model_that_fails_on_what_a_transform_gave_names_the_transform(
+    net: nn.Module, digits: tuple[Tensor, Tensor], transform: Transform, advice: str, within: bool
+) -> None:
+    model = nn.Sequential(Substituted(transform), net) if within else BPDA(transform, net, device="cpu")
+    x, y = digits
+    with pytest.raises(ModelError, match=advice):
+        robust.evaluate(model, (x[:30], y[:30]), threat="linf:0.1", suite="quick", device="cpu")
 
 
 @pytest.mark.parametrize("transform", [BitDepth(2), JPEG(50), Median(3)], ids=lambda t: type(t).__name__)
