@@ -30,3 +30,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def why_unwritten(error: OSError) -> str:
+    """Why a file cannot be written, and what to do where something else has its place."""
+    reason = error.strerror or str(error)
+    in_the_way = isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError)
+    return f"{reason}; move away what is in the way" if in_the_way else reason

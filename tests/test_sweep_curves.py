@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Linear
+from conftest import Linear, Outcome
 from torch import Tensor, nn
 
 import robust
@@ -193,11 +194,29 @@ def test_curves_of_one_norm_at_other_radii_have_a_table_each(
     )
     assert len({cell.title for cell in curve_cells(plan)}) == 2
     result = run_sweep(plan, tmp_path, device="cpu")
-    _print_curves(result, tmp_path)
+    assert _print_curves(result, tmp_path)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     for curve in result.curves:
         head = lines.index(["robust", "%", *(point["eps"] for point in curve["points"])])
         assert lines[head + 2][-2:] == [f"{100 * point['value']:.1f}" for point in curve["points"]]
+
+
+def test_pictures_that_cannot_be_written_leave_the_summary(
+    tmp_path: Path, inside: Callable[..., Outcome]
+) -> None:
+    (tmp_path / "plan.toml").write_text(
+        """
+        data = "builtin:digits"
+        limit = 4
+        models = [{spec = "builtin:digits-mlp"}]
+        curves = [{norm = "linf", eps = ["0.02", "0.04"], suite = ["fgsm"]}]
+        """
+    )
+    (tmp_path / "out" / "curves" / "linf-0.png").mkdir(parents=True)
+    done = inside("sweep", "plan.toml", "--out", "out", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "linf-0.png: Is a directory; move away what is in the way" in done.stderr
+    assert "1 evaluations computed" in done.stdout
 
 
 def test_curves_that_make_no_sense_are_refused(tmp_path: Path) -> None:

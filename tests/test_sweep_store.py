@@ -81,9 +81,34 @@ def test_a_file_where_a_folder_is_to_be_stops_the_sweep_in_one_line(
     result = run_sweep(sweep_config, tmp_path, device="cpu")
     assert result.stopped is not None
     assert re.match(
-        r"out: cannot write .*: (Not a directory|File exists); what was finished is kept", result.stopped
+        r"out: cannot write .*: (Not a directory|File exists); move away what is in the way; what was finished is kept",
+        result.stopped,
     )
     assert result.failures == []
+
+
+@pytest.mark.parametrize("kind", ["cells/*.json", "curves/*.parquet", "models/*/weights.safetensors"])
+def test_a_folder_where_a_file_is_to_be_is_named_with_what_to_do(tmp_path: Path, kind: str) -> None:
+    plan = SweepConfig.model_validate(
+        {
+            "data": "builtin:digits",
+            "train": "builtin:digits",
+            "limit": 4,
+            "models": [{"spec": "builtin:digits-mlp"}],
+            "defenses": [{"name": "none", "training": {"epochs": 1}}],
+            "threats": ["linf:0.05"],
+            "suites": [["fgsm"]],
+            "curves": [{"norm": "linf", "eps": ["0.02", "0.05"], "suite": ["fgsm"]}],
+        }
+    )
+    run_sweep(plan, tmp_path, device="cpu")
+    (file,) = tmp_path.glob(kind)
+    file.unlink()
+    file.mkdir()
+    result = run_sweep(plan, tmp_path, device="cpu")
+    assert result.stopped == (
+        f"out: cannot write {file}: Is a directory; move away what is in the way; what was finished is kept"
+    )
 
 
 def test_a_damaged_shard_is_computed_again(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from robust.cli.sweep import _print_curves
 from robust.cli.watch import Watch, rows, watching
 from robust.sweep import Event, SweepConfig, run_sweep
 from robust.sweep.cells import short_names
@@ -86,3 +87,26 @@ def test_lines_of_a_log_name_everything(
     assert any(
         re.search(r"linf at 0.02, 0.05, quick, seed 0: robust \d+\.\d% to \d+\.\d%, ", line) for line in lines
     )
+
+
+def test_names_with_control_characters_stay_in_their_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "two\nlines\x1b[31m\u202e"
+    plan = SweepConfig.model_validate(
+        {
+            "data": "builtin:digits",
+            "limit": 4,
+            "models": [{"spec": "builtin:digits-mlp", "name": evil}],
+            "threats": ["linf:0.05"],
+            "suites": [["fgsm"]],
+            "curves": [{"norm": "linf", "eps": ["0.02", "0.05"], "suite": ["fgsm"]}],
+        }
+    )
+    with watching(short_names(plan)) as listener:
+        result = run_sweep(plan, tmp_path, device="cpu", listener=listener)
+    _print_curves(result, tmp_path)
+    said = capsys.readouterr()
+    for text in (said.err, said.out, *short_names(plan)):
+        assert "two lines [31m" in text
+        assert not set(text) & {"\x1b", "\u202e"}

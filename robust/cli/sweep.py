@@ -125,12 +125,13 @@ def _summary(result: SweepResult, out: Path, seconds: float) -> int:
         print(render(result.records, "terminal", width=80, survived=survivors(store, result.records)))
         more = store.count() > len(result.records)
         again = f"\n`robust leaderboard show {out}` prints this {'and what earlier plans left' if more else 'again'}"
-    _print_curves(result, out)
+    drawn = _print_curves(result, out)
     print(
         f"{result.computed} evaluations computed, {result.reused} found in {out}, {common.duration(seconds)}{again}"
     )
     _print_what_is_missing(result, out)
-    return 3 if result.failures or result.missing or result.stopped is not None else 0
+    whole = drawn and not (result.failures or result.missing or result.stopped is not None)
+    return 0 if whole else 3
 
 
 def _print_what_is_missing(result: SweepResult, out: Path) -> None:
@@ -161,13 +162,15 @@ def _print_what_is_missing(result: SweepResult, out: Path) -> None:
         print("\n".join(f"  {path}" for path in kept), file=sys.stderr)
 
 
-def _print_curves(result: SweepResult, out: Path) -> None:
-    """Curves as tables, and as pictures where matplotlib is there."""
+def _print_curves(result: SweepResult, out: Path) -> bool:
+    """Curves as tables, and as pictures where matplotlib is there; False where these cannot be written."""
     from tabulate import tabulate
 
-    from robust.errors import MissingDependencyError
+    from robust.errors import MissingDependencyError, StoreError
+    from robust.leaderboard.layout import plain
     from robust.sweep.plots import plot_curves
 
+    drawn = True
     groups: dict[tuple[str, tuple[str, ...], str, int, str], list[dict[str, Any]]] = {}
     for curve in result.curves:
         eps = tuple(point["eps"] for point in curve["points"])
@@ -176,7 +179,7 @@ def _print_curves(result: SweepResult, out: Path) -> None:
     for number, ((norm, eps, suite, seed, _), curves) in enumerate(groups.items()):
         heads = ["robust %", *eps]
         rows = [
-            [f"{c['model']} + {c['defense']}", *(f"{100 * p['value']:.1f}" for p in c["points"])]
+            [plain(f"{c['model']} + {c['defense']}"), *(f"{100 * p['value']:.1f}" for p in c["points"])]
             for c in curves
         ]
         print(
@@ -188,7 +191,11 @@ def _print_curves(result: SweepResult, out: Path) -> None:
             print(f"pictures: {', '.join(map(str, files))}")
         except MissingDependencyError as error:
             print(f"robust: {error}", file=sys.stderr)
+        except StoreError as error:  # the results are there all the same
+            print(f"robust: {error}", file=sys.stderr)
+            drawn = False
         print()
+    return drawn
 
 
 def _print_plan(config: SweepConfig, device: str, workers: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
+from robust.leaderboard.layout import plain
 from robust.sources import Preprocessing, named_sha256
 from robust.suites import Stage, resolve
 from robust.sweep.config import Curve, DefenseEntry, Exclusion, ModelEntry, Suite, SweepConfig
@@ -31,8 +32,8 @@ class Pair:
 
     @property
     def title(self) -> str:
-        """For progress and messages."""
-        return f"{self.model.title} x {self.defense.title}"
+        """For progress and messages, in one line whatever the names hold."""
+        return f"{plain(self.model.title)} x {plain(self.defense.title)}"
 
     @property
     def wrapper(self) -> Wrapper | None:
@@ -210,7 +211,7 @@ def short_names(config: SweepConfig) -> dict[str, str]:
 
 
 def _traits(cell: Cell | CurveCell) -> list[str]:
-    model, defense = cell.pair.model.title, cell.pair.defense.title
+    model, defense = plain(cell.pair.model.title), plain(cell.pair.defense.title)
     if isinstance(cell, CurveCell):
         threat, suite = cell.curve.title, cell.curve.suite
     else:

@@ -10,6 +10,7 @@ from typing import Any
 
 from robust.errors import RobustError, StoreError, UnknownNameError
 from robust.leaderboard import Record, Store
+from robust.leaderboard.layout import plain
 from robust.sweep.cells import Cell, CurveCell, Pair
 from robust.sweep.config import SweepConfig
 from robust.sweep.finish import Anyhow, Failure, Open, SweepResult, make_curve, make_record
@@ -43,7 +44,7 @@ class Diary:
     def caught(self, what: Anyhow | Pair, error: Exception) -> None:
         """As `fail`, while an exception is handled."""
         text = str(error) if isinstance(error, RobustError) else f"{type(error).__name__}: {error}"
-        self.fail(what, " ".join(text.split()) or type(error).__name__, traceback.format_exc())
+        self.fail(what, " ".join(plain(text).split()) or type(error).__name__, traceback.format_exc())
 
     def forgive(self, what: Anyhow | Pair, failures: Sequence[str] = ()) -> None:
         """What may have failed before has succeeded, but for these `failures` of single samples."""

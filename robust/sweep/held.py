@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from robust.errors import StoreError
+from robust.files import why_unwritten
 from robust.sources import Preprocessing, Samples, load_data
 
 _INDEX: Final = "index.json"
@@ -112,7 +113,7 @@ def _decode(
         (partial / _INDEX).write_text(text, encoding="utf-8")
         _settle(partial, folder)
     except OSError as error:
-        raise StoreError(f"out: cannot write {folder}: {error.strerror or error}") from error
+        raise StoreError(f"out: cannot write {folder}: {why_unwritten(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from robust.errors import MissingDependencyError, StoreError
+from robust.files import why_unwritten
+from robust.leaderboard.layout import plain
 
 
 def plot_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
@@ -60,11 +62,11 @@ def plot_curves(curves: Sequence[Mapping[str, Any]], path: Path) -> list[Path]:
             figure.savefig(files[0], dpi=150, metadata={"Software": None})
             figure.savefig(files[1], metadata={"Date": None})
     except OSError as error:
-        raise StoreError(f"plots: cannot write {path}: {error.strerror or error}") from error
+        raise StoreError(f"plots: cannot write {error.filename or path}: {why_unwritten(error)}") from error
     return files
 
 
 def _label(curve: Mapping[str, Any]) -> str:
     said = {finding["severity"] for finding in curve["findings"]}
     worst = "unreliable" if "unreliable" in said else "suspect"
-    return f"{curve['model']} + {curve['defense']}" + (f" ({worst})" if said else "")
+    return plain(f"{curve['model']} + {curve['defense']}") + (f" ({worst})" if said else "")

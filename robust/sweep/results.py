@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from robust.diagnose import Finding
 from robust.errors import StoreError
-from robust.files import replacing
+from robust.files import replacing, why_unwritten
 from robust.leaderboard.artefacts import sha256
 from robust.parts import Part
 from robust.sweep.curves import CurvePart
@@ -61,7 +61,7 @@ class Results:
                 _replace(path, content)
         except OSError as error:
             raise StoreError(
-                f"out: cannot write {path}: {error.strerror or error}; what was finished is kept"
+                f"out: cannot write {path}: {why_unwritten(error)}; what was finished is kept"
             ) from error
 
     def weights(self, key: str) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from robust.errors import StoreError
+from robust.files import why_unwritten
 
 Kind = Literal[
     "plan",
@@ -82,5 +83,5 @@ class EventLog:
                 log.write(json.dumps(line) + "\n")
         except OSError as error:
             raise StoreError(
-                f"out: cannot write {self._path}: {error.strerror or error}; what was finished is kept"
+                f"out: cannot write {self._path}: {why_unwritten(error)}; what was finished is kept"
             ) from error
