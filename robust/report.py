@@ -274,9 +274,11 @@ class Report:
                 raise ValueError(f"report.json holds {type(raw).__name__}, not an object")
         except (OSError, ValueError, SafetensorError) as error:
             raise _unreadable(folder, str(error)) from error
-        if raw.get("schema_version") != SCHEMA_VERSION:
+        if not isinstance(raw.get("schema_version"), int):
+            raise _unreadable(folder, "report.json states no schema version")
+        if raw["schema_version"] != SCHEMA_VERSION:
             raise StoreError(
-                f"report: {folder} has schema version {raw.get('schema_version')!r}, this program reads "
+                f"report: {folder} has schema version {raw['schema_version']!r}, this program reads "
                 f"{SCHEMA_VERSION}; upgrade robust-harness"
             )
         try:

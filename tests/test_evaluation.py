@@ -419,6 +419,11 @@ def test_reports_survive_the_disk(net: nn.Module, digits: Digits, tmp_path: Path
     (tmp_path / "r" / "report.json").write_text('{"schema_version": 99}')
     with pytest.raises(StoreError, match="schema version 99"):
         Report.load(tmp_path / "r")
+    (tmp_path / "r" / "report.json").write_text("{}")
+    with pytest.raises(
+        StoreError, match=r"states no schema version; expected a folder that Report\.save wrote"
+    ):
+        Report.load(tmp_path / "r")
     (tmp_path / "r" / "report.json").write_text("{")
     with pytest.raises(StoreError, match="cannot read"):
         Report.load(tmp_path / "r")

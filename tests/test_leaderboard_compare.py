@@ -278,6 +278,35 @@ def test_the_folder_layout_says_the_same(lines: Path, tmp_path: Path) -> None:
     assert {ref.id for ref in inside} == {ref.id for ref in read_robustbench(lines).references}
 
 
+def test_lines_end_where_json_says_and_a_byte_order_mark_is_none_of_it(tmp_path: Path) -> None:
+    entry = json.dumps({**ROWS[0], "name": "One\u2028title\x85"}, ensure_ascii=False)
+    (tmp_path / "entries.jsonl").write_bytes(f"\ufeff{entry}\r\n".encode())
+    (found,) = read_robustbench(tmp_path / "entries.jsonl").references
+    assert found.title == "One\u2028title\x85"
+
+
+def test_a_folder_of_other_files_is_no_model_info(
+    lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    board, place = tmp_path / "board", tmp_path / "cifar10" / "Linf"
+    assert cli("import", "robustbench", lines, "--out", board)[0] == 0
+    code, _, err = cli("import", "robustbench", board, "--out", tmp_path / "other")
+    assert (code, err.count("\n")) == (2, 1)
+    assert ".json: no entry of RobustBench, which has one of autoattack_acc, clean_acc" in err
+    place.mkdir(parents=True)
+    (place / "Net.json").write_text('{"clean_acc": "90", "eps": "8/255"}')
+    monkeypatch.chdir(place)
+    (found,) = read_robustbench(".").references
+    assert (found.dataset, found.norm, found.name) == ("cifar10", "linf", "Net")
+
+
+def test_what_is_noted_stays_in_its_line(tmp_path: Path, cli: Callable[..., tuple[int, str, str]]) -> None:
+    (tmp_path / "odd.jsonl").write_text(json.dumps({**ROWS[0], "threat": "a\n\x1b[31mb"}))
+    _, out, _ = cli("import", "robustbench", tmp_path / "odd.jsonl", "--out", tmp_path / "board")
+    assert "1 with a note: eps means nothing under a [31mb" in " ".join(out.split())
+    assert "\x1b" not in out
+
+
 def test_import_twice_files_once_and_survives_the_store(
     lines: Path, tmp_path: Path, cli: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -305,6 +334,8 @@ def test_import_twice_files_once_and_survives_the_store(
         ('{"dataset_dir": "a"', "not JSON"), (json.dumps({**ROWS[0], "id": 7}), "under id"),
         (json.dumps({**ROWS[0], "id": "x" * 10_000_000}), "line 1: name: String should have at most 300"),
         (f"{json.dumps(ROWS[0])}\n{json.dumps({**ROWS[0], 'clean_acc': '1'})}", "comes twice"),
+        (json.dumps({**ROWS[0], "id": " "}), "under id"),
+        (json.dumps({**ROWS[0], "clean_acc": float("nan")}), "line 1: not JSON: NaN is no number of JSON; leave the key"),
     ],
 )  # fmt: skip
 def test_bad_entries_are_refused_whole(

@@ -181,7 +181,7 @@ def import_robustbench(
     ],
     out: Annotated[str, typer.Option("--out", metavar="STORE", help="a folder, or any fsspec URL")],
 ) -> int:
-    """Take in RobustBench's entries as reference rows, marked as reported elsewhere."""
+    """Take in RobustBench's entries. They become reference rows, marked as reported elsewhere."""
     from robust.leaderboard import Store, read_robustbench
 
     found, store = read_robustbench(path), Store(out)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from robust.errors import InputError, ThreatError
+from robust.leaderboard.layout import plain
 from robust.leaderboard.reference import Reference
 from robust.threat import NORMS, Threat
 
@@ -23,6 +24,7 @@ _SCORES: Final = {  # key of an entry: what it is called here, in the order of p
     "corruptions_acc_3d": "corruptions_3d",
     "reported": "reported",
 }
+_KEYS: Final = {*_SCORES, "clean_acc"}  # one of which every entry has
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Imported:
     @property
     def oddities(self) -> Counter[str]:
         """How many entries have which note, details left out."""
-        return Counter(note.partition(":")[0] for ref in self.references for note in ref.notes)
+        return Counter(plain(note.partition(":")[0]) for ref in self.references for note in ref.notes)
 
 
 def read_robustbench(path: str | Path) -> Imported:
@@ -70,17 +72,24 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each entry stands, and the entry."""
     if path.is_dir():
         for file in sorted(path.rglob("*.json")):
-            place = file.parts[-3:]
+            place = file.absolute().parts[-3:]
             if len(place) == 3:
                 entry = _object(str(file), _text(file))
+                if not _KEYS & entry.keys():
+                    raise InputError(
+                        f"{file}: no entry of RobustBench, which has one of {', '.join(sorted(_KEYS))}; "
+                        "give the folder model_info, or take this file out of it"
+                    )
                 yield str(file), {**entry, "dataset_dir": place[0], "threat": place[1], "id": file.stem}
         return
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             where = f"{path}, line {number}"
             entry = _object(where, line)
             if missing := [
-                key for key in ("dataset_dir", "threat", "id") if not isinstance(entry.get(key), str)
+                key
+                for key in ("dataset_dir", "threat", "id")
+                if not isinstance(entry.get(key), str) or not entry[key].strip()
             ]:
                 raise InputError(f"{where}: expected text under {', '.join(missing)}")
             yield where, entry
@@ -88,7 +97,7 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"robustbench: cannot read {path}: {reason}") from error
@@ -96,12 +105,16 @@ def _text(path: Path) -> str:
 
 def _object(where: str, text: str) -> dict[str, Any]:
     try:
-        entry = json.loads(text)
+        entry = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON: {error}") from error
     if not isinstance(entry, dict):
         raise InputError(f"{where}: expected an object, got {type(entry).__name__}")
     return entry
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON; leave the key out, or give null")
 
 
 def _reference(where: str, entry: dict[str, Any]) -> Reference:
