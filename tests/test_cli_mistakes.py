@@ -117,3 +117,14 @@ def test_a_group_of_commands_alone_shows_its_help(
     assert lines[0].startswith("Usage: ")
     assert "Commands:" in lines
     assert max(map(len, lines)) <= 80
+
+
+def test_labels_of_a_model_that_nothing_has_trained_are_refused(
+    tmp_path: Path, inside: Callable[..., Outcome]
+) -> None:
+    done = inside(
+        "harden", "--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--threat", "linf:0.1",
+        "--extra", "builtin:digits:test", "--pseudo-labels", "builtin:digits-mlp", "--out", "out", cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--pseudo-weights: builtin:digits-mlp has initial weights" in done.stderr

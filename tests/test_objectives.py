@@ -105,6 +105,11 @@ def test_a_missing_teacher_is_named_before_the_first_epoch() -> None:
             make_defense(name).fit(net(), data, threat=THREAT, trainer=Trainer(TrainingOptions(epochs=1)))
 
 
+def test_a_teacher_that_nothing_has_trained_is_refused() -> None:
+    with pytest.raises(InputError, match="ard: teacher_weights: builtin:digits-mlp has initial weights"):
+        ARD(teacher="builtin:digits-mlp").check(THREAT)
+
+
 @pytest.mark.parametrize("name", ["ard", "rslad", "rslad+awp"])
 @pytest.mark.parametrize(
     ("teacher", "said"),

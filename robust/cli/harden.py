@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from robust.defenses import EpochResult
     from robust.hardening import Hardened
     from robust.run import Progress
+    from robust.target import Target
 
 EPILOG = (
     "Example: robust harden --model builtin:mnist-cnn --data builtin:mnist5k:train "
@@ -81,7 +82,6 @@ def harden(
             return run_together(devices, sys.argv[1:])
     from robust.defenses.devices import leave, rank
     from robust.hardening import harden as run
-    from robust.sources import load
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells of every process and precision
     target = common.target(model, weights, normalize, device, seed, to_train=True)
@@ -94,9 +94,7 @@ def harden(
             threat=threat,
             validation=None if validation is None else common.samples(validation, None, target),
             extra=None if extra is None else common.samples(extra, None, target),
-            pseudo_labels=None
-            if pseudo_labels is None
-            else load(pseudo_labels, pseudo_weights, device=device),
+            pseudo_labels=None if pseudo_labels is None else _labeller(pseudo_labels, pseudo_weights, device),
             name=model.rpartition(":")[2],
             command=shlex.join(["robust", *sys.argv[1:]]),
             out=out,
@@ -115,6 +113,18 @@ def harden(
         return 0
     _tell(result, out, defense, set_)
     return 0
+
+
+def _labeller(spec: str, weights: str | None, device: str) -> Target:
+    """The trained model of --pseudo-labels."""
+    from robust.errors import InputError
+    from robust.sources import load, untrained
+
+    if weights is None and untrained(spec):
+        raise InputError(
+            f"--pseudo-weights: {spec} has initial weights, which nothing has trained; give the file of its weights"
+        )
+    return load(spec, weights, device=device)
 
 
 def _tell(result: Hardened, out: Path, defense: str, set_: list[str] | None) -> None:

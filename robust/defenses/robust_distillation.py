@@ -15,7 +15,7 @@ from robust.defenses.inner import Ascent, clean_logits, kl
 from robust.defenses.objective import AdversarialTraining, Step
 from robust.defenses.options import Batch
 from robust.errors import InputError, RobustError, told
-from robust.sources import load, model_sha256
+from robust.sources import load, model_sha256, untrained
 from robust.target import Target
 from robust.threat import Threat
 
@@ -56,6 +56,11 @@ class RobustDistillation(AdversarialTraining):
             raise InputError(
                 f"{self.name}: teacher: this objective learns from a robust model; give one, such as "
                 "teacher=builtin:mnist-cnn teacher_weights=FILE"
+            )
+        if isinstance(self.teacher, str) and self.teacher_weights is None and untrained(self.teacher):
+            raise InputError(
+                f"{self.name}: teacher_weights: {self.teacher} has initial weights, which nothing has trained; give the file "
+                "of a robust training's"
             )
         if isinstance(self.teacher, Target) and threat is not None and self.teacher.bounds != threat.bounds:
             raise InputError(
