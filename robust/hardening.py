@@ -92,6 +92,7 @@ def harden(
             before all that was given has been checked.
         recipe: named training options; `training` overrides single ones.
         suite: for the evaluations before and after.
+        seed: of all random draws. device: "auto", "cpu", "cuda" or "cuda:N".
         resume: go on from the checkpoint in `out`, where there is one.
         name: of the model in the records; its class by default.
         command: that asked for it, for the records.

@@ -57,6 +57,7 @@ class Report:
         eot: {"samples", "vote"} where a randomised model was judged in expectation.
         data: spec and sha256 of the samples, class_names where their source names the classes.
         checks: passes and seconds spent on diagnostics.
+        failures: what samples in error ended in: a traceback, or how many gave no numbers.
         examples: sample_id and x_adv of every broken sample, where kept.
     """
 

@@ -178,39 +178,47 @@ def pair_of_bounds(bounds: Any) -> tuple[float, float]:
 
 
 def Linf(eps: str | float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  # noqa: N802
-    """Threat with the maximum norm, eps in input units: Linf("8/255")."""
+    """Threat with the maximum norm: Linf("8/255").
+
+    Args:
+        eps: > 0, in input units; a fraction as text is kept as written.
+        bounds: lowest and highest valid input value.
+
+    Raises:
+        ThreatError: as for `Threat`.
+    """
     return Threat("linf", str(eps), bounds)
 
 
 def L2(eps: str | float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  # noqa: N802
-    """Threat with the Euclidean norm: L2(0.5)."""
+    """Threat with the Euclidean norm of a sample's change: L2(0.5). Arguments and errors as for `Linf`."""
     return Threat("l2", str(eps), bounds)
 
 
 def L1(eps: str | float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  # noqa: N802
-    """Threat with the sum norm: L1(12)."""
+    """Threat with the sum norm of a sample's change: L1(12). Arguments and errors as for `Linf`."""
     return Threat("l1", str(eps), bounds)
 
 
 def L0(eps: str | float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  # noqa: N802
-    """Threat with at most eps changed values: L0(24)."""
+    """Threat with at most eps changed values, >= 1, a sample: L0(24). Otherwise as for `Linf`."""
     return Threat("l0", str(eps), bounds)
 
 
 def Spatial(  # noqa: N802
     angle: float, shift: float = 0.0, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Threat:
-    """Threat of rotations up to `angle` degrees and shifts up to `shift` of the side: Spatial(30, 0.1)."""
+    """Threat of rotations up to `angle` degrees and shifts up to `shift` of the side: Spatial(30, 0.1). Bounds as for `Linf`."""
     return Threat("spatial", f"{angle:g},{shift:g}", bounds)
 
 
 def Corruptions(  # noqa: N802
     severity: int | str = "", bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Threat:
-    """Threat of the 15 common corruptions, all or at one severity or some: Corruptions(3), Corruptions("1-3")."""
+    """Threat of the 15 common corruptions, all or at one severity or some: Corruptions(3), Corruptions("1-3"). Bounds as for `Linf`."""
     return Threat("corruptions", str(severity), bounds)
 
 
 def Patch(height: int, width: int, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  # noqa: N802
-    """Threat of anything within one rectangle of pixels: Patch(5, 5)."""
+    """Threat of anything within one rectangle of pixels, `height` x `width`: Patch(5, 3). Bounds as for `Linf`."""
     return Threat("patch", f"{height}x{width}", bounds)

@@ -168,11 +168,15 @@ def assert_robust(
     Undecided is not robust, nor is a sample in error: these raise too, and the message says what is missing.
 
     Args:
+        model, data, threat: as for `robust.evaluate`.
         at_least: fraction within (0, 1).
         options: as for `robust.gate.check.check`: suite, gate, confidence, max_samples, seed, ...
 
     Returns:
         The report, when the assertion holds.
+
+    Raises:
+        AssertionError: it is not shown; InputError and its kin: as for `robust.evaluate`.
     """
     from robust.gate.evidence import message
 

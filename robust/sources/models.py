@@ -139,6 +139,7 @@ def load(
     """The model that a SPEC names, as a Target: load_model, then preprocessing, bounds and device.
 
     Args:
+        spec, weights, seed: as for load_model.
         normalize: (mean, std); "declared" takes what the source declares, with the image size; None
             nothing.
 
