@@ -120,6 +120,7 @@ def test_an_attack_on_initial_weights_says_so(files: Path, inside: Callable[...,
 def test_labels_break_between_parameters_alone() -> None:
     text = summary(make_report(alone={"basin-hopping(radii=(1,),hops=8)": 40}))
     assert "radii=(1,)," in text
+    assert "(steps=40)" in summary(make_report(alone={"torchattacks:PGD(steps=40)": 40}))
 
 
 def test_long_labels_are_told_apart_by_few_words() -> None:

@@ -32,6 +32,7 @@ EPILOG = (
     "--data builtin:mnist5k --threat linf:0.1 --attack pgd --set steps=100 --json -"
 )
 _LONG: Final = 48  # characters of an attack's label
+_COLUMN: Final = 24  # characters of a line of it
 
 
 def attack(
@@ -293,7 +294,13 @@ def _names(labels: list[str]) -> list[str]:
 
     if max(map(len, labels), default=0) > _LONG:
         return [" ".join(lines) for lines in told_apart(labels)]
-    return [re.sub(r",\s*(?!\))", ", ", label) for label in labels]
+    return [_breakable(label) for label in labels]
+
+
+def _breakable(label: str) -> str:
+    """A label with spaces where a line of its column may end."""
+    spaced = re.sub(r",\s*(?!\))", ", ", label)
+    return spaced if len(spaced.split(" ")[0]) <= _COLUMN else spaced.replace("(", " (", 1)
 
 
 def summary(report: Report) -> str:
@@ -315,7 +322,7 @@ def summary(report: Report) -> str:
         for name, e in zip(_names([e["label"] for e in report.attacks]), report.attacks, strict=True)
     ]
     heads = ("attack", "tried", "broke", "left", "forward", "backward", "s")
-    widths = [24, None, None, None, None, None, None]
+    widths = [_COLUMN, None, None, None, None, None, None]
     table = tabulate(rows, heads, tablefmt="simple", maxcolwidths=widths)
     dependent = sorted({e["source"] for e in report.attacks if e.get("batch_dependent")})
     lines = [
