@@ -15,9 +15,9 @@ from robust.parts import Plan
 from robust.sources import as_samples
 from robust.suites import resolve
 from robust.sweep import SweepConfig, demonstration, load_config, run_sweep
-from robust.sweep.cells import plan
+from robust.sweep.cells import curve_cells, plan
 from robust.sweep.check import check_plan
-from robust.sweep.estimate import Sampled, _count
+from robust.sweep.estimate import Sampled, _count, estimate
 from robust.target import Target
 from robust.threat import Threat
 
@@ -211,6 +211,37 @@ def test_exclude_leaves_cells_out() -> None:
         plan(SweepConfig.model_validate({**GRID, "exclude": [{"defense": "trades"}]}))
     with pytest.raises(InputError, match="leaves no cell"):
         plan(SweepConfig.model_validate({**GRID, "exclude": [{"model": "*"}]}))
+
+
+def test_exclude_leaves_curves_out_all_of_whose_threats_match() -> None:
+    curves = [{"norm": "linf", "eps": ["0.1", "0.2"]}, {"norm": "l2", "eps": [1, 2]}]
+
+    def left(**exclusion: object) -> list[str]:
+        config = SweepConfig.model_validate({**GRID, "curves": curves, "exclude": [exclusion]})
+        return [f"{cell.pair.model.title} {cell.curve.norm}" for cell in curve_cells(config)]
+
+    every = left(model="own", suite="fgsm+pgd")
+    assert {"own linf", "own l2"} < set(every)
+    assert "own l2" not in left(model="own", threat="l2:*")
+    assert {"own linf", "own l2"}.isdisjoint(left(model="own"))
+    assert left(threat="linf:0.1") == every
+    with pytest.raises(InputError, match="leaves no cell"):
+        plan(SweepConfig.model_validate({**GRID, "curves": curves, "exclude": [{"model": "*"}]}))
+
+
+def test_an_estimate_trains_nothing_that_is_excluded() -> None:
+    few = {
+        "models": [{"spec": "builtin:digits-mlp"}],
+        "suites": ["fgsm"],
+        "threats": ["linf:0.1"],
+        "seeds": [0],
+    }
+    excluded = {
+        "defenses": [{"name": "none"}, {"name": "trades", "threat": "linf:0.1"}],
+        "exclude": [{"defense": "trades"}],
+    }
+    lines = estimate(SweepConfig.model_validate({**GRID, **few, **excluded, "limit": 8}), "cpu")
+    assert [line.title for line in lines if line.training] == ["train digits-mlp x none"]
 
 
 def test_an_estimate_adds_what_the_few_samples_took_beyond_their_passes() -> None:

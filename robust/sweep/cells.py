@@ -159,27 +159,38 @@ def plan(config: SweepConfig) -> list[Cell]:
         InputError: an exclusion that no cell matches, or nothing left.
     """
     cells = _once(cell for pair in pairs(config) for cell in _cells_of(pair, config))
+    curves = _all_curves(config)
+    everything: list[Cell | CurveCell] = [*cells, *curves]
     for exclusion in config.exclude:
-        if cells and not any(_matches(exclusion, cell) for cell in cells):
+        if cells and not any(_matches(exclusion, cell) for cell in everything):
             said = ", ".join(
                 f"{key} = {value!r}" for key, value in exclusion.model_dump(exclude_none=True).items()
             )
             names = sorted({f"{cell.pair.title}" for cell in cells})
             raise InputError(f"sweep: exclude {said} matches no cell; there are {', '.join(names)}")
-    left = [cell for cell in cells if not any(_matches(exclusion, cell) for exclusion in config.exclude)]
-    if not left and not config.curves:
+    left = _kept(cells, config)
+    if not left and not _kept(curves, config):
         raise InputError("sweep: exclude leaves no cell")
     return left
 
 
 def curve_cells(config: SweepConfig) -> list[CurveCell]:
     """The curves of a sweep."""
+    return _kept(_all_curves(config), config)
+
+
+def _all_curves(config: SweepConfig) -> list[CurveCell]:
     return _once(
         CurveCell(pair, pair.model.data or config.data, pair.model.limit or config.limit, curve, seed)
         for pair in pairs(config)
         for curve in config.curves
         for seed in pair.model.seeds or config.seeds
     )
+
+
+def _kept(cells: list[_Kind], config: SweepConfig) -> list[_Kind]:
+    """Those that nothing excludes."""
+    return [cell for cell in cells if not any(_matches(exclusion, cell) for exclusion in config.exclude)]
 
 
 def _once(cells: Iterable[_Kind]) -> list[_Kind]:
@@ -235,17 +246,23 @@ def _cells_of(pair: Pair, config: SweepConfig) -> Iterator[Cell]:
                 )
 
 
-def _matches(exclusion: Exclusion, cell: Cell) -> bool:
+def _matches(exclusion: Exclusion, cell: Cell | CurveCell) -> bool:
+    """Whether all that is asked for fits; of a curve each of its threats."""
+    if isinstance(cell, CurveCell):
+        suite, threats = cell.curve.suite, [str(threat) for threat in cell.curve.threats]
+    else:
+        suite, threats = cell.suite, [cell.threat]
     names = {
-        "model": cell.pair.model.title,
-        "defense": cell.pair.defense.title,
-        "threat": cell.threat,
-        "suite": suite_title(cell.suite),
-        "seed": str(cell.seed),
+        "model": [cell.pair.model.title],
+        "defense": [cell.pair.defense.title, str(cell.pair.defense.name)],
+        "suite": [suite_title(suite)],
+        "seed": [str(cell.seed)],
     }
-    asked = exclusion.model_dump(exclude_none=True)
-    plain = {**names, "defense": str(cell.pair.defense.name)}
-    return all(fnmatchcase(names[key], str(p)) or fnmatchcase(plain[key], str(p)) for key, p in asked.items())
+    asked = {key: str(pattern) for key, pattern in exclusion.model_dump(exclude_none=True).items()}
+    threat = asked.pop("threat", "*")
+    return all(fnmatchcase(one, threat) for one in threats) and all(
+        any(fnmatchcase(name, pattern) for name in names[key]) for key, pattern in asked.items()
+    )
 
 
 def dependencies(cell: Cell | CurveCell, config: SweepConfig, origin: Origin) -> dict[str, Any]:

@@ -141,7 +141,10 @@ class ModelEntry(_Strict):
 
 
 class Exclusion(_Strict):
-    """Cells to leave out: those that match all of the given patterns (* and ? as in file names)."""
+    """Cells and curves to leave out: those that match all of the given patterns (* and ? as in file names).
+
+    Of a curve each of its threats must match.
+    """
 
     model: str | None = None
     defense: str | None = None

@@ -17,7 +17,7 @@ from robust.parts import Part, Plan, attack_part
 from robust.run import Settings
 from robust.sources import Preprocessing, Samples, load_data
 from robust.suites import resolve
-from robust.sweep.cells import Cell, CurveCell, Pair, pairs
+from robust.sweep.cells import Cell, CurveCell, Pair
 from robust.sweep.check import check_plan
 from robust.sweep.config import SweepConfig
 from robust.sweep.tasks import ModelRef, build_target
@@ -84,12 +84,9 @@ def estimate(config: SweepConfig, device: str = "auto") -> list[Line]:
     """
     everything = check_plan(config)
     gauge = _Gauge(device, config.groups)
-    lines = [gauge.training(pair, config) for pair in _unique(config) if not pair.as_is]
+    attacked = {cell.pair.identity: cell.pair for cell in everything}
+    lines = [gauge.training(pair, config) for pair in attacked.values() if not pair.as_is]
     return lines + [gauge.attack(cell) for cell in everything]
-
-
-def _unique(config: SweepConfig) -> list[Pair]:
-    return list({pair.identity: pair for pair in pairs(config)}.values())
 
 
 class _Gauge:
