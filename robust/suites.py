@@ -29,7 +29,7 @@ from robust.attacks import (
     SwapSearch,
     make_attack,
 )
-from robust.errors import InputError
+from robust.errors import InputError, UnsupportedError
 from robust.registry import Registry
 from robust.threat import Threat
 
@@ -473,6 +473,11 @@ def resolve(
     if not stages:
         raise InputError("suite: expected at least one attack, got an empty list")
     for stage in stages:
+        if name in SUITES and threat.norm not in stage.attack.norms:
+            raise UnsupportedError(
+                f"suite {name!r} has {stage.attack.name!r}, which works for {', '.join(stage.attack.norms)}, not for {threat.norm} "
+                f"(threat {threat}); 'standard' is for every threat"
+            )
         stage.attack.check(threat)
     return name, stages
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import robust
 from robust.attacks import APGD, FAB, FGSM, Attack
-from robust.errors import InputError
+from robust.errors import InputError, UnsupportedError
 from robust.oracle import Access, Oracle
 from robust.run import Run, Settings
 from robust.sources import as_samples, spool
@@ -282,6 +282,14 @@ def test_autoattack_has_the_original_budgets(threat: str, labels: list[str]) -> 
     assert [found[0]["steps"], found[1]["steps"], found[2]["steps"], found[2]["targets"], found[3]["queries"]] == [
         100, 100, 100, 9, 5000,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("threat", ["l0:5", "patch:3x3", "spatial:10"])
+def test_a_suite_of_some_norms_is_refused_by_its_own_name_under_others(threat: str) -> None:
+    with pytest.raises(
+        UnsupportedError, match=r"suite 'autoattack' has 'apgd', .*'standard' is for every threat"
+    ):
+        resolve("autoattack", Threat.parse(threat))
 
 
 class Gated(nn.Module):
