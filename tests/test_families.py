@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_refused(net: nn.Module, digits: tuple[Tensor, Tens
     for spec in ("patch:3x3", "spatial:30", "corruptions:1"):
         with pytest.raises(InputError, match="needs images"):
             robust.evaluate(unfolding, flat, threat=spec, device="cpu")
-    with pytest.raises(InputError, match="hardening needs a norm ball"):
+    with pytest.raises(InputError, match="hardening needs a ball in linf, l2 or l1"):
         robust.harden(net, (digits[0], digits[1]), defense="pgd-at", threat="spatial:30")
     with pytest.raises(InputError, match="steps >= 1 and places >= 1"):
         PatchPGD(places=0)
