@@ -27,6 +27,7 @@ TABLES = (
     "kinds",
     "vit",
     "level",
+    "500",
     "1000",
     "l1",
     "l0",
