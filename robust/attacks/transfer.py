@@ -98,10 +98,6 @@ class Transfer(Attack):
                 "transfer: needs a surrogate, the model whose gradients it follows: give surrogate=SPEC "
                 "(--set surrogate=path/to/file.py:factory)"
             )
-        if isinstance(self.surrogate, str) and self.weights is None and _untrained(self.surrogate):
-            raise InputError(
-                f"transfer: weights: {self.surrogate} has initial weights, which nothing has trained; give the file of its weights"
-            )
         if isinstance(self.surrogate, Target) and self.surrogate.bounds != threat.bounds:
             raise InputError(
                 f"transfer: surrogate: its bounds are {self.surrogate.bounds}, the threat's {threat.bounds}; give the same to both"
@@ -130,12 +126,6 @@ class Transfer(Attack):
         if isinstance(model, str):
             return _load_once(model, self.weights, bounds, device, tuple(self._files.items()))
         return Target(model, bounds=bounds, device=device)
-
-
-def _untrained(spec: str) -> bool:
-    from robust.sources import untrained
-
-    return untrained(spec)
 
 
 def _try(surrogate: Target, x: Tensor, y: Tensor) -> None:
