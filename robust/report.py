@@ -246,7 +246,7 @@ class Report:
             text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
             with ExitStack() as files:  # put in place in the reverse order
                 files.enter_context(replacing(folder / "report.json")).write_text(text, encoding="utf-8")
-                # As bytes: where pandas opens a file, or before 3 is given one, "linf:0.1" in its path is a URI.
+                # As bytes: pandas 2.2 takes "linf:0.1" in a path for a URI, even in that of an open file.
                 table = files.enter_context(replacing(folder / "verdicts.parquet"))
                 table.write_bytes(self.verdicts.to_parquet(index=False))
                 if self.examples is not None:
