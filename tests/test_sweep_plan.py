@@ -227,6 +227,17 @@ def test_exclude_leaves_curves_out_all_of_whose_threats_match() -> None:
     assert left(threat="linf:0.1") == every
     with pytest.raises(InputError, match="leaves no cell"):
         plan(SweepConfig.model_validate({**GRID, "curves": curves, "exclude": [{"model": "*"}]}))
+    alone = {key: value for key, value in GRID.items() if key not in ("threats", "models")}
+    few = {
+        **alone,
+        "models": [{"spec": "builtin:digits-mlp"}],
+        "curves": curves,
+        "exclude": [{"model": "mlp"}],
+    }
+    with pytest.raises(
+        InputError, match="exclude model = 'mlp' matches no cell; there are digits-mlp x none"
+    ):
+        plan(SweepConfig.model_validate(few))
 
 
 def test_an_estimate_trains_nothing_that_is_excluded() -> None:

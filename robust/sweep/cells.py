@@ -162,11 +162,11 @@ def plan(config: SweepConfig) -> list[Cell]:
     curves = _all_curves(config)
     everything: list[Cell | CurveCell] = [*cells, *curves]
     for exclusion in config.exclude:
-        if cells and not any(_matches(exclusion, cell) for cell in everything):
+        if not any(_matches(exclusion, cell) for cell in everything):
             said = ", ".join(
                 f"{key} = {value!r}" for key, value in exclusion.model_dump(exclude_none=True).items()
             )
-            names = sorted({f"{cell.pair.title}" for cell in cells})
+            names = sorted({cell.pair.title for cell in everything})
             raise InputError(f"sweep: exclude {said} matches no cell; there are {', '.join(names)}")
     left = _kept(cells, config)
     if not left and not _kept(curves, config):
