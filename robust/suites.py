@@ -97,7 +97,7 @@ Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
 AND_FMN: Final = "+fmn"  # after the name of a suite that `resolve_minimizing` has added it to
-VERSIONS: Final = {"quick": 2, "standard": 29, "thorough": 29, "autoattack": 7, "demo": 1}
+VERSIONS: Final = {"quick": 2, "standard": 30, "thorough": 30, "autoattack": 7, "demo": 1}
 
 
 # The best searches of the threats that are no norm balls.
@@ -133,11 +133,11 @@ def standard(threat: Threat) -> list[Stage]:
     off where all that was seen is far; ascents and hops from the nearest break outside brought into the ball, ascents from
     far outside inwards and FAB towards more classes where the two disagree or the boundary is near, steps towards nine
     classes, random search as a probe, and of what is near random search and ascents in turns. A survivor costs some tens to
-    some hundreds of passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 28): 7 steps on the
-    margin, and FAB, which ends early where the surface is straight; random search for a few values that change by much,
-    and swaps of them where that came near; APGD, which comes in from outside, on two losses, from 4 and from 16 times the
-    radius; from six more starts where the latter came nearer; FAB towards three classes more and APGD from nine and eight
-    starts where they came near; longer, and towards nine classes, where the logits do not tell; squares as a probe. l0
+    some hundreds of passes, the more the nearer it is, against some 9,760 of AutoAttack. l1 (version 30): 7 steps on the
+    margin, and APGD, which comes in from outside, on the margin; random search for a few values that change by much, and swaps
+    of them where that came near; APGD on cross-entropy from 256 times the radius, and from two more starts where that came
+    nearer; FAB where they came near, and towards three classes more where nearer; longer ascents from three and four starts of
+    what is nearest; longer ones and steps towards nine classes where the logits do not tell; squares as a probe. l0
     (version 19): sigma-zero, and random search for all; where these came near, sigma-zero for longer and a search by swaps.
     spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says whether
     gradients tell.
@@ -304,29 +304,30 @@ def _standard_below(threat: Threat) -> list[Stage]:
 
 
 # In l1 a few values that change by much: where they come near, and nearer than ascents did, swaps of one for another. On some
-# nets that answer beyond a threshold they break much of what ascents leave, on most next to nothing, as a hundred queries tell.
-_BY_FEW_VALUES: Final = SparseRS(queries=1500, proposals=4, pace=0.05, spread=1.25)
+# nets that answer beyond a threshold they break much of what ascents leave, on most next to nothing, as some forty queries tell.
+_BY_FEW_VALUES: Final = SparseRS(queries=1500, proposals=4, early=0.12, spread=1.25)
 _SWAPS: Final = SwapSearch(pace=0.15, spread=1.25)
+# From far beyond the box inwards, on a loss that sees every class: where gradients near the sample vanish or mislead, as on
+# Madry's nets and on units that are dead, this finds what starts nearby do not.
+_FAR_OUTSIDE: Final = APGD(steps=27, outside=256)
 
 
 def _l1() -> list[Stage]:
     return [
-        Stage(_TO_BOUNDARY),
+        Stage(APGD(steps=15, loss="margin", outside=4)),
         Stage(_BY_FEW_VALUES),
         Stage(_SWAPS, near=0.35, follows=True),
-        Stage(APGD(steps=15, loss="margin", outside=4)),
-        # Where gradients near the sample see nothing of what is near, as on Madry's nets, far more is seen from farther out.
-        Stage(APGD(steps=15, restarts=2, loss="mifpe", outside=16)),
-        Stage(replace(_WIDE_STARTS, steps=20, restarts=6), follows=True),
+        Stage(_FAR_OUTSIDE),
+        Stage(replace(_FAR_OUTSIDE, steps=20, restarts=2), follows=True),
         # In few dimensions, where ascents in l1 zigzag, projections to the boundary find more.
+        Stage(_TO_BOUNDARY, near=0.5),
         Stage(replace(_TO_BOUNDARY, targets=4, skip=1), near=0.3),
         # Without momentum it is the starts that tell.
-        Stage(replace(_WIDE_STARTS, steps=15), near=0.3),
-        Stage(APGD(steps=25, restarts=4, loss="margin", outside=4), near=0.15),
+        Stage(APGD(steps=40, restarts=3, loss="margin", outside=4), near=0.3),
         Stage(replace(_WIDE_STARTS, steps=50, restarts=4), near=0.15),
-        Stage(APGD(steps=10, targets=9), flat=0.95),
-        # Where any class may break, longer ascents find what the wide starts do not.
+        # Where any class may break: at small radii longer ascents find it, at larger ones an ascent towards each.
         Stage(APGD(steps=50, restarts=2), level=(0.1, 0)),
+        Stage(MultiTargeted(steps=12, odi_steps=1, radii=(4, 1)), level=(0.1, 0)),
         *_PROBED,
     ]
 
@@ -351,7 +352,7 @@ def thorough(threat: Threat) -> list[Stage]:
 
     linf and l2 (version 29): a longer ascent towards each class with hops where it came near, one or two long chains of
     hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
-    where the 1,000 brought a sample nearer. l1 (version 28) and l0 (version 19): the long forms of the same attacks.
+    where the 1,000 brought a sample nearer. l1 (version 30) and l0 (version 19): the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)

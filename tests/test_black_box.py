@@ -274,7 +274,28 @@ def test_nowhere_to_begin_is_said(attack: HopSkipJump, digits: tuple[Tensor, Ten
     assert report.trust != "trusted"
 
 
-def test_squares_that_are_behind_end(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+# Of 100 steps, looked at every five, the last of samples whose best share is 4, 10, 20 and 40 %: the first at which the share
+# times the part of the steps is over the pace, or the share is over early / (early + part).
+@pytest.mark.parametrize(
+    ("attack", "threat", "last"),
+    [
+        (Square(queries=404, proposals=4, pace=0.05), "linf:0.000001", {4: 100, 10: 56, 20: 31, 40: 16}),
+        (
+            SparseRS(queries=404, proposals=4, early=0.12),
+            "l1:0.000001",
+            {4: 100, 10: 100, 20: 51, 40: 21},
+        ),
+        (
+            SparseRS(queries=404, proposals=4, early=0.12, pace=0.05),
+            "l1:0.000001",
+            {4: 100, 10: 56, 20: 31, 40: 16},
+        ),
+    ],
+    ids=["pace", "early", "both"],
+)
+def test_searches_that_are_behind_end(
+    attack: Attack, threat: str, last: dict[int, int], net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
     x, y = digits
     with torch.no_grad():
         logits = net(x)
@@ -284,12 +305,8 @@ def test_squares_that_are_behind_end(net: nn.Module, digits: tuple[Tensor, Tenso
     share = torch.tensor([0.04, 0.1, 0.2, 0.4]).repeat(len(x))[: len(x)]  # of the clean margin, made up
     prior = Prior(gaps, gaps.amax(1) / share)
     with Target(net, device="cpu") as target:  # a threat so small that no gap moves
-        oracle = Oracle(
-            target, x, y, torch.arange(len(x)), Threat("linf", "0.000001"), access="score", prior=prior
-        )
-        Square(queries=404, proposals=4, pace=0.05)(oracle)
-    # Of 100 steps, looked at every five, the first at which share * part is over .05 is the last.
-    last = {4: 100, 10: 56, 20: 31, 40: 16}
+        oracle = Oracle(target, x, y, torch.arange(len(x)), Threat.parse(threat), access="score", prior=prior)
+        attack(oracle)
     expected = [4 * (1 + last[round(100 * own)]) for own in share.tolist()]
     assert oracle.ledger.forwards.tolist() == expected
 
@@ -450,6 +467,7 @@ def test_noise_is_the_floor(net: nn.Module, digits: tuple[Tensor, Tensor]) -> No
         (Square(), {"pace": 0.0}),
         (Square(), {"queries": 15, "proposals": 8}),
         (SparseRS(), {"p_init": 0}),
+        (SparseRS(), {"early": 0.0}),
         (Transfer(), {"steps": 0}),
     ],
     ids=str,

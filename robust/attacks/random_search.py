@@ -82,10 +82,15 @@ class RandomSearch(Attack):
         return s.x_adv
 
     def _search(self, oracle: Oracle, s: State, run: int) -> None:
-        if self.pace is not None:
+        if self._paced:
             s.clean = oracle.clean_margin
         self.open(oracle, s, run)
         self.walk(oracle, s, run, 0, self._changes)
+
+    @property
+    def _paced(self) -> bool:
+        """Whether samples are asked how far they have come."""
+        return self.pace is not None
 
     @property
     def _changes(self) -> int:
@@ -117,7 +122,11 @@ class RandomSearch(Attack):
 
     def _end(self, oracle: Oracle, s: State, spent: float) -> None:
         """End the search of samples that are behind the pace, or broken: changes are as large as eps, and seldom smaller later."""
-        rest_where_done(oracle, s, self.proposals, self.pace, spent)
+        rest_where_done(oracle, self.proposals, self._behind(s, spent))
+
+    def _behind(self, s: State, spent: float) -> Tensor | None:
+        """Whose search has come too little way for the part of the queries that is spent, (N,) bool."""
+        return behind_pace(s, self.pace, spent)
 
     def _share(self, s: State) -> None:
         if self.proposals > 1:
@@ -134,16 +143,20 @@ def in_copies(oracle: Oracle, copies: int, search: Callable[[Oracle], Tensor]) -
     return x_adv[::copies] if len(x_adv) == copies * len(oracle) else oracle.x
 
 
-def rest_where_done(oracle: Oracle, s: State, copies: int, pace: float | None, spent: float) -> None:
-    """Let samples rest that are broken, or behind the pace: `best`, as a share of `clean`, times what is spent over it."""
+def rest_where_done(oracle: Oracle, copies: int, behind: Tensor | None) -> None:
+    """Let samples rest that are broken, or behind ((N,) bool)."""
     done = oracle.reached
     if done is not None:
         done = done.view(-1, copies).any(1).repeat_interleave(copies)
-    if pace is not None:
-        behind = spent * s.best < pace * s.clean
+    if behind is not None:
         done = behind if done is None else done | behind
     if done is not None:
         oracle.rest(done)
+
+
+def behind_pace(s: State, pace: float | None, spent: float) -> Tensor | None:
+    """Where `best`, as a share of `clean`, times what is spent is over the pace; None without one."""
+    return None if pace is None else spent * s.best < pace * s.clean
 
 
 def share_best(s: State, copies: int, names: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robust.attacks.base import ATTACKS
 from robust.attacks.random_search import RandomSearch
+from robust.errors import InputError
 from robust.oracle import Oracle, State
 from robust.rng import Streams
 
@@ -39,6 +40,8 @@ class SparseRS(RandomSearch):
         proposals: changes that are tried at once, of which the best is taken if it gains, >= 1.
         pace: a sample goes on while its best gap, as a share of the clean margin, times the part of the queries that are
             spent is at most this, > 0. None: to the last query.
+        early: a sample goes on while its best gap, as a share of the clean margin, is at most early / (early + the part of the
+            queries that are spent), > 0, which asks for some of the way from the first look on. None: no such question.
         spread: in l1 so many times as many values change as eps lets cross the whole box, each by its share of eps, > 0; where
             a net answers to values beyond a threshold alone, few that change by much break what ascents in l1 do not.
     """
@@ -55,11 +58,25 @@ class SparseRS(RandomSearch):
     targets: int = 0
     proposals: int = 1
     pace: float | None = None
+    early: float | None = None
     spread: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_numbers("spread")
+        if self.early is not None and self.early <= 0:
+            raise InputError(f"{self.name}: expected early > 0, got {self.early}")
+
+    @property
+    def _paced(self) -> bool:
+        return super()._paced or self.early is not None
+
+    def _behind(self, s: State, spent: float) -> Tensor | None:
+        behind = super()._behind(s, spent)
+        if self.early is None:
+            return behind
+        late = (self.early + spent) * s.best < self.early * s.clean
+        return late if behind is None else behind | late
 
     def _begin(self, oracle: Oracle, s: State, streams: Streams) -> None:
         values = oracle.x.shape[1:].numel()

@@ -11,7 +11,7 @@ from torch import Tensor
 from robust.attacks.apgd import likeliest_wrong
 from robust.attacks.ascent import ascend
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.random_search import rest_where_done
+from robust.attacks.random_search import behind_pace, rest_where_done
 from robust.attacks.square import Square
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
@@ -72,7 +72,7 @@ class SquareAscent(Attack):
             for _ in oracle.steps(1):
                 s.x_adv, s.aim = s.found, likeliest_wrong(oracle.logits(s.found), oracle.y)[:, :1]
                 ascend(oracle, s, self.steps, _MOMENTUM, size=_SIZE)
-            rest_where_done(oracle, s, 1, self.pace, (turn + 1) / self.rounds)
+            rest_where_done(oracle, 1, behind_pace(s, self.pace, (turn + 1) / self.rounds))
         return s.point
 
     def _search(self, oracle: Oracle, s: State, turn: int) -> None:

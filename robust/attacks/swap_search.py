@@ -12,7 +12,7 @@ from torch import Tensor
 from robust.attacks.aims import aimed_margin
 from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import replace
-from robust.attacks.random_search import in_copies, rest_where_done, share_best
+from robust.attacks.random_search import behind_pace, in_copies, rest_where_done, share_best
 from robust.attacks.sparse_rs import drawn_ends, most_changes, with_ends
 from robust.errors import InputError
 from robust.oracle import Access, Oracle, State
@@ -85,7 +85,7 @@ class SwapSearch(Attack):
                 self._swap(oracle, s, done)
             self._end_round(oracle, s)
             share = (spent + done * a_round) / self.queries
-            rest_where_done(oracle, s, self.at_once, self.pace, share)  # from the next round on
+            rest_where_done(oracle, self.at_once, behind_pace(s, self.pace, share))  # from the next round on
         return s.x_adv
 
     def _some(self, oracle: Oracle) -> int:
