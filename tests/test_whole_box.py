@@ -11,6 +11,7 @@ from conftest import Outcome
 from torch import Tensor, nn
 
 import robust
+from robust.attacks import APGD
 from robust.gate.check import check
 from robust.sweep import SweepConfig, run_sweep
 from robust.threat import Threat
@@ -44,6 +45,13 @@ def test_noise_wider_than_the_box() -> None:
     assert wide_noise(1.0, (0, 1)) == ""
     assert wide_noise(8, (0, 1)) == "sigma 8 is wider than the box [0, 1]; did you mean 8/255 = 0.0314?"
     assert wide_noise(300, (0, 255)) == "sigma 300 is wider than the box [0, 255]"
+
+
+def test_searches_from_many_times_a_radius_that_no_float32_holds_find_what_there_is(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    report = robust.evaluate(net, digits, threat="l1:3e38", suite=APGD(outside=256), device="cpu")
+    assert report.statuses["broken"] == len(digits[1]) - report.statuses["misclassified"]
 
 
 def test_python_is_told_by_the_log_and_goes_on(

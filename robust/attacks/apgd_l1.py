@@ -49,8 +49,9 @@ def ascend_l1(
     low, high = oracle.threat.bounds
     size = min(high - low, _WIDEST * oracle.threat.radius)
     s.x_adv = oracle.x + size * streams.normal(oracle.x.shape[1:])
+    widest = torch.finfo(oracle.x.dtype).max
     for factor, length in _stages(steps, _PAPER if outside is None else _halved(outside)):
-        _ascend(oracle, s, loss, columns, factor * oracle.threat.radius, length)
+        _ascend(oracle, s, loss, columns, min(factor * oracle.threat.radius, widest), length)
 
 
 def _halved(outside: float) -> Schedule:
