@@ -30,6 +30,7 @@ TABLES = (
     "500",
     "1000",
     "l1",
+    "l1-500",
     "l0",
 )
 _FIGURES = ("robust %", "broken here only", "left here only", "forwards", "backwards", "seconds")
@@ -107,7 +108,7 @@ def main() -> None:
             [summed_up(name) for name in names], headers="keys", tablefmt="github", disable_numparse=True
         )
     )
-    balls = [name for name in names if name not in ("verdict-l1-cpu", "verdict-l0-cpu")]
+    balls = [name for name in names if not name.startswith(("verdict-l1", "verdict-l0"))]
     print(f"\nIn linf and l2: {together(balls)}")
 
 
