@@ -1,4 +1,4 @@
-"""Searches in l1 for a few values that change by much."""
+"""Searches in l1 for a few values that change by much, and from far outside."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ class Seen(Thresholds):
         return super().forward(x) + torch.tensor([9.0, 0.0])
 
 
+class Asleep(nn.Module):
+    """Answers to 16 of 256 values, once they are bright together: till then the unit that sees them is dead."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gap = 4 * (x.flatten(1)[:, :16].sum(1) - 3).relu() - 0.5
+        return torch.stack([torch.zeros_like(gap), gap], 1)
+
+
 @pytest.fixture
 def dark() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
@@ -58,6 +66,20 @@ def test_standard_finds_it_and_says_that_random_search_found_it(dark: tuple[Tens
     report = robust.evaluate(Thresholds(), dark, threat=f"l1:{EPS}", device="cpu")
     assert report.statuses["survived"] <= 2
     assert "sparse-search-wins" in {finding["check"] for finding in report.findings}
+
+
+def test_standard_wakes_dead_units_from_far_outside() -> None:
+    """There is no gradient at a sample, nor where starts of a few times the radius lead."""
+    x = torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(0)) / 20
+    data = x, torch.zeros(12, dtype=torch.int64)
+
+    def standing(suite: Attack | str) -> int:
+        report = robust.evaluate(Asleep(), data, threat="l1:4", suite=suite, device="cpu")
+        return report.statuses["survived"]
+
+    assert standing(APGD(steps=27, restarts=4)) >= 10
+    assert standing(SparseRS(queries=1500)) >= 10
+    assert standing("standard") <= 2
 
 
 @pytest.mark.parametrize(("spread", "changed"), [(1.0, 2), (1.5, 3), (4.0, 8)])
