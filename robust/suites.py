@@ -163,7 +163,7 @@ _FROM_OUTSIDE: Final = replace(_HOPS, steps=12, targets=1, odi_steps=0, near=0.2
 # What squares bring nearer than all gradients did is searched on.
 _MOVED: Final = Stage(Square(queries=2000, proposals=8), follows=True)
 _PROBE: Final = Square(queries=100, proposals=4)
-_WIDE_STARTS: Final = APGD(steps=30, restarts=9, loss="margin", outside=16)
+_WIDE_STARTS: Final = APGD(steps=50, restarts=4, loss="margin", outside=16)
 # Where logits hardly move, as on a plateau, the label's own slope leads nowhere. The targeted difference of logits ratio
 # leaves it out, as long as the label is ahead, and climbs towards each class by what the others tell. Where all other
 # classes are level at the sample, as where one is as unlikely as the next, their order says nothing, and any may break.
@@ -304,7 +304,7 @@ def _standard_below(threat: Threat) -> list[Stage]:
 
 
 # In l1 a few values that change by much: where they come near, and nearer than ascents did, swaps of one for another. On some
-# nets that answer beyond a threshold they break much of what ascents leave, on most next to nothing, as some forty queries tell.
+# nets that answer beyond a threshold they break much of what ascents leave, on most next to nothing, as their first queries tell.
 _BY_FEW_VALUES: Final = SparseRS(queries=1500, proposals=4, early=0.12, spread=1.25)
 _SWAPS: Final = SwapSearch(pace=0.15, spread=1.25)
 # From far beyond the box inwards, on a loss that sees every class: where gradients near the sample vanish or mislead, as on
@@ -324,7 +324,7 @@ def _l1() -> list[Stage]:
         Stage(replace(_TO_BOUNDARY, targets=4, skip=1), near=0.3),
         # Without momentum it is the starts that tell.
         Stage(APGD(steps=40, restarts=3, loss="margin", outside=4), near=0.3),
-        Stage(replace(_WIDE_STARTS, steps=50, restarts=4), near=0.15),
+        Stage(_WIDE_STARTS, near=0.15),
         # Where any class may break: at small radii longer ascents find it, at larger ones an ascent towards each.
         Stage(APGD(steps=50, restarts=2), level=(0.1, 0)),
         Stage(MultiTargeted(steps=12, odi_steps=1, radii=(4, 1)), level=(0.1, 0)),
@@ -402,7 +402,7 @@ def _longer_l2() -> list[Stage]:
 
 def _longer_l1() -> list[Stage]:
     wide = MultiTargeted(steps=60, restarts=3, random_start=True, radii=(3, 2, 1))
-    searches = APGD(restarts=5), replace(_WIDE_STARTS, steps=60), APGD(targets=9), FAB(), wide
+    searches = APGD(restarts=5), replace(_WIDE_STARTS, steps=60, restarts=9), APGD(targets=9), FAB(), wide
     swaps = [replace(_SWAPS, queries=8000, pace=None, spread=spread) for spread in (1, 1.5)]
     return [*_all(*searches), *(Stage(search, near=0.4) for search in swaps), *_WIDENED]
 
