@@ -265,10 +265,21 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     fixture = item.stash.get(_FIXTURE, None)
     if fixture is not None and (untold := fixture.untold()):
+        _note_expectation(report, untold)
         report.robust = untold  # type: ignore[attr-defined]
     if report.failed and _is_robust(item) and not any(_told(record) for record in _records(report)):
         report.robust_failure = _reason(report)  # type: ignore[attr-defined]
     return report
+
+
+def _note_expectation(report: pytest.TestReport, records: list[Record]) -> None:
+    """Note under "xfail" what a test's xfail mark makes of its records: xfail, xpass, xpass(strict) or None."""
+    strict = report.failed and str(report.longrepr).startswith("[XPASS(strict)]")
+    marked = hasattr(report, "wasxfail")
+    failing = "xfail" if marked and report.skipped else None
+    passing = "xpass(strict)" if strict else "xpass" if marked and report.passed else None
+    for record in records:
+        record["xfail"] = failing if _told(record) else passing if record["outcome"] == "pass" else None
 
 
 def _told(record: Record) -> bool:
@@ -285,7 +296,8 @@ def _reason(report: pytest.TestReport) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_report_teststatus(report: Any) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
-    if getattr(report, "skipped", False) and any(r["outcome"] == "undecided" for r in _records(report)):
+    undecided = any(r["outcome"] == "undecided" and not r["xfail"] for r in _records(report))
+    if getattr(report, "skipped", False) and undecided:
         return "undecided", "u", ("UNDECIDED", {"yellow": True})
     return None
 

@@ -107,6 +107,51 @@ def test_tests_that_fail_for_another_reason_are_told_too(
     assert page.read_text().count("## Robustness\n\nFailed for other reasons:") == 1
 
 
+EXPECTED = """
+def checked(robust, survive, **options):
+    robust.check(Threshold(), samples(300, survive), threat=EPS, suite="quick", at_least=0.45, **options)
+@pytest.mark.xfail
+def test_xfails(robust):
+    checked(robust, 0.8)
+    checked(robust, 0.1)
+@pytest.mark.xfail(strict=False)
+def test_xpasses(robust):
+    checked(robust, 0.8)
+@pytest.mark.xfail(strict=True, reason="mend | me")
+def test_xpasses_strictly(robust):
+    checked(robust, 0.8)
+@pytest.mark.xfail
+def test_is_undecided(robust):
+    checked(robust, 0.45, max_samples=20)
+"""
+
+
+def test_checks_under_an_xfail_mark_are_told_as_pytest_sees_them(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = session.path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
+    session.write(EXPECTED)
+    done = session.run("--robust-json", "all.json")
+    assert done.parseoutcomes() == {"failed": 1, "xfailed": 1, "xpassed": 1, "undecided": 1}
+    rows = [line.split(" | ")[:2] for line in page.read_text().splitlines() if "| `test_it" in line]
+    expected = [
+        ("xfails", "pass", None), ("xfails", "xfail", "xfail"), ("xpasses", "xpass", "xpass"),
+        ("xpasses_strictly", "xpass(strict)", "xpass(strict)"), ("is_undecided", "undecided", None),
+    ]  # fmt: skip
+    assert rows == [[f"| `test_it.py::test_{name}`", shown] for name, shown, _ in expected]
+    done.stdout.fnmatch_lines(
+        ["    xfail  test_it.py::test_xfails", "xpass(strict)  test_it.py::test_xpasses*"]
+    )
+    assert "`test_it.py::test_xpasses_strictly`: **FAIL** `[XPASS(strict)] mend" in page.read_text()
+    written = json.loads((session.path / "all.json").read_text())
+    assert [result["xfail"] for result in written["results"]] == [met for *_, met in expected]
+    outcomes = session.run("--robust-fail-on-undecided").parseoutcomes()
+    assert outcomes == {"failed": 1, "xfailed": 2, "xpassed": 1}
+    session.run("--runxfail").assert_outcomes(passed=2, failed=1, skipped=0)
+    assert page.read_text().count("**FAIL** | ") == 1
+
+
 IN_FIXTURES = """
 def checked(robust, survive, **options):
     robust.check(Threshold(), samples(300, survive), threat=EPS, suite="quick", at_least=0.45, **options)

@@ -35,7 +35,7 @@ def lines(records: Sequence[Record]) -> list[str]:
     """For the terminal: a line per record, and what it leaves behind."""
     shown = []
     for record in records:
-        shown.append(f"{record['outcome']:>9}  {record['test']}")
+        shown.append(f"{record.get('xfail') or record['outcome']:>9}  {record['test']}")
         shown += [f"{_INDENT}{line}" for line in _numbers(record)]
         if record["outcome"] not in ("pass", "done", "written"):
             shown.append(filled(f"{_INDENT}{record['reason']}", _INDENT))
@@ -133,7 +133,7 @@ def _item(failure: Failure) -> str:
 
 
 def _row(record: Record) -> str:
-    outcome = _SIGNS.get(record["outcome"], record["outcome"])
+    outcome = record.get("xfail") or record["outcome"]
     if record["kind"] == "regression":
         accuracy = f"{record['before']:.1%} → {record['after']:.1%}"
         asked = f"fall of at most {100 * record['max_drop']:.3g} points"
@@ -142,7 +142,15 @@ def _row(record: Record) -> str:
         accuracy = _accuracy(record)
         asked = f"{record['at_least']:.1%}" if record.get("at_least") is not None else ""
         samples = f"{record['n']} of {record['population']}"
-    cells = (f"`{record['test']}`", outcome, accuracy, asked, record["threat"], samples, record["trust"])
+    cells = (
+        f"`{record['test']}`",
+        _SIGNS.get(outcome, outcome),
+        accuracy,
+        asked,
+        record["threat"],
+        samples,
+        record["trust"],
+    )
     return "| " + " | ".join(_cells(cells)) + " |"
 
 
