@@ -212,11 +212,36 @@ def test_pictures_that_cannot_be_written_leave_the_summary(
         curves = [{norm = "linf", eps = ["0.02", "0.04"], suite = ["fgsm"]}]
         """
     )
-    (tmp_path / "out" / "curves" / "linf-0.png").mkdir(parents=True)
-    done = inside("sweep", "plan.toml", "--out", "out", "--device", "cpu", cwd=tmp_path)
+    arguments = ("sweep", "plan.toml", "--out", "out", "--device", "cpu")
+    assert inside(*arguments, cwd=tmp_path).returncode == 0
+    (picture,) = (tmp_path / "out" / "curves").glob("*.png")
+    picture.unlink()
+    picture.mkdir()
+    done = inside(*arguments, cwd=tmp_path)
     assert done.returncode == 3
-    assert "linf-0.png: Is a directory; move away what is in the way" in done.stderr
-    assert "1 evaluations computed" in done.stdout
+    assert f"{picture.name}: Is a directory; move away what is in the way" in done.stderr
+    assert "0 evaluations computed, 1 found in out" in done.stdout
+
+
+def test_plans_in_one_folder_keep_each_their_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+
+    def pictures(name: str, *eps: str) -> set[str]:
+        models = [{"spec": "builtin:digits-mlp", "name": name}]
+        curve = {"norm": "linf", "eps": eps, "suite": ["fgsm"]}
+        plan = SweepConfig.model_validate(
+            {"data": "builtin:digits", "limit": 4, "models": models, "curves": [curve]}
+        )
+        before = {path: path.read_bytes() for path in tmp_path.glob("curves/*.[ps][nv]g")}
+        assert _print_curves(run_sweep(plan, tmp_path, device="cpu"), tmp_path)
+        assert {path: path.read_bytes() for path in before} == before
+        return {path.name for path in tmp_path.glob("curves/*.[ps][nv]g")}
+
+    first = pictures("one", "0.02", "0.04")
+    assert len(first) == 2
+    assert pictures("one", "0.02", "0.04") == first
+    assert len(pictures("one", "0.1", "0.2")) == 4
+    assert len(pictures("two", "0.1", "0.2")) == 6
 
 
 def test_curves_that_make_no_sense_are_refused(tmp_path: Path) -> None:

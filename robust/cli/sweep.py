@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -176,7 +177,8 @@ def _print_curves(result: SweepResult, out: Path) -> bool:
         eps = tuple(point["eps"] for point in curve["points"])
         key = (curve["norm"], eps, curve["suite"], curve["seed"], curve["data"]["sha256"])
         groups.setdefault(key, []).append(curve)
-    for number, ((norm, eps, suite, seed, _), curves) in enumerate(groups.items()):
+    for key, curves in groups.items():
+        norm, eps, suite, seed, _ = key
         heads = ["robust %", *eps]
         rows = [
             [plain(f"{c['model']} + {c['defense']}"), *(f"{100 * p['value']:.1f}" for p in c["points"])]
@@ -187,7 +189,7 @@ def _print_curves(result: SweepResult, out: Path) -> bool:
         )
         print(tabulate(rows, heads, tablefmt="simple", disable_numparse=True))
         try:
-            files = plot_curves(curves, out / "curves" / f"{norm}-{number}")
+            files = plot_curves(curves, out / "curves" / _picture_name(norm, key, curves))
             print(f"pictures: {', '.join(map(str, files))}")
         except MissingDependencyError as error:
             print(f"robust: {error}", file=sys.stderr)
@@ -196,6 +198,12 @@ def _print_curves(result: SweepResult, out: Path) -> bool:
             drawn = False
         print()
     return drawn
+
+
+def _picture_name(norm: str, key: tuple[object, ...], curves: list[dict[str, Any]]) -> str:
+    """After what the picture is of: another plan's in the same folder has another name."""
+    shown = [key, [(curve["model"], curve["defense"]) for curve in curves]]
+    return f"{norm}-{sha256(json.dumps(shown).encode()).hexdigest()[:8]}"
 
 
 def _print_plan(config: SweepConfig, device: str, workers: int) -> int:
