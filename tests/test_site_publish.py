@@ -115,10 +115,11 @@ def test_a_site_is_never_published_into_a_store(tmp_path: Path, monkeypatch: pyt
         publish(Store(tmp_path / "site"), tmp_path / "site")
 
 
-def test_damaged_examples_are_told_of_the_store_and_not_of_the_folder(tmp_path: Path) -> None:
+def test_damaged_examples_are_told_of_the_store_before_anything_is_written(tmp_path: Path) -> None:
     other = Store(tmp_path / "store")
     file_report(other, "alone", 50)
     damaged = sorted((tmp_path / "store" / "examples").iterdir())[0]
     damaged.write_bytes(b"")
     with pytest.raises(StoreError, match=f"^{damaged}: does not match its name"):
         publish(other, tmp_path / "site")
+    assert not (tmp_path / "site").exists()

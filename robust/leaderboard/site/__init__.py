@@ -151,6 +151,7 @@ class _Site:
             if digest not in self.verdict_files:
                 self.verdict_files[digest] = store.verdicts_file(record)
                 tables[digest] = read_verdicts(self.verdict_files[digest], record.data.n)
+            store.examples_file(record)  # damage is told before anything is written; held, all may not fit
         self.verdicts = {record.id: tables[record.artefacts.verdicts_file_sha256] for record in self.records}
         self.survived: Survived = {
             id_: table["status"].to_numpy(dtype=object) == "survived" for id_, table in self.verdicts.items()
