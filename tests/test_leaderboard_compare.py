@@ -327,6 +327,25 @@ def test_import_twice_files_once_and_survives_the_store(
         Store(board).references()
 
 
+def test_an_amended_entry_takes_the_place_of_what_it_said_before(
+    lines: Path, tmp_path: Path, cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    board = tmp_path / "board"
+    cli("import", "robustbench", lines, "--out", board)
+    amended = [{**ROWS[0], "external": "55.5"}, {**ROWS[0], "id": "Another"}]
+    lines.write_text("\n".join(json.dumps(row) for row in amended))
+    _, out, _ = cli("import", "robustbench", lines, "--out", board)
+    assert out.splitlines()[:2] == [
+        f"2 entries filed in {board}",
+        "1 amended since: what they said before is gone",
+    ]
+    back = Store(board).references()
+    assert len(back) == len(ROWS) + 1
+    (first,) = [ref for ref in back if ref.key == ("RobustBench", "cifar10", "linf", ROWS[0]["id"])]
+    assert first.robust == 0.555
+    assert "amended since" not in cli("import", "robustbench", lines, "--out", board)[1]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -184,10 +184,11 @@ def import_robustbench(
     """Take in RobustBench's entries. They become reference rows, marked as reported elsewhere."""
     from robust.leaderboard import Store, read_robustbench
 
-    found, store = read_robustbench(path), Store(out)
-    for reference in found.references:
-        store.add_reference(reference)
+    found = read_robustbench(path)
+    amended = Store(out).amend_references(found.references)
     print(f"{len(found.references)} entries filed in {out}")
+    if amended:
+        print(f"{amended} amended since: what they said before is gone")
     if found.repeated:
         print(f"{found.repeated} came twice in the same words")
     for note, count in sorted(found.oddities.items()):

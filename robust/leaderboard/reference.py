@@ -50,6 +50,11 @@ class Reference(Part):
         return sha256(canonical(self.model_dump(mode="json")).encode())
 
     @property
+    def key(self) -> tuple[str, str, str, str]:
+        """Which entry this is, whatever it says."""
+        return self.origin, self.dataset, self.norm, self.name
+
+    @property
     def short_id(self) -> str:
         """The first 16 digits of `id`, to show."""
         return self.id[:16]

@@ -50,17 +50,19 @@ def read_robustbench(path: str | Path) -> Imported:
     """
     path = Path(path)
     found = Imported()
-    seen: dict[tuple[str, str, str], Reference] = {}
+    seen: dict[tuple[str, ...], Reference] = {}
     for where, entry in _entries(path):
         reference = _reference(where, entry)
-        key = (reference.dataset, reference.norm, reference.name)
+        key = reference.key
         if key not in seen:
             seen[key] = reference
             found.references.append(reference)
         elif seen[key] == reference:
             found.repeated += 1
         else:
-            raise InputError(f"{where}: {'/'.join(key)} comes twice with different content; keep one of them")
+            raise InputError(
+                f"{where}: {'/'.join(key[1:])} comes twice with different content; keep one of them"
+            )
     if not found.references:
         raise InputError(
             f"robustbench: no entries in {path}; expected a JSON Lines file or model_info's folder"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -121,6 +122,27 @@ class Store:
         if not self._has(f"references/{name}"):
             self._write(f"references/{name}", content)
         return reference.id
+
+    def amend_references(self, references: Sequence[Reference]) -> int:
+        """File figures that others reported, in place of what the same entries said before.
+
+        Returns:
+            How many entries had said something else.
+
+        Raises:
+            StoreError: the store cannot be written, or holds a damaged reference (named).
+        """
+        before = self.references()
+        now = {reference.key: self.add_reference(reference) for reference in references}
+        outdated = [old for old in before if now.get(old.key, old.id) != old.id]
+        for old in outdated:
+            try:
+                self._fs.rm_file(f"{self._root}/references/{old.id}.json")
+            except _IO_ERRORS as error:
+                raise StoreError(
+                    f"store: cannot remove {self.url}/references/{old.id}.json, which was amended: {_reason(error)}"
+                ) from error
+        return len({old.key for old in outdated})
 
     def references(self) -> list[Reference]:
         """All figures that others reported, sorted by id; there may be none.
