@@ -6,10 +6,12 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from robust.defenses import (
@@ -31,7 +33,7 @@ from robust.defenses import (
     TrainingOptions,
     make_defense,
 )
-from robust.errors import InputError
+from robust.errors import InputError, ModelError
 from robust.sources import Samples, load_data
 from robust.target import Target
 from robust.threat import Linf, Threat
@@ -167,6 +169,42 @@ def test_regularisers_vanish_where_the_loss_is_locally_linear(
     assert penalty(TINY) == pytest.approx(0, abs=1e-5)
     assert penalty(Linf("0.3")) > 1e-4
     assert penalty(Linf("0.5")) > penalty(Linf("0.2"))
+
+
+class OnceReLU(torch.autograd.Function):
+    """A ReLU whose gradient has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.relu()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        passed: Tensor = gradient * (ctx.saved_tensors[0] > 0)
+        return passed
+
+
+class Once(nn.Module):
+    """The net with that ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net[4](OnceReLU.apply(self.net[:3](x)))
+        return out
+
+
+def test_a_model_whose_gradients_cannot_be_differentiated_is_told_by_grad_align_alone() -> None:
+    data = load_data("builtin:digits:train").take(slice(0, 40))
+    options = TrainingOptions(epochs=1, batch_size=20, device="cpu")
+    for name in ("grad-align", "grad-align+awp"):
+        with pytest.raises(ModelError, match=r"^grad-align: model: .* differentiate twice .* such as 'elle'"):
+            make_defense(name).fit(Once(), data, threat=THREAT, trainer=Trainer(options))
+    make_defense("elle").fit(Once(), data, threat=THREAT, trainer=Trainer(options))
 
 
 def test_label_smoothing_reaches_the_objectives(batch: Batch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ from robust.defenses.base import DEFENSES
 from robust.defenses.inner import Ascent, bare
 from robust.defenses.objective import AdversarialTraining
 from robust.defenses.options import Batch
+from robust.errors import ModelError, told
 from robust.rng import Streams
 from robust.threat import Threat
+
+_NO_SECOND: Final = ("differentiate twice", "derivative for", "double backward")  # what torch says then
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,17 @@ class GradAlign(Regularised):
             value = functional.cross_entropy(bare(net)(x), batch.y, reduction="sum")
             gradients.append(torch.autograd.grad(value, x, create_graph=True)[0].flatten(1))
         cosine = functional.cosine_similarity(gradients[0], gradients[1], dim=1, eps=1e-12)
-        return batch.cross_entropy(net(points)) + self.weight * (1 - cosine).mean()
+        total = batch.cross_entropy(net(points)) + self.weight * (1 - cosine).mean()
+        batch.undo.push(self._name_failure)  # the pass back through the gradients is the loop's
+        return total
+
+    def _name_failure(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Raise ModelError where the model's gradients cannot be differentiated."""
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_SECOND):
+            raise ModelError(
+                f"{self.name}: model: its gradients cannot be differentiated once more ({told(error)}); give one without "
+                "that function, or a defense that needs no second derivative, such as 'elle' or 'n-fgsm'"
+            ) from error
 
 
 @DEFENSES.register("elle")
