@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robust.errors import InputError, ModelError, origin
+from robust.errors import InputError, ModelError, origin, told
+from robust.failures import to_be_named
 from robust.in_front import Behind, Normalization
 from robust.target import Target
 
@@ -36,7 +37,7 @@ class BPDA(Target):
 
     Raises:
         InputError: `transform` or `backward` is not callable, or options beside a Target.
-        ModelError: in use, where the two give different shapes.
+        ModelError: in use, where the two give different shapes, or `backward` raises.
     """
 
     def __init__(
@@ -99,14 +100,26 @@ class Substituted(nn.Module):
         exact = self._transformed(x)
         if not torch.is_grad_enabled():
             return exact
-        stand_in = self.backward(x)
-        if stand_in.shape != exact.shape:
+        stand_in = self._stood_in(x)
+        given = tuple(stand_in.shape) if isinstance(stand_in, Tensor) else type(stand_in).__name__
+        if given != exact.shape:
             raise ModelError(
                 f"bpda: transform gives {tuple(exact.shape)} for {tuple(x.shape)}, its substitute `backward` "
-                f"{tuple(stand_in.shape)}; they must agree, so give a substitute that changes the shape alike"
+                f"{given}; they must agree, so give a substitute that changes the shape alike"
             )
         out: Tensor = _Through.apply(stand_in, exact)
         return out
+
+    def _stood_in(self, x: Tensor) -> Tensor:
+        try:
+            return self.backward(x)
+        except Exception as error:
+            if not to_be_named(error):
+                raise
+            raise ModelError(
+                f"bpda: backward: fails on input {tuple(x.shape)} ({told(error)}); give a differentiable callable "
+                "(N, ...) -> (N, ...) that changes the shape as transform does"
+            ) from error
 
     def _transformed(self, x: Tensor) -> Tensor:
         try:

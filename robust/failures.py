@@ -47,9 +47,14 @@ def named(error: Exception, x: Tensor, mean: Tensor | None, model: nn.Module) ->
     Args:
         mean: that x was normalised with, where it was.
     """
-    if torch.is_grad_enabled() or not _NAMING.get() or not _of_the_input(error):
+    if torch.is_grad_enabled() or not to_be_named(error):
         return None
     return _described(error, x, mean, model)
+
+
+def to_be_named(error: Exception) -> bool:
+    """Whether this is one of the first passes, and the error one that another model or input may not have."""
+    return _NAMING.get() and _of_the_input(error)
 
 
 def _of_the_input(error: Exception) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from typing import Any
 
 import pytest
 import torch
@@ -84,6 +86,40 @@ def test_a_model_that_fails_on_what_a_transform_gave_names_the_transform(
     x, y = digits
     with pytest.raises(ModelError, match=advice):
         robust.evaluate(model, (x[:30], y[:30]), threat="linf:0.1", suite="quick", device="cpu")
+
+
+def _raise(*_: object) -> Tensor:
+    raise ValueError("no stand-in today")
+
+
+class Failing(torch.autograd.Function):
+    """The identity, whose gradient raises."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    backward = staticmethod(_raise)
+
+
+def test_a_substitute_that_fails_is_named_with_what_it_raises(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits
+
+    def evaluated(backward: Transform) -> robust.Report:
+        target = BPDA(torch.round, net, backward=backward, device="cpu")
+        return robust.evaluate(target, (x[:30], y[:30]), threat="linf:0.1", suite="quick", device="cpu")
+
+    raised = r"ValueError: no stand-in today \(test_bpda\.py, line \d+\)"
+    with pytest.raises(
+        ModelError, match=rf"^bpda: backward: fails on input \(30, 1, 8, 8\) \({raised}\); give"
+    ):
+        evaluated(_raise)
+    with pytest.raises(ModelError, match="its substitute `backward` NoneType; they must agree"):
+        evaluated(lambda x: None)  # type: ignore[arg-type, return-value]
+    (finding,) = [f for f in evaluated(Failing.apply).findings if f["check"] == "detached-graph"]
+    assert re.match(rf"no gradient reaches the input \({raised}\); ", finding["message"])
 
 
 @pytest.mark.parametrize("transform", [BitDepth(2), JPEG(50), Median(3)], ids=lambda t: type(t).__name__)

@@ -13,7 +13,7 @@ from robust import copies
 from robust.attacks.geometry import random_start
 from robust.diagnose import checks, roughness, slope
 from robust.diagnose.answers import AGAIN, COMPANY, SHARE, Preflight, ask, drift_of, rounding
-from robust.errors import RobustError
+from robust.errors import RobustError, told
 from robust.failures import out_of_memory
 from robust.losses import ce, likeliest_other, margin
 from robust.rng import Streams
@@ -45,7 +45,7 @@ def of_margin(target: Target, x: Tensor, y: Tensor, logits: Tensor, seen: Prefli
         except Exception as error:  # whatever a backward of the model's own raises
             if isinstance(error, RobustError) or out_of_memory(error):
                 raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = told(error)
         seen.backwards += len(x) * target.draws
         if gradient is None:
             seen.differentiable = False
