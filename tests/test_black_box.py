@@ -399,6 +399,8 @@ def test_transfer_needs_and_names_its_surrogate(net: nn.Module, digits: tuple[Te
         Transfer(surrogate=3)
     own = Transfer(surrogate=Target(net, device="cpu"))
     assert own.label == "transfer(Sequential)"
+    longer = Transfer(surrogate=own.surrogate, steps=40, loss="margin")
+    assert longer.label == "transfer(Sequential,steps=40,loss=margin)"
     report = robust.evaluate(net, digits, threat="linf:0.15", suite=own, device="cpu", batch_size=64)
     assert report.robust_accuracy < 0.4
     assert report.backwards <= report.checks["backwards"]

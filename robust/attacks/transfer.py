@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -66,8 +66,10 @@ class Transfer(Attack):
 
     @property
     def label(self) -> str:
-        """Name with the surrogate's."""
-        return f"{self.name}({self._surrogate_name})"
+        """Name with the surrogate's and the parameters that differ from the defaults: "transfer(Net,steps=40)"."""
+        others = {f: getattr(self, f.name) for f in fields(self) if f.name != "surrogate"}
+        changed = [f"{f.name}={value}" for f, value in others.items() if value != f.default]
+        return f"{self.name}({','.join([self._surrogate_name, *changed])})"
 
     @property
     def loads(self) -> tuple[str, ...]:
