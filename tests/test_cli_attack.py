@@ -11,7 +11,7 @@ from commands import COMMON, run
 from conftest import Outcome
 from reports import make_report
 
-from robust.cli.attack import summary
+from robust.cli.attack import _names, summary
 from robust.report import Report
 
 
@@ -128,3 +128,18 @@ def test_long_labels_are_told_apart_by_few_words() -> None:
     text = summary(make_report(alone={f"basin-hopping(radii=(1,),{options})": 40, "fgsm": 9}))
     assert "basin-hopping  " in text
     assert "hop_steps" not in text
+
+
+def test_attacks_of_one_name_have_beside_their_number_what_tells_them_apart() -> None:
+    same = "basin-hopping(steps=10,hops=8,push=1,near=0.2,hope=4)"
+    labels = [
+        "basin-hopping(steps=10,targets=5,odi_steps=5,radii=(1,),near=None)", same, "fgsm",
+        "apgd(steps=15,restarts=2,loss=margin,outside=4)", "apgd(steps=27)", "apgd(steps=15,targets=9)", same,
+    ]  # fmt: skip
+    assert _names(labels) == [
+        "basin-hopping #1 targets=5", "basin-hopping #2", "fgsm",
+        "apgd #1 steps=15 restarts=2", "apgd #2 steps=27", "apgd #3 steps=15", "basin-hopping #3",
+    ]  # fmt: skip
+    lines = summary(make_report(alone=dict.fromkeys(labels, 40))).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert ["steps=15" in line for line in lines if line.startswith("apgd #")] == [True, False, True]

@@ -274,6 +274,7 @@ def test_heads_tell_attacks_apart_by_short_lines() -> None:
         "hop\nradii=\n(2..1)\nnear=\n0.2",
     ]
     assert short_heads(["cw(steps=9)", "fgsm"]) == ["cw", "fgsm"]
+    assert short_heads(["hop(radii=(1,))", "hop(hops=2)"]) == ["hop\nradii=\n(1,)", "hop\nhops=\n2"]
     many = ["hop(a=1,b=2,c=3,d=4)", "fgsm", "hop(a=5,b=6,c=7,d=8)"]
     assert short_heads(many) == ["hop\n#1", "fgsm", "hop\n#2"]
 

@@ -9,28 +9,51 @@ _TOLD: Final = 3  # parameters that a head has room for
 _LIST: Final = re.compile(r"\(([^,()]+), (?:.*, )?([^,()]+)\)")
 
 
-def told_apart(labels: list[str]) -> list[list[str]]:
+def told_apart(labels: list[str], *, beside: int = 0) -> list[list[str]]:
     """Lines for each attack label: its name, and the parameters that tell attacks of one name apart.
 
     Of a list of values the ends are shown. Attacks of a name that differ in many parameters are numbered in their order; whole
     labels where the lines do not tell them apart.
+
+    Args:
+        beside: so many parameters at most are shown beside a number, those that tell the most of these attacks apart.
     """
     names = [label.partition("(")[0] for label in labels]
-    options = [_options(label) for label in labels]
-    heads = []
-    for name, own in zip(names, options, strict=True):
-        same = [set(other) for peer, other in zip(names, options, strict=True) if peer == name]
-        shared = set.intersection(*same)
-        heads.append([name, *(_LIST.sub(r"(\1..\2)", option) for option in own if option not in shared)])
-    long = {head[0] for head in heads if len(head) > 1 + _TOLD}
+    options = [[_LIST.sub(r"(\1..\2)", option) for option in _options(label)] for label in labels]
+    same = {name: [own for peer, own in zip(names, options, strict=True) if peer == name] for name in names}
+    shared = {name: set.intersection(*map(set, peers)) for name, peers in same.items()}
     heads = [
-        [name, f"#{1 + names[:place].count(name)}"] if name in long else head
-        for place, (name, head) in enumerate(zip(names, heads, strict=True))
+        [name, *(option for option in own if option not in shared[name])]
+        for name, own in zip(names, options, strict=True)
+    ]
+    long = {head[0]: _telling(same[head[0]], beside) for head in heads if len(head) > 1 + _TOLD}
+    heads = [
+        [name, f"#{1 + names[:place].count(name)}", *(o for o in own if _parameter(o) in long[name])]
+        if name in long
+        else head
+        for place, (name, own, head) in enumerate(zip(names, options, heads, strict=True))
     ]
     return heads if len({*map(tuple, heads)}) == len(heads) else [[label] for label in labels]
+
+
+def _telling(attacks: list[list[str]], most: int) -> list[str]:
+    """Few of the parameters in these lists of options: each time the one by which most attacks are told apart."""
+
+    def kinds(parameters: list[str]) -> int:
+        return len({tuple(o for o in own if _parameter(o) in parameters) for own in attacks})
+
+    every = list(dict.fromkeys(_parameter(option) for own in attacks for option in own))
+    chosen: list[str] = []
+    while len(chosen) < most and kinds(chosen) < kinds(every):
+        chosen.append(max(every, key=lambda parameter: kinds([*chosen, parameter])))
+    return chosen
+
+
+def _parameter(option: str) -> str:
+    return option.partition("=")[0]
 
 
 def _options(label: str) -> list[str]:
     """The options of a label: those of "a(b=1,c=(2, 3))" are "b=1" and "c=(2, 3)"."""
     inside = label.partition("(")[2].removesuffix(")")
-    return re.split(r",(?! )", inside) if inside else []
+    return re.split(r",(?![ )])", inside) if inside else []

@@ -33,6 +33,7 @@ EPILOG = (
 )
 _LONG: Final = 48  # characters of an attack's label
 _COLUMN: Final = 24  # characters of a line of it
+_BESIDE: Final = 3  # parameters beside the number of one of several of its name
 
 
 def attack(
@@ -293,7 +294,7 @@ def _names(labels: list[str]) -> list[str]:
     from robust.attacks.labels import told_apart
 
     if max(map(len, labels), default=0) > _LONG:
-        return [" ".join(lines) for lines in told_apart(labels)]
+        return [" ".join(lines) for lines in told_apart(labels, beside=_BESIDE)]
     return [_breakable(label) for label in labels]
 
 
