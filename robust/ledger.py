@@ -23,6 +23,7 @@ class Ledger:
 
     broken: Tensor  # an adversarial point inside the threat was seen
     failed: Tensor  # the model gave a non-finite logit
+    strayed: Tensor  # of those, where it was asked about a non-finite point
     stuck: Tensor  # the attack gave the row up before it could begin
     distance: Tensor  # of x_adv, in the threat's norm; inf where none was seen
     gaps: Tensor | None  # (N, C): each class's logit minus the label's, at its highest; None before a pass
@@ -45,6 +46,7 @@ class Ledger:
         return Ledger(
             broken=no,
             failed=no.clone(),
+            strayed=no.clone(),
             stuck=no.clone(),
             distance=torch.full((n,), torch.inf, device=device),
             gaps=None if gaps is None else gaps.clone(),

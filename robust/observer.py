@@ -242,6 +242,7 @@ class Observer:
         if not finite:
             failed = self._fails(x_adv, ~logits.isfinite().all(1))
             self.ledger.failed[rows[failed]] = True
+            self.ledger.strayed[rows[failed]] = ~x_adv[failed].flatten(1).isfinite().all(1)
             self._live.leave(failed)
             claims &= ~failed
         if self._lags:  # what is done since the point before is still here

@@ -47,4 +47,5 @@ def absorb(observer: Observer, live: LiveRows, found: Observer, count: int) -> t
     broken, failed = (by_row(flags, count).any(1) for flags in (theirs.broken, theirs.failed))
     ledger.broken[rows] |= broken
     ledger.failed[rows] |= failed
+    ledger.strayed[rows] |= by_row(theirs.strayed, count).any(1)
     return broken, failed

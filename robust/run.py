@@ -403,8 +403,16 @@ class Run:
         if bool(failed.any()):
             self.verdicts.fail(rows[failed])
             entry["errors"] += int(failed.sum())
-            self.note_failure(attack.label, f"non-finite logits on {int(failed.sum())} samples")
-            self.find(diagnose.NON_FINITE, f"NaN or infinity under {attack.label}")
+            self._tell_non_finite(attack.label, int(failed.sum()), int(ledger.strayed.cpu()[failed].sum()))
+
+    def _tell_non_finite(self, label: str, failed: int, strayed: int) -> None:
+        """Note that so many samples failed, and on so many of them an attack itself went to NaN or infinity."""
+        if strayed:
+            self.note_failure(label, f"asked about points that are NaN or infinite on {strayed} samples")
+        if failed > strayed:
+            self.note_failure(label, f"non-finite logits on {failed - strayed} samples")
+        own = f"{label} asked about points that are NaN or infinite"
+        self.find(diagnose.NON_FINITE, own if failed == strayed else f"NaN or infinity under {label}")
 
     def _search(self, attack: Attack, oracle: Oracle) -> None:
         try:

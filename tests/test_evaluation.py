@@ -262,6 +262,45 @@ def test_nan_is_an_error_of_its_sample(net: nn.Module, digits: Digits) -> None:
     assert {f["check"] for f in report.findings} >= {"non-finite"}
 
 
+class Straying(Attack):
+    """Leaves the numbers where the first value is 1."""
+
+    name: ClassVar[str] = "straying"
+    norms: ClassVar[tuple[str, ...]] = ("linf",)
+    access: ClassVar[Access] = "score"
+    paper: ClassVar[str] = "-"
+
+    def run(self, oracle: Oracle) -> None:
+        moved = oracle.x.clone()
+        moved[:, :, 0, 1] = 0.01
+        oracle.visit(moved.masked_fill(oracle.x[:, :, :1, :1] == 1, torch.nan))
+
+
+def test_points_that_are_no_numbers_are_told_of_the_attack_and_logits_of_the_model(
+    net: nn.Module, digits: Digits
+) -> None:
+    class Poisoned(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return net(x).masked_fill(x[:, :, 1, 0].eq(1) & x[:, :, 0, 1].ne(0), torch.nan)
+
+    x, _ = digits
+    x[:, :, :2, :2] = 0
+    x[3:5, :, 0, 0] = 1
+    y = net(x).argmax(1)
+    own = evaluate(net, (x, y), suite=[Straying()])
+    assert own.verdicts.index[own.verdicts.status == "error"].tolist() == [3, 4]
+    assert own.failures == ["straying: asked about points that are NaN or infinite on 2 samples"]
+    (said,) = [f["message"] for f in own.findings if f["check"] == "non-finite"]
+    assert said.startswith(
+        "straying asked about points that are NaN or infinite; its samples count as errors"
+    )
+    x[6, :, 1, 0] = 1
+    both = evaluate(Poisoned(), (x, net(x).argmax(1)), suite=[Straying()])
+    assert both.failures == [*own.failures, "straying: non-finite logits on 1 samples"]
+    (said,) = [f["message"] for f in both.findings if f["check"] == "non-finite"]
+    assert said.startswith("NaN or infinity under straying; ")
+
+
 @pytest.mark.parametrize("suite", ["quick", "pgd"])
 def test_an_infinite_logit_is_an_error_though_another_class_leads(
     net: nn.Module, digits: Digits, suite: str
