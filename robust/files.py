@@ -32,8 +32,12 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def why(error: Exception) -> str:
+    """Why a file cannot be read or written, in the system's words where it has some."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def why_unwritten(error: OSError) -> str:
     """Why a file cannot be written, and what to do where something else has its place."""
-    reason = error.strerror or str(error)
     in_the_way = isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError)
-    return f"{reason}; move away what is in the way" if in_the_way else reason
+    return f"{why(error)}; move away what is in the way" if in_the_way else why(error)

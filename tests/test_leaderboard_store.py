@@ -18,6 +18,7 @@ import torch
 from reports import make_record, make_report
 
 from robust.errors import StoreError, UnknownNameError
+from robust.files import why, why_unwritten
 from robust.leaderboard import (
     Record,
     Store,
@@ -238,3 +239,11 @@ def test_readers_never_see_half_a_record(tmp_path: Path) -> None:
             write.result()
     assert seen == sorted(seen)
     assert len(store.records()) == 30
+
+
+def test_why_a_file_cannot_be_had_is_never_left_empty() -> None:
+    assert why(FileNotFoundError(2, "No such file")) == why_unwritten(FileNotFoundError(2, "No such file"))
+    assert why(NotImplementedError("read only")) == "read only"
+    assert (why(NotImplementedError()), why_unwritten(OSError())) == ("NotImplementedError", "OSError")
+    taken = why_unwritten(IsADirectoryError(21, "Is a directory"))
+    assert taken == "Is a directory; move away what is in the way"

@@ -13,6 +13,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from robust.errors import InputError, ThreatError
+from robust.files import why
 from robust.leaderboard.layout import plain
 from robust.leaderboard.reference import Reference
 from robust.threat import NORMS, Threat
@@ -101,8 +102,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"robustbench: cannot read {path}: {reason}") from error
+        raise InputError(f"robustbench: cannot read {path}: {why(error)}") from error
 
 
 def _object(where: str, text: str) -> dict[str, Any]:

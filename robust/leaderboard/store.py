@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from robust.errors import StoreError, UnknownNameError
+from robust.files import why
 from robust.leaderboard.artefacts import read_examples, read_verdicts, sha256, verdicts_bytes, verdicts_sha256
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
@@ -140,7 +141,7 @@ class Store:
                 self._fs.rm_file(f"{self._root}/references/{old.id}.json")
             except _IO_ERRORS as error:
                 raise StoreError(
-                    f"store: cannot remove {self.url}/references/{old.id}.json, which was amended: {_reason(error)}"
+                    f"store: cannot remove {self.url}/references/{old.id}.json, which was amended: {why(error)}"
                 ) from error
         return len({old.key for old in outdated})
 
@@ -157,7 +158,7 @@ class Store:
                 text = self._fs.cat_file(f"{self._root}/references/{name}").decode()
             except (*_IO_ERRORS, UnicodeDecodeError) as error:
                 raise StoreError(
-                    f"{where}: cannot be read: {_reason(error)}; restore it, or move it out of the store"
+                    f"{where}: cannot be read: {why(error)}; restore it, or move it out of the store"
                 ) from error
             reference = Reference.loads(text, where)
             if name != f"{reference.id}.json":
@@ -238,9 +239,7 @@ class Store:
         try:
             content: bytes = self._fs.cat_file(f"{self._root}/records/{record.id}.json")
         except _IO_ERRORS as error:
-            raise StoreError(
-                f"{self.url}/records/{record.id}.json: cannot be read: {_reason(error)}"
-            ) from error
+            raise StoreError(f"{self.url}/records/{record.id}.json: cannot be read: {why(error)}") from error
         return content
 
     def verdicts_file(self, record: Record) -> bytes:
@@ -275,7 +274,7 @@ class Store:
         try:
             return bool(self._fs.isfile(f"{self._root}/{path}"))
         except _IO_ERRORS as error:
-            raise StoreError(f"store: cannot read {self.url}: {_reason(error)}") from error
+            raise StoreError(f"store: cannot read {self.url}: {why(error)}") from error
 
     def _names(self, folder: str = "records") -> list[str]:
         """File names of the records, or of another folder, sorted; those under a temporary name are no records yet."""
@@ -285,7 +284,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except _IO_ERRORS as error:
-            raise StoreError(f"store: cannot read {self.url}: {_reason(error)}") from error
+            raise StoreError(f"store: cannot read {self.url}: {why(error)}") from error
         names = (str(path).rpartition("/")[2] for path in paths)
         return sorted(name for name in names if name.endswith(".json"))
 
@@ -295,7 +294,7 @@ class Store:
             text = self._fs.cat_file(f"{self._root}/records/{name}").decode()
         except (*_IO_ERRORS, UnicodeDecodeError) as error:
             raise StoreError(
-                f"{where}: cannot be read: {_reason(error)}; restore it, or move it out of the store"
+                f"{where}: cannot be read: {why(error)}; restore it, or move it out of the store"
             ) from error
         record = Record.loads(text, where)
         if name != f"{record.id}.json":
@@ -318,7 +317,7 @@ class Store:
         try:
             content: bytes = self._fs.cat_file(f"{self._root}/{path}")
         except _IO_ERRORS as error:
-            raise StoreError(f"{where}: cannot be read: {_reason(error)}") from error
+            raise StoreError(f"{where}: cannot be read: {why(error)}") from error
         if sha256(content) != digest:
             raise StoreError(f"{where}: does not match its name, it was altered or damaged")
         return content
@@ -343,7 +342,7 @@ class Store:
             self._replace(f"{self._root}/{name}", content)
         except _IO_ERRORS as error:
             raise StoreError(
-                f"store: cannot write {self.url}/{name}: {_reason(error)}; give a folder or URL that can be written, "
+                f"store: cannot write {self.url}/{name}: {why(error)}; give a folder or URL that can be written, "
                 "or move away what is in the way"
             ) from error
 
@@ -368,10 +367,6 @@ def _verdicts_path(record: Record) -> str:
 
 def _examples_path(record: Record) -> str:
     return f"examples/{record.artefacts.examples_sha256}.safetensors"
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _some(ids: list[str]) -> str:
