@@ -21,6 +21,7 @@ from robust.defenses.pseudo_labels import pseudo_labelled
 from robust.devices import resolve_device
 from robust.errors import DataError, InputError, StoreError
 from robust.evaluation import Suite, evaluate
+from robust.files import why_unwritten
 from robust.in_front import bare
 from robust.leaderboard import Record, Store
 from robust.quantized import attackable
@@ -212,7 +213,7 @@ class _Folder:
             text = json.dumps(config, indent=2, default=str)
             (self.folder / "config.json").write_text(text, encoding="utf-8")
         except OSError as error:
-            raise StoreError(f"out: cannot write to {self.folder}: {error.strerror or error}") from error
+            raise StoreError(f"out: cannot write to {self.folder}: {why_unwritten(error)}") from error
 
     def weights(self, hardened: nn.Module, trainer: Trainer, prefix: str = "") -> None:
         """Write the best epoch's weights, the last one's (without `prefix`), and the plot of the history."""

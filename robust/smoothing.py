@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robust.default_device import books_on_the_cpu
 from robust.errors import InputError, StoreError
 from robust.failures import naming_failures
-from robust.files import replacing
+from robust.files import replacing, why_unwritten
 from robust.in_front import Normalization
 from robust.rng import Streams, checked_seed
 from robust.sources import as_samples, check_labels, model_sha256
@@ -101,7 +101,7 @@ class Certificates:
                 table.write_bytes(self.table.to_parquet(index=False))  # see Report.save
                 summary.write_text(json.dumps(self.to_dict(), indent=2), encoding="utf-8")
         except OSError as error:
-            raise StoreError(f"out: cannot write to {folder}: {error.strerror or error}") from error
+            raise StoreError(f"out: cannot write to {folder}: {why_unwritten(error)}") from error
         return folder
 
     def format(self, radii: Sequence[float] | None = None) -> str:

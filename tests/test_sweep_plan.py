@@ -74,6 +74,17 @@ def test_mistakes_are_found_before_anything_runs(sweep_config: SweepConfig, tmp_
     assert not (tmp_path / "a").exists()
 
 
+def test_a_plan_that_cannot_be_read_says_why_also_where_the_system_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise OSError("the drive is gone")
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(InputError, match=r"cannot read .*plan\.toml: the drive is gone$"):
+        load_config(tmp_path / "plan.toml")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

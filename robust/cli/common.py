@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
+from robust.files import why
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
@@ -106,7 +108,7 @@ def unprinted(error: OSError) -> str:
     """
     if error.filename is not None or error.errno not in _FULL:
         raise error
-    return f"output: cannot be written ({error.strerror})"
+    return f"output: cannot be written ({why(error)})"
 
 
 def write_json(path: str, text: str) -> None:
@@ -120,7 +122,7 @@ def write_json(path: str, text: str) -> None:
     try:
         Path(path).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise StoreError(f"--json: cannot write {path}: {error.strerror or error}") from error
+        raise StoreError(f"--json: cannot write {path}: {why(error)}") from error
 
 
 @contextmanager
@@ -275,7 +277,7 @@ def writable_folder(path: Path, option: str = "--out") -> None:
         if not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, f"no permission to write to {there}")
     except OSError as error:
-        raise StoreError(f"{option}: cannot make the folder {path}: {error.strerror or error}") from error
+        raise StoreError(f"{option}: cannot make the folder {path}: {why(error)}") from error
 
 
 def writable_file(name: str | None, option: str = "--json", *, folders: Iterable[Path | None] = ()) -> None:
@@ -294,16 +296,16 @@ def writable_file(name: str | None, option: str = "--json", *, folders: Iterable
     path = Path(name)
     folder = path.absolute().parent
     if path.is_dir():
-        why = "a folder, not a file"
+        reason = "a folder, not a file"
     elif any(made is not None and made.absolute() == folder for made in folders):
         return
     elif not folder.is_dir():
-        why = f"no such folder {folder}"
+        reason = f"no such folder {folder}"
     elif not os.access(path if path.exists() else folder, os.W_OK):
-        why = "no permission"
+        reason = "no permission"
     else:
         return
-    raise StoreError(f"{option}: cannot write {name}: {why}")
+    raise StoreError(f"{option}: cannot write {name}: {reason}")
 
 
 def _is_there(place: Path) -> bool:

@@ -14,7 +14,7 @@ import torch
 from robust.defenses.options import EpochResult
 from robust.errors import InputError, StoreError
 from robust.failures import out_of_memory
-from robust.files import replacing
+from robust.files import replacing, why
 
 
 class Checkpoint:
@@ -81,8 +81,8 @@ def drop_damaged(folder: Path) -> list[str]:
             reasons.append(str(error))
             try:
                 path.unlink()
-            except OSError as why:
-                raise StoreError(f"out: cannot delete the damaged {path}: {why.strerror or why}") from why
+            except OSError as kept:
+                raise StoreError(f"out: cannot delete the damaged {path}: {why(kept)}") from kept
     return reasons
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from robust.defenses.options import EpochResult
 from robust.errors import StoreError
+from robust.files import why_unwritten
 
 
 def plot_history(history: Sequence[EpochResult], path: Path) -> bool:
@@ -45,5 +46,5 @@ def plot_history(history: Sequence[EpochResult], path: Path) -> bool:
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:
-        raise StoreError(f"history: cannot write {path}: {error.strerror or error}") from error
+        raise StoreError(f"history: cannot write {path}: {why_unwritten(error)}") from error
     return True

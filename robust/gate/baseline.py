@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from robust.errors import InputError, StoreError
-from robust.files import replacing
+from robust.files import replacing, why, why_unwritten
 from robust.gate.ending import Ending, told_of_errors
 from robust.report import STATUSES, Report
 from robust.stats import mcnemar
@@ -90,7 +90,7 @@ class Baseline(BaseModel):
             with replacing(path) as partial:
                 partial.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise StoreError(f"baseline {path}: cannot be written ({error.strerror or error})") from error
+            raise StoreError(f"baseline {path}: cannot be written ({why_unwritten(error)})") from error
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -107,7 +107,7 @@ class Baseline(BaseModel):
                 f"baseline {path}: no such file; write it with --robust-update-baseline and commit it"
             ) from None
         except (OSError, ValueError) as error:
-            raise StoreError(f"baseline {path}: cannot be read ({error}); {renew}") from error
+            raise StoreError(f"baseline {path}: cannot be read ({why(error)}); {renew}") from error
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise StoreError(

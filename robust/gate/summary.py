@@ -13,6 +13,7 @@ from textwrap import fill
 from typing import Any, Final
 
 from robust.errors import StoreError
+from robust.files import why
 
 SCHEMA_VERSION: Final = 1
 Record = dict[str, Any]
@@ -111,7 +112,7 @@ def write_json(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise StoreError(f"--robust-json: cannot write {path}: {error.strerror or error}") from error
+        raise StoreError(f"--robust-json: cannot write {path}: {why(error)}") from error
 
 
 def markdown(records: Sequence[Record], failures: Sequence[Failure] = ()) -> str:
@@ -169,4 +170,4 @@ def append_markdown(path: Path, records: Sequence[Record], failures: Sequence[Fa
         with path.open("a", encoding="utf-8") as file:
             file.write(markdown(records, failures))
     except OSError as error:
-        raise StoreError(f"$GITHUB_STEP_SUMMARY: cannot write {path}: {error.strerror or error}") from error
+        raise StoreError(f"$GITHUB_STEP_SUMMARY: cannot write {path}: {why(error)}") from error

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from robust.errors import DataError
+from robust.files import why
 from robust.sources.limits import DATA_BYTES, ENTRY_BYTES, check_size, require_file
 from robust.sources.samples import Samples, coded
 from robust.sources.spool import Spool, Stored
@@ -50,7 +51,7 @@ def read_npz(path: Path, group: str | None = None) -> Samples:
     except (zlib.error, EOFError, NotImplementedError, RuntimeError) as e:
         raise DataError(f"data {path}: truncated or damaged npz ({e}); write or download it again") from e
     except OSError as e:
-        raise DataError(f"data {path}: cannot be read ({e})") from e
+        raise DataError(f"data {path}: cannot be read ({why(e)})") from e
     return Samples(
         x.rows, y, torch.arange(len(x.rows)), str(path), groups=groups, group_names=names,
         pages=x.pages, x_sha256=x.sha256,

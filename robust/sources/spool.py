@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from robust.errors import DataError
+from robust.files import why
 from robust.sources.limits import DATA_BYTES, check_size
 
 IN_MEMORY: Final = 1 << 24  # bytes that a set of samples may hold in memory: 16 MiB
@@ -232,7 +233,7 @@ def _close(file: IO[bytes]) -> None:
 
 def _no_room(name: str, size: int, error: OSError) -> DataError:
     return DataError(
-        f"{name}: {size >> 20} MiB do not fit into {tempfile.gettempdir()} ({error}); set the "
+        f"{name}: {size >> 20} MiB do not fit into {tempfile.gettempdir()} ({why(error)}); set the "
         "variable TMPDIR to a folder with more room, or use --limit"
     )
 

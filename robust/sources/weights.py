@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from robust.errors import InputError, ModelError, StoreError
-from robust.files import replacing
+from robust.files import replacing, why_unwritten
 from robust.sources.digest import add_tensor
 from robust.sources.limits import MODEL_BYTES, check_size
 
@@ -64,7 +64,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         with replacing(path) as partial:
             partial.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
     except OSError as e:
-        raise StoreError(f"weights {path}: cannot be written ({e})") from e
+        raise StoreError(f"weights {path}: cannot be written ({why_unwritten(e)})") from e
 
 
 def model_sha256(model: nn.Module) -> str:

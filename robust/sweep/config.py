@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from robust.errors import InputError, MissingDependencyError
+from robust.files import why
 from robust.rng import checked_seed
 from robust.threat import Threat
 
@@ -279,7 +280,7 @@ def load_config(path: str | Path) -> SweepConfig:
     try:
         raw = _read(path)
     except OSError as error:
-        raise InputError(f"sweep configuration: cannot read {path}: {error.strerror}") from error
+        raise InputError(f"sweep configuration: cannot read {path}: {why(error)}") from error
     if not isinstance(raw, dict) or not raw:
         got = "an empty file" if not raw else f"a {type(raw).__name__}"
         raise InputError(f"sweep configuration {path}: expected keys and values, got {got}; {_NEEDS}")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from robust.errors import StoreError
-from robust.files import why_unwritten
+from robust.files import why, why_unwritten
 from robust.sources import Preprocessing, Samples, load_data
 
 _INDEX: Final = "index.json"
@@ -155,7 +155,7 @@ def _damage(folder: Path) -> str | None:
     except FileNotFoundError:
         return f"{path}: no such file"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{path}: cannot be read ({error})"
+        return f"{path}: cannot be read ({why(error)})"
     return None
 
 

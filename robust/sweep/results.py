@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from robust.diagnose import Finding
 from robust.errors import StoreError
-from robust.files import replacing, why_unwritten
+from robust.files import replacing, why, why_unwritten
 from robust.leaderboard.artefacts import sha256
 from robust.parts import Part
 from robust.sweep.curves import CurvePart
@@ -48,7 +48,7 @@ class Results:
             probe.unlink()
         except OSError as error:
             raise StoreError(
-                f"out: cannot write to the folder {self.out}: {error.strerror or error}; "
+                f"out: cannot write to the folder {self.out}: {why(error)}; "
                 "give one that can be made or written"
             ) from error
 

@@ -16,6 +16,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from robust.errors import StoreError
+from robust.files import why, why_unwritten
 from robust.leaderboard.artefacts import read_verdicts
 from robust.leaderboard.derive import by_class, confusion
 from robust.leaderboard.layout import plain
@@ -73,7 +74,7 @@ def publish(store: Store, out: str | Path) -> list[str]:
     except StoreError:  # of the store that is read, though it is an OSError as well
         raise
     except OSError as error:
-        raise StoreError(f"--out: cannot write to {out}: {error.strerror or error}") from error
+        raise StoreError(f"--out: cannot write to {out}: {why_unwritten(error)}") from error
     return sorted(written)
 
 
@@ -127,7 +128,7 @@ def _published(out: Path) -> set[str]:
     except OSError as error:
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"--out: cannot read {out}: {error.strerror or error}") from error
+        raise StoreError(f"--out: cannot read {out}: {why(error)}") from error
 
 
 def _records_of_others(out: Path, published: set[str]) -> str | None:
