@@ -37,7 +37,8 @@ def why(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def why_unwritten(error: OSError) -> str:
-    """Why a file cannot be written, and what to do where something else has its place."""
+def why_unwritten(error: Exception, otherwise: str = "") -> str:
+    """Why a file cannot be written, and what to do: of what has its place, move it away; else `otherwise`, if anything."""
     in_the_way = isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError)
-    return f"{why(error)}; move away what is in the way" if in_the_way else why(error)
+    remedy = "move away what is in the way" if in_the_way else otherwise
+    return f"{why(error)}; {remedy}" if remedy else why(error)

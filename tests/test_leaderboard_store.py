@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -15,6 +16,7 @@ import fsspec
 import pandas as pd
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from reports import make_record, make_report
 
 from robust.errors import StoreError, UnknownNameError
@@ -191,8 +193,19 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     record = make_record()
     in_the_way = tmp_path / "store" / "records" / f"{record.id}.json"
     in_the_way.mkdir(parents=True)
-    with pytest.raises(StoreError, match=f"cannot write {in_the_way}: .*; .*move away what is in the way"):
+    with pytest.raises(StoreError, match=f"cannot write {in_the_way}: [^;]*; move away what is in the way$"):
         Store(tmp_path / "store").add(record, make_report().verdicts)
+
+
+def test_a_full_disk_has_nothing_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", full)
+    with pytest.raises(
+        StoreError, match=r"No space left on device; give a folder or URL that can be written$"
+    ):
+        Store(tmp_path).add(make_record(), make_report().verdicts)
 
 
 def test_an_unknown_kind_of_url_is_refused() -> None:
@@ -245,5 +258,6 @@ def test_why_a_file_cannot_be_had_is_never_left_empty() -> None:
     assert why(FileNotFoundError(2, "No such file")) == why_unwritten(FileNotFoundError(2, "No such file"))
     assert why(NotImplementedError("read only")) == "read only"
     assert (why(NotImplementedError()), why_unwritten(OSError())) == ("NotImplementedError", "OSError")
-    taken = why_unwritten(IsADirectoryError(21, "Is a directory"))
-    assert taken == "Is a directory; move away what is in the way"
+    taken = IsADirectoryError(21, "Is a directory")
+    assert why_unwritten(taken, "give another") == "Is a directory; move away what is in the way"
+    assert why_unwritten(OSError("full"), "give another") == "full; give another"

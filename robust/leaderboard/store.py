@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor
 
 from robust.errors import StoreError, UnknownNameError
-from robust.files import why
+from robust.files import why, why_unwritten
 from robust.leaderboard.artefacts import read_examples, read_verdicts, sha256, verdicts_bytes, verdicts_sha256
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
@@ -341,10 +341,8 @@ class Store:
         try:
             self._replace(f"{self._root}/{name}", content)
         except _IO_ERRORS as error:
-            raise StoreError(
-                f"store: cannot write {self.url}/{name}: {why(error)}; give a folder or URL that can be written, "
-                "or move away what is in the way"
-            ) from error
+            told = why_unwritten(error, otherwise="give a folder or URL that can be written")
+            raise StoreError(f"store: cannot write {self.url}/{name}: {told}") from error
 
     def _replace(self, path: str, content: bytes) -> None:
         partial = f"{path}.{uuid.uuid4().hex}.partial"
