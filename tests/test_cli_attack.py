@@ -130,6 +130,10 @@ def test_long_labels_are_told_apart_by_few_words() -> None:
     assert "hop_steps" not in text
 
 
+def test_attacks_of_one_label_are_numbered() -> None:
+    assert _names(["pgd(steps=9)", "transfer(Net)", "transfer(Net)"]) == ["pgd", "transfer #1", "transfer #2"]
+
+
 def test_attacks_of_one_name_have_beside_their_number_what_tells_them_apart() -> None:
     same = "basin-hopping(steps=10,hops=8,push=1,near=0.2,hope=4)"
     labels = [

@@ -12,8 +12,8 @@ _LIST: Final = re.compile(r"\(([^,()]+), (?:.*, )?([^,()]+)\)")
 def told_apart(labels: list[str], *, beside: int = 0) -> list[list[str]]:
     """Lines for each attack label: its name, and the parameters that tell attacks of one name apart.
 
-    Of a list of values the ends are shown. Attacks of a name that differ in many parameters are numbered in their order; whole
-    labels where the lines do not tell them apart.
+    Of a list of values the ends are shown. Attacks of a name that differ in many parameters, or of which labels do not tell,
+    are numbered in their order; whole labels where the lines do not tell them apart.
 
     Args:
         beside: so many parameters at most are shown beside a number, those that tell the most of these attacks apart.
@@ -26,10 +26,14 @@ def told_apart(labels: list[str], *, beside: int = 0) -> list[list[str]]:
         [name, *(option for option in own if option not in shared[name])]
         for name, own in zip(names, options, strict=True)
     ]
-    long = {head[0]: _telling(same[head[0]], beside) for head in heads if len(head) > 1 + _TOLD}
+    numbered = {
+        head[0]: _telling(same[head[0]], beside)
+        for head, label in zip(heads, labels, strict=True)
+        if len(head) > 1 + _TOLD or labels.count(label) > 1
+    }
     heads = [
-        [name, f"#{1 + names[:place].count(name)}", *(o for o in own if _parameter(o) in long[name])]
-        if name in long
+        [name, f"#{1 + names[:place].count(name)}", *(o for o in own if _parameter(o) in numbered[name])]
+        if name in numbered
         else head
         for place, (name, own, head) in enumerate(zip(names, options, heads, strict=True))
     ]

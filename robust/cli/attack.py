@@ -290,10 +290,10 @@ def _robust_line(report: Report) -> str:
 
 
 def _names(labels: list[str]) -> list[str]:
-    """Attack labels for a table: whole ones, unless some are long; then what tells them apart."""
+    """Attack labels for a table: whole ones, unless some are long or the same; then what tells them apart."""
     from robust.attacks.labels import told_apart
 
-    if max(map(len, labels), default=0) > _LONG:
+    if max(map(len, labels), default=0) > _LONG or len({*labels}) < len(labels):
         return [" ".join(lines) for lines in told_apart(labels, beside=_BESIDE)]
     return [_breakable(label) for label in labels]
 
