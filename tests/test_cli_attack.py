@@ -131,7 +131,8 @@ def test_long_labels_are_told_apart_by_few_words() -> None:
 
 
 def test_attacks_of_one_label_are_numbered() -> None:
-    assert _names(["pgd(steps=9)", "transfer(Net)", "transfer(Net)"]) == ["pgd", "transfer #1", "transfer #2"]
+    entries = [{"label": label, "parameters": {}} for label in ("pgd(steps=9)", *["transfer(Net)"] * 2)]
+    assert _names(entries) == ["pgd", "transfer #1", "transfer #2"]
 
 
 def test_attacks_of_one_name_have_beside_their_number_what_tells_them_apart() -> None:
@@ -140,9 +141,10 @@ def test_attacks_of_one_name_have_beside_their_number_what_tells_them_apart() ->
         "basin-hopping(steps=10,targets=5,odi_steps=5,radii=(1,),near=None)", same, "fgsm",
         "apgd(steps=15,restarts=2,loss=margin,outside=4)", "apgd(steps=27)", "apgd(steps=15,targets=9)", same,
     ]  # fmt: skip
-    assert _names(labels) == [
-        "basin-hopping #1 targets=5", "basin-hopping #2", "fgsm",
-        "apgd #1 steps=15 restarts=2", "apgd #2 steps=27", "apgd #3 steps=15", "basin-hopping #3",
+    entries = [{"label": label, "parameters": {"targets": 3}} for label in labels]
+    assert _names(entries) == [
+        "basin-hopping #1 targets=5", "basin-hopping #2 targets=3", "fgsm",
+        "apgd #1 steps=15 restarts=2", "apgd #2 steps=27", "apgd #3 steps=15", "basin-hopping #3 targets=3",
     ]  # fmt: skip
     lines = summary(make_report(alone=dict.fromkeys(labels, 40))).splitlines()
     assert max(map(len, lines)) <= 80

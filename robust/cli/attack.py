@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 import typer
 
@@ -289,12 +289,14 @@ def _robust_line(report: Report) -> str:
     return f"robust accuracy  {report.robust_accuracy:7.2%}   {stand} of {report.n}, 95 % interval [{low:.1%}, {high:.1%}]"
 
 
-def _names(labels: list[str]) -> list[str]:
-    """Attack labels for a table: whole ones, unless some are long or the same; then what tells them apart."""
+def _names(attacks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Attack labels of a report's entries for a table: whole ones, unless some are long or the same; then what tells them apart."""
     from robust.attacks.labels import told_apart
 
+    labels = [entry["label"] for entry in attacks]
     if max(map(len, labels), default=0) > _LONG or len({*labels}) < len(labels):
-        return [" ".join(lines) for lines in told_apart(labels, beside=_BESIDE)]
+        parameters = [entry["parameters"] for entry in attacks]
+        return [" ".join(lines) for lines in told_apart(labels, beside=_BESIDE, parameters=parameters)]
     return [_breakable(label) for label in labels]
 
 
@@ -320,7 +322,7 @@ def summary(report: Report) -> str:
             e["backwards"],
             f"{e['seconds']:.1f}",
         )
-        for name, e in zip(_names([e["label"] for e in report.attacks]), report.attacks, strict=True)
+        for name, e in zip(_names(report.attacks), report.attacks, strict=True)
     ]
     heads = ("attack", "tried", "broke", "left", "forward", "backward", "s")
     widths = [_COLUMN, None, None, None, None, None, None]
