@@ -13,6 +13,7 @@ from robust import diagnose
 from robust.attacks import PGD
 from robust.attacks.labels import told_apart
 from robust.errors import InputError, MissingDependencyError, StoreError
+from robust.files import why_unwritten
 from robust.sources import as_samples
 from robust.stats import interval
 
@@ -263,5 +264,7 @@ def _write(figure: Figure, folder: Path, name: str, formats: tuple[str, ...]) ->
         for file in files:
             figure.savefig(file, dpi=150)
     except OSError as error:
-        raise StoreError(f"pictures: cannot write to {folder}: {error}") from error
+        raise StoreError(
+            f"pictures: cannot write {error.filename or folder}: {why_unwritten(error)}"
+        ) from error
     return files

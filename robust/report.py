@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from robust.errors import InputError, StoreError, ThreatError
-from robust.files import replacing
+from robust.files import replacing, why_unwritten
 from robust.stats import interval
 from robust.threat import Threat
 
@@ -254,7 +254,7 @@ class Report:
                 for name in ("report.json", "examples.safetensors"):
                     (folder / name).unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
-            raise StoreError(f"report: cannot write to {folder}: {error}") from error
+            raise StoreError(f"report: cannot write to {folder}: {why_unwritten(error)}") from error
         return folder
 
     @classmethod

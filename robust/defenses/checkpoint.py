@@ -14,7 +14,7 @@ import torch
 from robust.defenses.options import EpochResult
 from robust.errors import InputError, StoreError
 from robust.failures import out_of_memory
-from robust.files import replacing, why
+from robust.files import replacing, why, why_unwritten
 
 
 class Checkpoint:
@@ -43,7 +43,8 @@ class Checkpoint:
             with replacing(self._folder / "history.json") as partial:
                 partial.write_text(text, encoding="utf-8")
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-            raise StoreError(f"out: cannot write a checkpoint to {self._folder}: {error}") from error
+            reason = why_unwritten(error)
+            raise StoreError(f"out: cannot write a checkpoint to {self._folder}: {reason}") from error
 
     def load(self, device: torch.device) -> tuple[dict[str, Any], list[EpochResult]] | None:
         """State and history, or None where there is no checkpoint yet.
