@@ -134,11 +134,13 @@ def classes(report: Report) -> Figure:
 
 
 def confusion(report: Report) -> Figure:
-    """Labels against what the samples are taken for under attack; standing samples on the diagonal."""
-    table = report.verdicts[report.verdicts.prediction_adv >= 0]  # without those whose logits are no numbers
-    count = int(max(report.verdicts.label.max(), table.prediction_adv.max(), 0)) + 1
+    """Labels against what the samples are taken for under attack; standing samples on the diagonal, errors left out."""
+    from robust.leaderboard import derive
+
+    found = derive.confusion(report.verdicts)
+    count = int(max(report.verdicts.label.max(), found.taken.max(initial=0))) + 1
     matrix = np.zeros((count, count), dtype=np.int64)
-    np.add.at(matrix, (table.label.to_numpy(), table.prediction_adv.to_numpy()), 1)
+    matrix[found.label, found.taken] = found.count
     share = matrix / matrix.sum(1, keepdims=True).clip(min=1)
     figure, axes = _figure(min(max(4, 0.45 * count + 1.4), _WIDEST), min(max(3.6, 0.45 * count + 1), _WIDEST))
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)

@@ -64,12 +64,23 @@ def test_the_numbers_in_the_pictures_are_the_reports(evaluated: tuple[Report, Ta
     shown = [text.get_text() for text in explain.passes(report).axes[0].texts]
     assert shown == [f"broke {entry['broke']} of {entry['attacked']}" for entry in report.attacks]
     cells = [int(text.get_text()) for text in explain.confusion(report).axes[0].texts]
-    assert sum(cells) == report.n
+    assert sum(cells) == report.n  # none ended in an error
     bars = [patch.get_height() for patch in explain.classes(report).axes[0].patches]  # type: ignore[attr-defined]
     table = report.verdicts.groupby("label")
     assert bars[len(table) :] == pytest.approx(
         (table.status.apply(lambda s: (s == "survived").mean())).tolist()
     )
+
+
+def test_samples_in_error_stand_in_no_cell(evaluated: tuple[Report, Target, Samples]) -> None:
+    from robust import explain
+
+    report, _, _ = evaluated
+    table = report.verdicts.copy()
+    standing = table.index[table.status == "survived"][:2]
+    table.loc[standing, "status"] = "error"
+    cells = explain.confusion(replace(report, verdicts=table)).axes[0].texts
+    assert sum(int(text.get_text()) for text in cells) == report.n - len(standing) < report.n
 
 
 def test_classes_go_by_their_names_in_every_picture(
