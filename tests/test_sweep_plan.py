@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sweeps import PLAN, Count
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import robust
 from robust.errors import InputError, StoreError, UnknownNameError
 from robust.parts import Plan
-from robust.sources import as_samples
+from robust.sources import as_samples, load_data, load_model, save_weights
 from robust.suites import resolve
 from robust.sweep import SweepConfig, demonstration, load_config, run_sweep
 from robust.sweep.cells import curve_cells, plan
@@ -264,6 +265,30 @@ def test_an_estimate_trains_nothing_that_is_excluded() -> None:
     }
     lines = estimate(SweepConfig.model_validate({**GRID, **few, **excluded, "limit": 8}), "cpu")
     assert [line.title for line in lines if line.training] == ["train digits-mlp x none"]
+
+
+def test_an_estimate_counts_passes_on_each_models_own_samples(tmp_path: Path) -> None:
+    """Of samples that are misclassified as they are, none costs a search."""
+    model, x = load_model("builtin:digits-mlp"), load_data("builtin:digits").limit(16).rows(slice(None))
+    save_weights(model, tmp_path / "mlp.safetensors")
+    found = model.eval()(x).argmax(1)
+    for name, labels in (("right", found), ("wrong", (found + 1) % 10)):
+        np.savez(tmp_path / f"{name}.npz", x=x.numpy(), y=labels.numpy())
+
+    def passes(*names: str) -> list[float]:
+        given = {"spec": "builtin:digits-mlp", "weights": str(tmp_path / "mlp.safetensors")}
+        models = [{**given, "name": name, "data": str(tmp_path / f"{name}.npz")} for name in names]
+        few = {
+            "models": models,
+            "defenses": [{"name": "none"}],
+            "threats": ["linf:0.1"],
+            "suites": ["fgsm"],
+            "seeds": [0],
+        }
+        return [line.passes for line in estimate(SweepConfig.model_validate({**GRID, **few}), "cpu")]
+
+    assert passes("right", "wrong") == passes("right") + passes("wrong")
+    assert passes("right") > passes("wrong")
 
 
 def test_an_estimate_adds_what_the_few_samples_took_beyond_their_passes() -> None:

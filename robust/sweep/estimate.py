@@ -140,7 +140,7 @@ class _Gauge:
 
     def _pass_seconds(self, pair: Pair, target: Target, samples: Samples) -> tuple[float, float]:
         """Of one sample: a forward pass, and what a backward pass adds to it."""
-        key = f"{pair.model.spec} {pair.behind}"
+        key = f"{pair.model.spec} {pair.moments} {pair.behind}"
         if key not in self._seconds:
             x = samples.rows(slice(0, min(_ROWS, len(samples)))).to(target.device)
             with target:
@@ -164,7 +164,8 @@ class _Gauge:
         Of a model that is yet to be trained: the most at the radius and at a tenth of it, as what falls at once
         costs little, and a trained model's samples do not.
         """
-        key = f"{pair.model.spec} {pair.model.weights} {pair.behind} {threat} {suite} {cascade}"
+        model = f"{pair.model.spec} {pair.model.weights} {pair.moments} {pair.behind}"
+        key = f"{model} {id(samples)} {threat} {suite} {cascade}"  # samples are kept in _data
         if key not in self._counts:
             few = samples.take(slice(0, _FEW + _MORE))
             threats = [threat]
