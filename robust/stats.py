@@ -38,7 +38,7 @@ def interval(k: int, n: int, *, confidence: float = 0.95, method: Method = "wils
     k, n = _count("k", k), _count("n", n)
     if k > n:
         raise InputError(f"k: expected at most n = {n}, got {k}; successes are among the trials")
-    _fraction("confidence", confidence, "0.95")
+    check_fraction("confidence", confidence, "0.95")
     if method not in _METHODS:
         raise InputError(f"method: expected one of {', '.join(_METHODS)}, got {method!r}")
     if n == 0:
@@ -103,8 +103,7 @@ def paired_interval(b: int, c: int, n: int, *, confidence: float = 0.95) -> tupl
         raise InputError(
             f"n: expected at least b + c = {b + c}, got {n}; the pairs that differ are among all"
         )
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence: expected a fraction within (0, 1) such as 0.95, got {confidence!r}")
+    check_fraction("confidence", confidence, "0.95")
     if n == 0:
         return -1.0, 1.0
     z = float(norm.ppf(0.5 + confidence / 2))
@@ -163,8 +162,8 @@ class SequentialTest:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        _fraction("theta", self.theta, "0.45")
-        _fraction("confidence", self.confidence, "0.95")
+        check_fraction("theta", self.theta, "0.45")
+        check_fraction("confidence", self.confidence, "0.95")
         if _count("population", self.population) == 0:
             raise InputError("population: expected at least one sample, got 0")
 
@@ -257,7 +256,8 @@ def _first(stop: int, holds: Callable[[int], bool]) -> int:
     return bisect.bisect_left(range(stop), True, key=holds)
 
 
-def _fraction(name: str, value: float, example: str) -> None:
+def check_fraction(name: str, value: object, example: str) -> None:
+    """Refuse what is no number within (0, 1), by the argument's name."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise InputError(f"{name}: expected a fraction within (0, 1) such as {example}, got {value!r}")
 

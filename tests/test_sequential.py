@@ -143,6 +143,19 @@ def test_looks_end_at_the_limit(limit: int) -> None:
     assert all(before < after for before, after in pairwise(counts))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"truth": 2}, r"truth: expected a share in \[0, 1\]"),
+        ({"max_samples": 200}, r"max_samples: expected 1 to the population \(100\), got 200"),
+        ({"runs": 0}, "runs: expected at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_of_a_simulation_are_named(options: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(**{"at_least": 0.5, "truth": 0.6, "population": 100, "runs": 10, **options})  # type: ignore[arg-type]
+
+
 def test_too_few_samples_stay_undecided() -> None:
     assert plan(0.45, 0.47, population=10_000, max_samples=100, runs=500).undecided > 0.8
 

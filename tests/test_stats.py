@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from robust.errors import InputError
-from robust.stats import interval, mcnemar
+from robust.stats import interval, mcnemar, paired_interval
 
 
 @pytest.mark.parametrize(
@@ -97,3 +97,8 @@ def test_mcnemar_known_values(b: int, c: int, p: float) -> None:
 def test_mcnemar_refuses(b: int, c: Any, named: str) -> None:
     with pytest.raises(InputError, match=f"^{named}: expected a count"):
         mcnemar(b, c)
+
+
+def test_a_confidence_in_words_is_refused() -> None:
+    with pytest.raises(InputError, match=r"confidence: expected a fraction within \(0, 1\) .*got '0.95'"):
+        paired_interval(1, 2, 10, confidence="0.95")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from robust.errors import InputError, StoreError
 from robust.files import replacing, why, why_unwritten
 from robust.gate.ending import Ending, told_of_errors
 from robust.report import STATUSES, Report
-from robust.stats import mcnemar
+from robust.stats import check_fraction, mcnemar
 
 SCHEMA_VERSION: Final = 1
 _SHOWN: Final = 8  # sample ids in a message
@@ -181,8 +181,7 @@ def compare(
     """
     if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop < 1:
         raise InputError(f"max_drop: expected a fraction in [0, 1) such as 0.01, got {max_drop!r}")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence: expected a fraction within (0, 1) such as 0.95, got {confidence!r}")
+    check_fraction("confidence", confidence, "0.95")
     _refuse_unlike(report, baseline, name)
     table = report.verdicts
     now = dict(zip(table["sample_id"].astype(int), table["status"], strict=True))

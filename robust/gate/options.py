@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, get_args
 
 from robust.errors import InputError
 from robust.registry import Registry
+from robust.stats import check_fraction
 
 Gate = Literal["sequential", "fixed", "interval"]
 GATES: Final = get_args(Gate)
@@ -129,11 +130,7 @@ def check_values(options: Mapping[str, Any]) -> None:
     """Check the values of `at_least`, `confidence`, `max_samples` and `gate`, where given."""
     for name, example in (("at_least", "0.45"), ("confidence", "0.95")):
         if name in options:
-            value = options[name]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-                raise InputError(
-                    f"{name}: expected a fraction within (0, 1) such as {example}, got {value!r}"
-                )
+            check_fraction(name, options[name], example)
     limit = options.get("max_samples")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise InputError(f"max_samples: expected a positive integer or None for all, got {limit!r}")

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from robust.errors import InputError
 from robust.rng import checked_seed
 from robust.stats import SequentialTest
 
@@ -58,8 +59,12 @@ def plan(
         runs: random orders to try.
         seed: of these orders.
         at: sample counts to look at, ascending; those of the gate by default.
+
+    Raises:
+        InputError: an argument out of range.
     """
     test = SequentialTest(at_least, population, confidence)
+    _check(truth, population, max_samples, runs)
     draw = np.random.default_rng(checked_seed(seed) % 2**64)  # it takes none below 0
     survivors = np.full(runs, round(truth * population))
     alive = np.arange(runs)
@@ -83,3 +88,12 @@ def plan(
         mean_samples=float(used.mean()),
         median_samples=float(np.median(used)),
     )
+
+
+def _check(truth: float, population: int, max_samples: int | None, runs: int) -> None:
+    if not 0 <= truth <= 1:
+        raise InputError(f"truth: expected a share in [0, 1] such as 0.5, got {truth!r}")
+    if max_samples is not None and not 1 <= max_samples <= population:
+        raise InputError(f"max_samples: expected 1 to the population ({population}), got {max_samples!r}")
+    if runs < 1:
+        raise InputError(f"runs: expected at least 1, got {runs!r}")
