@@ -206,8 +206,8 @@ AUDIT = _declare(
 )
 HIDDEN_BOUNDARY = _declare(
     "hidden-boundary",
-    rule="in l2, an attack that is shown only samples that no search saw broken within 2.5 times the radius breaks > 5 % (at least 3) "
-    "of them, and 3 samples or more stand in the end",
+    rule="in l2, an attack that is shown only samples that no search saw broken within 2.5 times the radius breaks 5 % and more (at "
+    "least 3) of them, and 3 samples or more stand in the end",
     detects="boundaries that only one search finds its way in to, as of some nets trained to be certified in another norm: what it did "
     "not reach may yet be within reach",
     advice="run the suite 'thorough', which looks towards every class, or 'autoattack'",
@@ -228,16 +228,16 @@ FLAT_MARGINS = _declare(
 )
 BLACK_BOX_WINS = _declare(
     "black-box-wins",
-    rule="score and decision attacks break > 5 % (at least 2) of the samples that they were given after the gradient "
+    rule="score and decision attacks break 5 % and more (at least 2) of the samples that they were given after the gradient "
     "attacks of the suite, or of all that stood, where they were given those that were near or moved last; or, of some 16 and more survivors "
     "of attacks inside the threat of 10 steps and more, above all such as many passes were spent on, 48 queries of random search "
-    "bring > 10 % (at least 2) nearer than all gradients did, by over a tenth of the clean margin",
+    "bring 10 % and more (at least 2) nearer than all gradients did, by over a tenth of the clean margin",
     detects="masked gradients: the surface can be descended, but not by its derivative",
     advice="run the suite 'thorough', and look at what forward does to gradients",
 )
 SPARSE_SEARCH_WINS = _declare(
     "sparse-search-wins",
-    rule="in l0 and l1, sparse-rs or swap-search breaks > 50 % (at least 2) of the samples that it was given after gradient attacks of "
+    rule="in l0 and l1, sparse-rs or swap-search breaks half and more (at least 2) of the samples that it was given after gradient attacks of "
     "the suite, or of all that stood, where it was given what is near, and more than these attacks did",
     detects="gradients that see little of what a few large changes do, as of some nets trained for large linf radii: where random search finds most, "
     "a longer one may find more",
@@ -246,7 +246,7 @@ SPARSE_SEARCH_WINS = _declare(
 )
 UNBOUNDED = _declare(
     "unbounded",
-    rule="within the whole box (linf, eps its width) 30 steps on the margin leave > 15 % (at least 2) of up to 32 samples "
+    rule="within the whole box (linf, eps its width) 30 steps on the margin leave 15 % and more (at least 2) of up to 32 samples "
     "standing, though the model takes other samples, their negatives or noise for another class",
     detects="masked gradients: the whole box holds other samples too, which the model takes for other classes",
     advice="run score and decision attacks; look at what forward does to gradients",
@@ -261,7 +261,8 @@ SILENT_SUCCESS = _declare(
 )
 SHORT_SEARCH = _declare(
     "short-search",
-    rule="> 5 % of the samples (at least 2) stand in a norm ball after under 50 passes each (35 where two classes are seen), forward and backward together",
+    rule="5 % of the samples and more (at least 2) stand in a norm ball after under 50 passes each (35 where two classes are seen), forward "
+    "and backward together",
     detects="a suite too short to prove anything, as one step is, or 20 steps of PGD: the number is an upper bound",
     advice="run the suite 'standard' before quoting the number",
     severity="suspect",
@@ -302,7 +303,7 @@ DOUBLED_BUDGET = _declare(
 )
 STEP_SIZE = _declare(
     "step-size",
-    rule="PGD with a quarter or four times its step breaks > 5 % (at least 2) more of up to 64 samples",
+    rule="PGD with a quarter or four times its step breaks 5 % and more (at least 2) beyond what it does of up to 64 samples",
     detects="a badly set step, or a surface on which the usual step leads nowhere",
     advice="set the step that does best, or use attacks that adapt it (apgd, the suite 'standard')",
     severity="suspect",
@@ -310,7 +311,7 @@ STEP_SIZE = _declare(
 )
 MONOTONE = _declare(
     "monotone",
-    rule="PGD breaks at eps but not at twice eps > 5 % (at least 2) of up to 64 samples",
+    rule="PGD breaks at eps but not at twice eps 5 % and more (at least 2) of up to 64 samples",
     detects="masked gradients, or a bug: what can be done within eps can be done within twice eps",
     advice="use more restarts and score attacks; look at what forward does to gradients",
     when="full",
