@@ -23,7 +23,6 @@ class Audit:
     valid: Tensor  # finite, in the box, in the ball, misclassified
     distance: Tensor  # float64, in the threat's norm
     prediction: Tensor  # of the plain float32 model
-    confidence: Tensor  # softmax probability of that prediction
     close: Tensor  # no more than rounding denies the claim
 
 
@@ -48,7 +47,6 @@ def audit(target: Target, x_adv: Tensor, x: Tensor, y: Tensor, threat: Threat) -
         valid=sound & ~right,
         distance=distance,
         prediction=prediction,
-        confidence=logits.softmax(1).amax(1),
         close=sound & right & (margin(logits, y) >= _ROUNDING * (low - high)),
     )
 

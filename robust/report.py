@@ -45,15 +45,16 @@ class Report:
             minus the label's), nearest (distance of the nearest audited adversarial point, in or out of
             the threat; 0 where misclassified, NaN where none was seen), prediction_adv, forwards, backwards;
             group, where the samples have groups.
-        attacks: a dict per attack: name, label, parameters, attacked, broke, survived, rejected (claims
-            that the audit refused), silent (samples with a misclassified point in the search and no claim),
+        attacks: a dict per attack (`entries.new_entry`): name, label, parameters, selection (whom its suite shows it), access
+            ("gradient", "score" or "decision"), source, minimum_norm, batch_dependent, notes, attacked, broke, survived, rejected
+            (claims that the audit refused), silent (samples with a misclassified point in the search and no claim),
             unstarted (the attack found nowhere to begin), errors, forwards, backwards, seconds.
         suite_version: which version of the suite, where it has versions.
         cascade: each attack saw only what the ones before it left standing; otherwise each saw every
             correctly classified sample, and `survived` is its robust count alone.
         trust: "trusted", "suspect" or "unreliable", from `findings` [{check, severity, message}].
         minimize: every attack went on after its first success, for the nearest point: see `curve`.
-        engine: the copy of the model that was searched with: "plain", "folded", "channels_last", "bfloat16".
+        engine: the copy of the model that was searched with: "plain", or what was done to it, such as "folded, bfloat16".
         eot: {"samples", "vote"} where a randomised model was judged in expectation.
         data: spec and sha256 of the samples, class_names where their source names the classes.
         checks: passes and seconds spent on diagnostics.

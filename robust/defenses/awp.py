@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robust.defenses.base import DEFENSES
-from robust.defenses.inner import bare
+from robust.defenses.inner import unwrapped
 from robust.defenses.objective import ObjectiveWrapper, Step
 from robust.defenses.options import Batch
 from robust.threat import Threat
@@ -50,7 +50,7 @@ class AWP(ObjectiveWrapper):
         def points(model: nn.Module, batch: Batch) -> Tensor:
             found = inner.points(model, batch)
             if batch.progress >= self.start:
-                self._climb(bare(model), batch, lambda net: inner.loss(net, batch, found))
+                self._climb(unwrapped(model), batch, lambda net: inner.loss(net, batch, found))
             return found
 
         return Step(points, inner.loss)

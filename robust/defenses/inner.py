@@ -32,7 +32,7 @@ def access(model: nn.Module, batch: Batch, threat: Threat) -> Iterator[Oracle]:
     Args:
         model: as an objective gets it. Fabric's wrapper, which allows no gradient but its own, is gone round.
     """
-    with Target(bare(model), bounds=threat.bounds, device=batch.x.device, tf32=True) as target:
+    with Target(unwrapped(model), bounds=threat.bounds, device=batch.x.device, tf32=True) as target:
         yield Oracle(
             target,
             batch.x,
@@ -46,7 +46,7 @@ def access(model: nn.Module, batch: Batch, threat: Threat) -> Iterator[Oracle]:
         )
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The module itself, without Fabric's wrapper."""
     from lightning_fabric import is_wrapped
 
@@ -141,7 +141,7 @@ def require_norm(threat: Threat) -> None:
 
 def clean_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits (N, C) of the batch in eval mode, without graph: what KL attacks move away from."""
-    module = bare(model)
+    module = unwrapped(model)
     with Target(module, device=batch.x.device, tf32=True) as target, torch.no_grad():
         return target.logits(batch.x)
 

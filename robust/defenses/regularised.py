@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from robust.attacks.geometry import per_row, random_start
 from robust.defenses.base import DEFENSES
-from robust.defenses.inner import Ascent, bare
+from robust.defenses.inner import Ascent, unwrapped
 from robust.defenses.objective import AdversarialTraining
 from robust.defenses.options import Batch
 from robust.errors import ModelError, told
@@ -62,7 +62,7 @@ class GradAlign(Regularised):
         gradients = []
         for place in (batch.x, around):
             x = place.detach().requires_grad_()
-            value = functional.cross_entropy(bare(net)(x), batch.y, reduction="sum")
+            value = functional.cross_entropy(unwrapped(net)(x), batch.y, reduction="sum")
             gradients.append(torch.autograd.grad(value, x, create_graph=True)[0].flatten(1))
         cosine = functional.cosine_similarity(gradients[0], gradients[1], dim=1, eps=1e-12)
         total = batch.cross_entropy(net(points)) + self.weight * (1 - cosine).mean()

@@ -36,7 +36,7 @@ def binarization(subject: Subject) -> Finding | None:
         if head is None:
             continue
         planted += 1
-        found += _search(subject, features, head, row)
+        found += _search(subject, head, row)
     if planted < 2 or found >= _FOUND * planted or planted - found < 2:
         return None
     return checks.BINARIZATION.finding(f"the suite finds {found} of {planted} planted adversarial points")
@@ -111,7 +111,7 @@ def _discriminant(scatter: Tensor, direction: Tensor) -> Tensor:
     return weight / (scatter @ weight).abs().amax().clamp_min(1e-12)
 
 
-def _search(subject: Subject, features: _Features, head: _Head, row: int) -> bool:
+def _search(subject: Subject, head: _Head, row: int) -> bool:
     """Whether any gradient attack of the suite leaves the inlier side."""
     one = slice(row, row + 1)
     x, ids = subject.x[one], subject.ids[one]

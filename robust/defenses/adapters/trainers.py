@@ -20,7 +20,7 @@ from robust.defenses.adapters.art import ART, Peer, make_class
 from robust.defenses.adapters.augmentations import class_count, draws_key
 from robust.defenses.base import Defense
 from robust.defenses.devices import world_size
-from robust.defenses.inner import bare, grown
+from robust.defenses.inner import grown, unwrapped
 from robust.defenses.options import Batch
 from robust.defenses.training import Trainer
 from robust.errors import UnsupportedError
@@ -164,7 +164,7 @@ class _Step:
         self._classes = 0
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        module = bare(model)
+        module = unwrapped(model)
         if self._classifier is None:
             shape, self._classes = tuple(batch.x.shape[1:]), class_count(model, batch)
             with _as_it_was(module):

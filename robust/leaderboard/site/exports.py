@@ -31,7 +31,7 @@ def badge(record: Record) -> str:
 def model_card(record: Record, environment: Environment) -> str:
     """A fragment of a model card: evaluation results as the hub reads them, and a table for people."""
     values = {
-        f"{prefix}{end}": percent(getattr(rate, end or "value"))
+        f"{prefix}{end}": percent(getattr(rate, end))
         for prefix, rate in (("clean_", record.clean), ("", record.robust))
         for end in ("low", "high")
     }
