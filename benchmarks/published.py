@@ -13,8 +13,10 @@ CNN-A, wide and deep nets, those for CIFAR-10 behind Wong et al.'s normalisation
 github.com/fra31/mmr-universal, first commit, .mat files, of which the first linear layer takes rows, columns, channels): CNN-A,
 for CIFAR-10 without a normalisation. From auto_LiRPA (github.com/Verified-Intelligence/auto_LiRPA, examples/vision/pretrained):
 mnist_cnn_small, trained to be certified (mnist_certified; first the convolutions, then the linear layers), and kw_mnist, CNN-A. From
-oval-bab (github.com/oval-group/oval-bab, models): mnist_wide_kw, CNN-A, and cifar_madry_8px, Wong et al.'s small net. The files are
-not part of this project.
+oval-bab (github.com/oval-group/oval-bab, models): mnist_wide_kw, CNN-A, and cifar_madry_8px, Wong et al.'s small net. From the
+verifier MN-BaB (Ferrari et al. 2022, github.com/eth-sri/mn-bab, networks), behind the normalisations of its configurations:
+convSmall (mnist_convSmallRELU__Point, cifar10_convSmallRELU__PGDK), mnist_2_50_flattened, resnet_4b_bn_adv with its batch norms
+folded. The files are not part of this project.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ from torch import Tensor, nn
 _SDP: Final = ((0.4914, 0.4824, 0.4467), (0.2471, 0.2435, 0.2616))
 _WONG: Final = ((0.485, 0.456, 0.406), (0.225, 0.225, 0.225))
 _NONE: Final = ((0.0,), (1.0,))
+_MNIST: Final = ((0.1307,), (0.3081,))
+_CIFAR: Final = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.201))
+_CIFAR_WIDER: Final = (_CIFAR[0], _SDP[1])
 MOMENTS: Final = {"sdp": _SDP, "wong": _WONG, "none": _NONE}
 
 
@@ -45,14 +50,15 @@ class _Normalized(nn.Sequential):
 
 
 def _layers(
-    channels: int, side: int, widths: tuple[int, int] = (16, 32), hidden: int = 100
+    channels: int, side: int, widths: tuple[int, int] = (16, 32), hidden: int = 100, padding: int = 1
 ) -> list[nn.Module]:
     """Two strided convolutions and two linear layers: CNN-A, which is Wong et al.'s small net as well, unless told otherwise."""
     first, second = widths
+    left = side // 4 + 2 * (padding - 1)
     return [
-        nn.Conv2d(channels, first, 4, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(first, second, 4, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), nn.Linear(second * (side // 4) ** 2, hidden), nn.ReLU(), nn.Linear(hidden, 10),
+        nn.Conv2d(channels, first, 4, stride=2, padding=padding), nn.ReLU(),
+        nn.Conv2d(first, second, 4, stride=2, padding=padding), nn.ReLU(),
+        nn.Flatten(), nn.Linear(second * left**2, hidden), nn.ReLU(), nn.Linear(hidden, 10),
     ]  # fmt: skip
 
 
@@ -74,6 +80,14 @@ def cifar_wong_small() -> nn.Module:
 
 def cifar_small() -> nn.Module:
     return nn.Sequential(*_layers(3, 32))
+
+
+def mnist_conv_small() -> nn.Module:
+    return _Normalized(_MNIST, *_layers(1, 28, padding=0))
+
+
+def cifar_conv_small() -> nn.Module:
+    return _Normalized(_CIFAR, *_layers(3, 32, padding=0))
 
 
 def _wide(channels: int, side: int, width: int) -> list[nn.Module]:
@@ -112,11 +126,15 @@ def mnist_deep_2() -> nn.Module:
     )  # fmt: skip
 
 
-def _perceptron(hidden: int) -> nn.Module:
-    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(784, 100), nn.ReLU()]
+def _perceptron(hidden: int, width: int = 100) -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(784, width), nn.ReLU()]
     for _ in range(hidden - 1):
-        layers += [nn.Linear(100, 100), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(100, 10))
+        layers += [nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+def mnist_mlp_2_50() -> nn.Module:
+    return _perceptron(2, 50)
 
 
 def mnist_mlp_2_100() -> nn.Module:
@@ -132,6 +150,35 @@ def mnist_madry_tiny() -> nn.Module:
         nn.Conv2d(1, 4, 5, stride=2, padding=2), nn.ReLU(),
         nn.Conv2d(4, 8, 5, stride=2, padding=2), nn.ReLU(),
         nn.Flatten(), nn.Linear(392, 128), nn.ReLU(), nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+class _Residual(nn.Module):
+    """Two convolutions beside a shortcut, which has a convolution of its own where the size changes."""
+
+    def __init__(self, before: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.path_b = nn.Sequential(
+            nn.Conv2d(before, channels, 3, stride, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
+        )  # fmt: skip
+        shortcut = nn.Sequential(nn.Identity(), nn.Conv2d(before, channels, 1, stride))
+        self.path_a = nn.Identity() if stride == 1 else shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.path_a(x) + self.path_b(x)
+        return out
+
+
+def _two_residuals(before: int, channels: int) -> nn.Module:
+    return nn.Sequential(
+        _Residual(before, channels, 2), nn.ReLU(), _Residual(channels, channels, 1), nn.ReLU()
+    )
+
+
+def cifar_resnet_4b() -> nn.Module:
+    return _Normalized(
+        _CIFAR_WIDER, nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), _two_residuals(8, 16), _two_residuals(16, 32),
+        nn.Flatten(), nn.Linear(512, 100), nn.ReLU(), nn.Linear(100, 10),
     )  # fmt: skip
 
 
