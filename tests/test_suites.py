@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import robust
 from robust.attacks import APGD, FAB, FGSM, Attack
+from robust.defenses import make_defense
 from robust.errors import InputError, UnsupportedError
 from robust.oracle import Access, Oracle
 from robust.run import Run, Settings
@@ -433,6 +434,26 @@ def test_where_the_logits_tell_no_class_from_another_all_are_tried(threat: str, 
     )
     assert towards_nine["label"] == "apgd(steps=5,targets=9)"
     assert towards_nine["broke"] == 12
+
+
+@pytest.mark.parametrize(
+    ("suite", "got"),
+    [
+        ([{"steps": 3}], "got none beside steps=3;"),
+        ([{"nmae": "pgd"}], "got none beside nmae='pgd';"),
+        ({"name": None}, "got none;"),
+        ({"name": 5}, "got 5;"),
+    ],
+)
+def test_an_attack_without_a_name_is_told_so(suite: object, got: str) -> None:
+    with pytest.raises(
+        InputError, match=f"attack: expected a mapping with a `name`, {got} `robust list attacks`"
+    ):
+        resolve(suite, Threat("linf", "0.1"))  # type: ignore[arg-type]
+    with pytest.raises(
+        InputError, match="defense: expected a mapping with a `name`, got none; `robust list defenses`"
+    ):
+        make_defense({})
 
 
 @pytest.mark.parametrize("suite", [3, APGD, None])

@@ -145,11 +145,27 @@ def make_attack(spec: str | Attack | Mapping[str, Any] | Any, **options: object)
         return _declared(spec)
     if isinstance(spec, Mapping):
         options = {**spec, **options}
-        spec = str(options.pop("name", ""))
+        spec = name_of("attack", options)
     if not isinstance(spec, str):
         hint = f"; make one: {spec.__name__}()" if isinstance(spec, type) and issubclass(spec, Attack) else ""
         raise InputError(f"attack: expected a name, an attack, or a mapping with a name, got {spec!r}{hint}")
     return _declared(build(ATTACKS[spec], f"attack {spec!r}", options))
+
+
+def name_of(kind: str, options: dict[str, object]) -> str:
+    """The name of an attack or defense, taken out of the mapping that it was given as.
+
+    Raises:
+        InputError: it has none.
+    """
+    name = options.pop("name", None)
+    if isinstance(name, str) and name:
+        return name
+    given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    raise InputError(
+        f"{kind}: expected a mapping with a `name`, got {'none' if name is None else repr(name)}"
+        f"{f' beside {given}' if given else ''}; `robust list {kind}s` shows the names"
+    )
 
 
 def _declared(attack: Attack) -> Attack:

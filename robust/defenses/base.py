@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from robust.attacks.base import build, json_value
+from robust.attacks.base import build, json_value, name_of
 from robust.defenses.options import TrainingOptions
 from robust.defenses.training import Trainer
 from robust.errors import InputError
@@ -91,7 +91,7 @@ def make_defense(spec: str | Defense | Mapping[str, Any], **options: object) -> 
         return spec
     if isinstance(spec, Mapping):
         options = {**spec, **options}
-        spec = str(options.pop("name", ""))
+        spec = name_of("defense", options)
     of, plus, outer = spec.rpartition("+")
     if plus:
         options = _of(of, outer, options)
