@@ -45,7 +45,7 @@ from robust.threat import Threat
             'spec = ["a.py:make", "b.py:make"]',
             r"models: two are called 'make'; give each an entry with a `name` of its own",
         ),
-        ("limit = 60", 'limit = "all"', r"limit: expected a valid integer, .*got 'all'"),
+        ("limit = 60", 'limit = "all"', r"limit: expected a whole number, got 'all'"),
     ],
 )
 def test_a_bad_plan_is_refused_with_the_place(tmp_path: Path, old: str, new: str, message: str) -> None:

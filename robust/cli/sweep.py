@@ -65,7 +65,8 @@ def sweep(
     Run it again to go on after an interruption: what is there is not computed again.
     """
     from robust.devices import resolve_device
-    from robust.sweep.config import SweepConfig, demonstration, load_config
+    from robust.sweep.config import SweepConfig, demonstration
+    from robust.sweep.reading import load_config
 
     if schema:
         print(json.dumps(SweepConfig.model_json_schema(), indent=2))

@@ -1,34 +1,17 @@
-"""What a sweep is to do, as typed data: read from TOML or YAML, or built in."""
+"""What a sweep is to do, as typed data: read from a file (`robust.sweep.reading`), or built in."""
 
 from __future__ import annotations
 
-import difflib
 import itertools
-import tomllib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, Final, Literal, Self, get_args
+from collections.abc import Iterator
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from robust.errors import InputError, MissingDependencyError
-from robust.files import why
 from robust.rng import checked_seed
 from robust.threat import Threat
 
 Suite = str | list[str | dict[str, Any]]
-
-
-_NEEDS: Final = (
-    "a sweep needs `data` (a SPEC), `models` (a list, each with a `spec`), and `threats` or `curves`; "
-    "see docs/sweeps.md"
-)
-_SHAPES: Final = {
-    "model_type": "expected keys and values",
-    "dict_type": "expected keys and values",
-    "list_type": "expected a list",
-}
-_FIRST_KEYS: Final = {"models": "spec", "defenses": "name", "exclude": "model", "curves": "norm"}
 
 
 class _Strict(BaseModel):
@@ -267,89 +250,6 @@ class SweepConfig(_Strict):
         if not self.threats and not self.curves and any(model.threats is None for model in self.models):
             raise ValueError("threats: give at least one, such as 'linf:8/255', or curves")
         return self
-
-
-def load_config(path: str | Path) -> SweepConfig:
-    """Read a sweep from a TOML file, or a YAML file (.yaml, .yml).
-
-    Raises:
-        InputError: missing file, malformed text, unknown or ill-typed key (with its path and a suggestion).
-        MissingDependencyError: a YAML file without PyYAML.
-    """
-    path = Path(path)
-    try:
-        raw = _read(path)
-    except OSError as error:
-        raise InputError(f"sweep configuration: cannot read {path}: {why(error)}") from error
-    if not isinstance(raw, dict) or not raw:
-        got = "an empty file" if not raw else f"a {type(raw).__name__}"
-        raise InputError(f"sweep configuration {path}: expected keys and values, got {got}; {_NEEDS}")
-    try:
-        return SweepConfig.model_validate(raw)
-    except ValidationError as error:
-        raise InputError(f"sweep configuration {path}: {_first_problem(error)}") from None
-
-
-def _read(path: Path) -> Any:
-    if path.suffix.lower() not in (".yaml", ".yml"):
-        try:
-            return tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"sweep configuration: {path} is not TOML: {error}") from error
-    try:
-        import yaml
-    except Exception as error:
-        raise MissingDependencyError(
-            f"sweep configuration: {path} needs PyYAML ({error}); pip install 'robust-harness[yaml]'"
-        ) from error
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"sweep configuration: {path} is not YAML: {reason}") from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    where = ".".join(map(str, first["loc"]))
-    if first["type"] in _SHAPES:
-        return f"{where}: {_SHAPES[first['type']]}{_such_as(first)}, got {first['input']!r}"
-    if first["type"] == "missing":
-        return f"{where}: is missing; {_NEEDS if len(first['loc']) == 1 else 'give it'}"
-    if first["type"] != "extra_forbidden":
-        message = first["msg"].removeprefix("Value error, ")
-        if message == first["msg"] and isinstance(first["input"], str | int | float):  # pydantic's own words
-            message = f"{message.replace('Input should be', 'expected')}, got {first['input']!r}"
-        return f"{where}: {message}" if where else message
-    known = _fields_at(SweepConfig, first["loc"][:-1])
-    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-    return f"{where}: unknown key; " + (
-        f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-    )
-
-
-def _such_as(problem: Any) -> str:
-    """How an entry of a list is written that was given as a bare name."""
-    keys = [_FIRST_KEYS[place] for place in problem["loc"] if place in _FIRST_KEYS]
-    bare = isinstance(problem["input"], str) and isinstance(problem["loc"][-1], int) and keys
-    return f" such as {keys[-1]}: {problem['input']}" if bare else ""
-
-
-def _fields_at(model: type[BaseModel], where: Iterable[str | int]) -> list[str]:
-    """The keys that are known at a place such as ("models", 0, "defenses", 1)."""
-    for step in where:
-        if isinstance(step, int) or step not in model.model_fields:
-            continue
-        inner = [kind for kind in _parts(model.model_fields[step].annotation) if isinstance(kind, type)]
-        model = next((kind for kind in inner if issubclass(kind, BaseModel)), model)
-    return list(model.model_fields)
-
-
-def _parts(annotation: Any) -> Iterator[Any]:
-    """A type and all types that it is made of."""
-    yield annotation
-    for argument in get_args(annotation):
-        yield from _parts(argument)
 
 
 def _as_list(value: str | list[str]) -> list[str]:
