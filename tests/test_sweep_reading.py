@@ -11,6 +11,7 @@ from conftest import Outcome
 
 from robust.errors import InputError
 from robust.sweep import load_config
+from robust.sweep.check import check_plan
 
 KEYS = {
     "data": "builtin:digits",
@@ -113,6 +114,63 @@ def test_a_value_of_another_kind_is_told_with_what_was_expected(
 ) -> None:
     pytest.importorskip("yaml")
     assert said in refusal(tmp_path / "plan.yaml", written(**keys))
+
+
+@pytest.mark.parametrize(
+    ("keys", "place"),
+    [
+        ({"limit": "yes"}, "limit"),
+        ({"shard": "yes"}, "shard"),
+        ({"keep_examples": "true"}, "keep_examples"),
+        ({"batch_size": "on"}, "batch_size"),
+        ({"models": "[{spec: a, limit: yes}]"}, "models.0.limit"),
+        ({"models": "[{spec: a, normalize: [[yes], [1]]}]"}, "models.0.normalize.0.0"),
+        ({"exclude": "[{seed: yes}]"}, "exclude.0.seed"),
+        ({"curves": "[{norm: linf, eps: [yes, 2]}]"}, "curves.0.eps"),
+    ],
+)
+def test_a_boolean_is_no_number(keys: dict[str, str], place: str, tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    said = f": {place}: expected a number, got true"
+    assert refusal(tmp_path / "plan.yaml", written(**keys)).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"suites": "[[{name: pgd, steps: yes}]]"}, "attack 'pgd': steps"),
+        ({"defenses": "[{name: none, training: {epochs: yes}}]"}, "training: epochs"),
+        (
+            {"defenses": "[{name: pgd-at, threat: 'linf:0.1', grid: {steps: [1, yes]}}]"},
+            "defense 'pgd-at': steps",
+        ),
+    ],
+)
+def test_a_boolean_is_no_number_of_an_option_either(keys: dict[str, str], said: str, tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    (tmp_path / "plan.yaml").write_text(written(**keys))
+    with pytest.raises(InputError, match=f"^{said}: expected a number, got True$"):
+        check_plan(load_config(tmp_path / "plan.yaml"))
+
+
+def test_an_option_that_is_true_or_false_may_be(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    (tmp_path / "plan.yaml").write_text(written(suites="[[{name: pgd, random_start: no}]]", cascade="no"))
+    assert len(check_plan(load_config(tmp_path / "plan.yaml"))) == 1
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"models": "[{spec: []}]"},
+        {"defenses": "[{name: []}]"},
+        {"defenses": "[{name: pgd-at, grid: {steps: []}}]"},
+    ],
+)
+def test_a_grid_of_nothing_is_told_by_its_place(keys: dict[str, str], tmp_path: Path) -> None:
+    """They left no cell, and an exclusion was blamed for it."""
+    pytest.importorskip("yaml")
+    assert "expected at least 1 entry, got an empty list" in refusal(tmp_path / "plan.yaml", written(**keys))
 
 
 @pytest.mark.parametrize(

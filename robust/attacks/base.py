@@ -226,7 +226,7 @@ def build(cls: type[Any], what: str, options: Mapping[str, object]) -> Any:
                 hint = "it has no targeted variant here (`multitargeted` is PGD towards each class); "
             raise InputError(f"{what}: no option {key!r}; {hint}it has {', '.join(known) or 'none'}")
     try:
-        return TypeAdapter(cls).validate_python(dict(options))
+        made = TypeAdapter(cls).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # the class itself refused: its message says all
@@ -235,3 +235,11 @@ def build(cls: type[Any], what: str, options: Mapping[str, object]) -> Any:
             f"{what}: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}, "
             f"got {first['input']!r}"
         ) from None
+    for key, value in options.items():  # true is 1 to pydantic, and "yes" is true to YAML
+        if (
+            isinstance(value, bool)
+            and isinstance(getattr(made, key), int | float)
+            and getattr(made, key) is not value
+        ):
+            raise InputError(f"{what}: {key}: expected a number, got {value}")
+    return made

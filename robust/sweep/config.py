@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from robust.rng import checked_seed
 from robust.threat import Threat
 
+
+def _no_boolean(value: Any) -> Any:
+    """The number as it came; YAML's yes and true would be read as 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {str(value).lower()}")
+    return value
+
+
 Suite = str | list[str | dict[str, Any]]
+Whole = Annotated[int, BeforeValidator(_no_boolean)]
+Count = Annotated[Whole, Field(ge=1)]
+Number = Annotated[float, BeforeValidator(_no_boolean)]
+Names = str | Annotated[list[str], Field(min_length=1)]
 
 
 class _Strict(BaseModel):
@@ -58,9 +70,9 @@ class DefenseEntry(_Strict):
         threat: to train against.
     """
 
-    name: str | list[str]
+    name: Names
     options: dict[str, Any] = Field(default_factory=dict)
-    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
     threat: str | None = None
 
@@ -91,12 +103,12 @@ class ModelEntry(_Strict):
         data, limit, train, threats, suites, seeds, defenses: override the sweep's for this model.
     """
 
-    spec: str | list[str]
+    spec: Names
     weights: str | None = None
     name: str = ""
-    normalize: tuple[list[float], list[float]] | None = None
+    normalize: tuple[list[Number], list[Number]] | None = None
     data: str | None = None
-    limit: int | None = Field(default=None, ge=1)
+    limit: Count | None = None
     train: str | None = None
     threats: list[str] | None = Field(default=None, min_length=1)
     suites: list[Suite] | None = Field(default=None, min_length=1)
@@ -134,7 +146,7 @@ class Exclusion(_Strict):
     defense: str | None = None
     threat: str | None = None
     suite: str | None = None
-    seed: int | None = None
+    seed: Whole | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -159,7 +171,7 @@ class Curve(_Strict):
     @field_validator("eps", mode="before")
     @classmethod
     def _as_written(cls, eps: Any) -> Any:
-        return [str(radius) for radius in eps] if isinstance(eps, list) else eps
+        return [str(_no_boolean(radius)) for radius in eps] if isinstance(eps, list) else eps
 
     @model_validator(mode="after")
     def _reads(self) -> Self:
@@ -202,7 +214,7 @@ class SweepConfig(_Strict):
     data: str
     groups: str | None = None
     train: str | None = None
-    limit: int | None = Field(default=None, ge=1)
+    limit: Count | None = None
     recipe: str = "mnist"
     models: list[ModelEntry] = Field(min_length=1)
     defenses: list[DefenseEntry] = Field(default=[DefenseEntry(name="none")], min_length=1)
@@ -212,9 +224,9 @@ class SweepConfig(_Strict):
     exclude: list[Exclusion] = Field(default=[])
     curves: list[Curve] = Field(default=[])
     cascade: bool = True
-    shard: int = Field(default=512, ge=1)
-    batch_size: int | None = Field(default=None, ge=1)
-    keep_examples: int = Field(default=8, ge=0)
+    shard: Count = 512
+    batch_size: Count | None = None
+    keep_examples: Annotated[Whole, Field(ge=0)] = 8
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
 
     _threats = field_validator("threats")(_parse_threats)
