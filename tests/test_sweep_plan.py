@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from sweeps import PLAN, Count
 from torch import Tensor, nn
 
 import robust
+from robust.attacks import PGD
 from robust.errors import InputError, StoreError, UnknownNameError
 from robust.parts import Plan
-from robust.sources import as_samples, load_data, load_model, save_weights
+from robust.sources import as_samples, load_data, load_model, open_model, save_weights
 from robust.suites import resolve
 from robust.sweep import SweepConfig, demonstration, load_config, run_sweep
 from robust.sweep.cells import curve_cells, plan
@@ -208,6 +212,107 @@ def test_one_radius_is_written_one_way_in_all_entries(sweep_config: SweepConfig)
     for other in ("1/20", "5e-2"):
         with pytest.raises(ValueError, match=rf"linf:0\.05 and linf:{other} are the same; write it one way"):
             cells(f"linf:{other}")
+
+
+def alone(**others: object) -> SweepConfig:
+    """A plan of one evaluation, but for what is given."""
+    plan = {
+        "data": "builtin:digits:test",
+        "train": "builtin:digits:train",
+        "limit": 20,
+        "threats": ["linf:0.1"],
+        "suites": ["fgsm"],
+        "models": [{"spec": "builtin:digits-mlp"}],
+        "defenses": [{"name": "none", "training": {"epochs": 1}}],
+    }
+    return SweepConfig.model_validate({**plan, **others})
+
+
+MLP, AGAINST = {"spec": "builtin:digits-mlp"}, {"name": "pgd-at", "threat": "linf:0.1"}
+RADII = {"norm": "linf", "eps": ["0.1", "0.2"], "suite": "fgsm"}
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"suites": ["fgsm", ["fgsm"]]},
+        {"suites": [["fgsm"], [{"name": "fgsm"}]]},
+        {"suites": [["pgd"], [{"name": "pgd", "steps": PGD().steps}], "quick"]},
+        {"models": [{**MLP, "suites": ["fgsm", ["fgsm"]]}]},
+        {"models": [MLP, {**MLP, "suites": [["fgsm"]]}]},
+        {"curves": [RADII, {**RADII, "suite": ["fgsm"]}]},
+        {"defenses": [AGAINST, {**AGAINST, "threat": "linf:1/10"}]},
+        {"defenses": [{**AGAINST, "grid": {"steps": [2, "2"]}}]},
+    ],
+)
+def test_what_comes_to_one_cell_is_refused_however_it_is_written(
+    others: dict[str, Any], tmp_path: Path
+) -> None:
+    """Suites of one meaning ended in a KeyError, once all was trained."""
+    said = r"^sweep: digits-mlp x .* is there twice: .* is .*, written otherwise; give it once$"
+    with pytest.raises(InputError, match=said):
+        run_sweep(alone(**others), tmp_path / "out", device="cpu")
+    with pytest.raises(InputError, match=said):
+        estimate(alone(**others), "cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_curve_and_its_threats_or_attacks_of_other_options_are_not_the_same() -> None:
+    suites = ["fgsm", "quick", [{"name": "pgd", "steps": 2}], [{"name": "pgd", "steps": 3}]]
+    every = alone(suites=suites, curves=[RADII, {**RADII, "suite": "pgd"}], seeds=[0, 1])
+    assert len(check_plan(every)) == 2 * (4 + 2)
+
+
+@pytest.mark.parametrize(
+    ("others", "what"),
+    [
+        ({"defenses": [{"name": "none"}, {"name": "none"}]}, "defenses: none"),
+        ({"defenses": [{"name": ["none", "none"]}]}, "defenses: none"),
+        ({"defenses": [{**AGAINST, "grid": {"steps": [2, 2]}}]}, r"defenses: pgd-at\(steps=2\)"),
+        ({"defenses": [{**AGAINST, "grid": {"steps": [2, 3]}}, {**AGAINST, "options": {"steps": 3}}]}, "defenses: pgd"),
+        ({"models": [{**MLP, "defenses": [AGAINST, AGAINST]}]}, "models.0.defenses: pgd-at"),
+        ({"models": [MLP, MLP]}, "models: digits-mlp"),
+        ({"models": [{"spec": ["builtin:digits-mlp"] * 2}]}, "models: digits-mlp"),
+        ({"curves": [RADII, RADII]}, "curves: linf at 0.1, 0.2 with fgsm"),
+        ({"curves": [RADII, {**RADII, "eps": [0.2, "1/10"]}]}, "curves: linf at 1/10, 0.2 with fgsm"),
+    ],
+)  # fmt: skip
+def test_what_is_there_twice_is_refused_in_every_list(others: dict[str, Any], what: str) -> None:
+    place, title = what.split(": ")
+    with pytest.raises(ValidationError, match=rf"{place}\n.*{title}.* is there twice; give each once"):
+        alone(**others)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"models": [MLP, {**MLP, "data": "builtin:digits"}], "curves": [RADII]},
+        {"limit": None, "models": [MLP, {**MLP, "limit": 359}]},
+    ],
+)
+def test_samples_of_two_names_are_told_before_anything_is_trained(
+    others: dict[str, Any], tmp_path: Path
+) -> None:
+    """What a plan cannot tell: they ended in a KeyError."""
+    told: list[str] = []
+    config = alone(**others)
+    for _ in range(2):
+        result = run_sweep(config, tmp_path, device="cpu", listener=lambda event: told.append(event.kind))
+        assert len(result.failures) == len(result.missing) == len(check_plan(config)) / 2
+        for failure in result.failures:
+            assert re.search("is there twice, with the model, .*; .* is .*; give it once$", failure.reason)
+    assert result.reused == len(result.missing)
+    assert told.index("failed") < told.index("trained")
+
+
+def test_weights_that_are_given_are_attacked_once_whichever_seed_comes_first(tmp_path: Path) -> None:
+    save_weights(open_model("builtin:digits-mlp").model, tmp_path / "net.safetensors")
+    given = {**MLP, "weights": str(tmp_path / "net.safetensors")}
+    entries = [{**given, "seeds": [0, 1]}, {**given, "seeds": [1, 0]}]
+    with pytest.raises(InputError, match=r"linf:0\.1, fgsm, seed 1 is there twice; give it once"):
+        check_plan(alone(models=entries, defenses=[{"name": "none"}]))
+    trained = check_plan(alone(models=[{**MLP, "seeds": [0, 1]}, {**MLP, "seeds": [1, 0]}]))
+    assert len(trained) == 4  # initial weights differ
 
 
 def test_exclude_leaves_cells_out() -> None:

@@ -141,7 +141,7 @@ def test_a_boolean_is_no_number(keys: dict[str, str], place: str, tmp_path: Path
         ({"suites": "[[{name: pgd, steps: yes}]]"}, "attack 'pgd': steps"),
         ({"defenses": "[{name: none, training: {epochs: yes}}]"}, "training: epochs"),
         (
-            {"defenses": "[{name: pgd-at, threat: 'linf:0.1', grid: {steps: [1, yes]}}]"},
+            {"defenses": "[{name: pgd-at, threat: 'linf:0.1', grid: {steps: [2, yes]}}]"},
             "defense 'pgd-at': steps",
         ),
     ],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from robust.defenses import Wrapper, make_defense
 from robust.errors import InputError
@@ -12,8 +15,8 @@ from robust.leaderboard.schema import LONGEST_NAME
 from robust.sources import DATASETS, MODELS, SPLITS, check_groups, data_form, model_form, untrained
 from robust.sources.origin import GRAPHS
 from robust.suites import resolve
-from robust.sweep.cells import Cell, CurveCell, Pair, curve_cells, pairs, plan
-from robust.sweep.config import SweepConfig
+from robust.sweep.cells import Cell, CurveCell, Pair, curve_cells, pairs, plan, stages_identity
+from robust.sweep.config import SweepConfig, size_of
 from robust.threat import Threat
 
 
@@ -34,6 +37,7 @@ def check_plan(config: SweepConfig) -> list[Cell | CurveCell]:
             resolve(cell.suite, Threat.parse(cell.threat))
         else:
             resolve(cell.curve.suite, cell.curve.threats[0])
+    _check_distinct(everything, config)
     attacked = {cell.data for cell in everything}
     trained = {cell.pair.train for cell in everything if cell.pair.train and not cell.pair.as_is}
     for data in sorted(attacked | trained):
@@ -59,6 +63,54 @@ def _check_pair(pair: Pair, config: SweepConfig) -> None:
     if pair.train is None:
         raise InputError(f"sweep: defense {pair.defense.name!r} needs samples to train on; give `train`")
     made.check(None if pair.defense.threat is None else Threat.parse(pair.defense.threat))
+
+
+def _check_distinct(everything: list[Cell | CurveCell], config: SweepConfig) -> None:
+    """That no two cells come to the same, however they are written: their results would be filed as one."""
+    models = {cell.pair.identity: _meaning(cell.pair, config) for cell in everything}
+    searches: dict[tuple[str, ...], list[Any]] = {}
+    known: dict[str, Cell | CurveCell] = {}
+    for cell in everything:
+        _, *how = _written(cell)
+        if tuple(how) not in searches:  # an attack may name files, which are read
+            searches[tuple(how)] = _search(cell)
+        what = [models[cell.pair.identity], searches[tuple(how)], cell.data, cell.limit, cell.seed]
+        before = known.setdefault(json.dumps(what, default=str), cell)
+        if before is not cell:
+            written = zip(_written(before), _written(cell), strict=True)
+            alike = ", ".join(f"{new} is {old}" for old, new in written if old != new)
+            said = f": {alike}, written otherwise" if alike else ""
+            raise InputError(f"sweep: {cell.title} is there twice{said}; give it once")
+
+
+def _meaning(pair: Pair, config: SweepConfig) -> list[Any]:
+    """Equal for pairs whose models are the same, under one title, as far as a plan can tell."""
+    model, made = pair.model, make_defense(str(pair.defense.name), **pair.defense.options)
+    trained: list[Any] = []
+    if not (pair.as_is and model.weights is not None):
+        options = asdict(training_options(config.recipe, pair.defense.training))
+        threat = pair.defense.threat and size_of(Threat.parse(pair.defense.threat))
+        trained = [pair.train, pair.seed, threat, options]
+    return [model.title, model.spec, model.weights, model.normalize, made.title, made.parameters, trained]
+
+
+def _search(cell: Cell | CurveCell) -> list[Any]:
+    """What a cell's samples are attacked with, and how far it may go."""
+    if isinstance(cell, CurveCell):
+        threats = cell.curve.threats
+        return [[size_of(threat), stages_identity(cell.curve.suite, threat)] for threat in threats]
+    threat = Threat.parse(cell.threat)
+    return [size_of(threat), stages_identity(cell.suite, threat), cell.cascade]
+
+
+def _written(cell: Cell | CurveCell) -> list[str]:
+    """What a plan may write in several ways, as this one does."""
+    entry = cell.pair.defense.model_dump(exclude_defaults=True)
+    if isinstance(cell, CurveCell):
+        threat, suite = f"{cell.curve.norm} at {cell.curve.eps}", cell.curve.suite
+    else:
+        threat, suite = cell.threat, cell.suite
+    return [f"defense {entry}", f"threat {threat}", f"suite {suite!r}"]
 
 
 def _check_behind(pair: Pair) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -30,12 +30,12 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _distinct(entries: list[Any] | None) -> list[Any] | None:
-    """The list as it came; ValueError where an entry is there twice, as its cells would be."""
+def _distinct(entries: list[Any] | None, *, titles: Sequence[object] = ()) -> list[Any] | None:
+    """The list as it came; ValueError where an entry is there twice, as its cells would be, by its title if it has one."""
     there = entries or []
     for at, entry in enumerate(there):
         if entry in there[:at]:
-            raise ValueError(f"{entry} is there twice; give each once")
+            raise ValueError(f"{(titles or there)[at]} is there twice; give each once")
     return entries
 
 
@@ -49,11 +49,18 @@ def _check_seeds(seeds: Any) -> Any:
 def _parse_threats(threats: list[str] | None) -> list[str] | None:
     """The threats, each text without blanks around norm and eps; ValueError where one is there twice."""
     parsed = [Threat.parse(threat) for threat in threats or ()]
-    _distinct([_size(threat) for threat in parsed])
+    _distinct([size_of(threat) for threat in parsed])
     return None if threats is None else [str(threat) for threat in parsed]
 
 
-def _size(threat: Threat) -> str:
+def _check_defenses(defenses: list[DefenseEntry] | None) -> list[DefenseEntry] | None:
+    """As they came, if no two of those that they expand to are one."""
+    every = [defense for entry in defenses or () for defense in entry.expand()]
+    _distinct(every, titles=[defense.title for defense in every])
+    return defenses
+
+
+def size_of(threat: Threat) -> str:
     """Equal for threats that allow the same, however eps is written: 0.05 and 5e-2 are one."""
     return f"{threat.norm}:{threat.eps if threat.family else threat.radius}"
 
@@ -117,6 +124,7 @@ class ModelEntry(_Strict):
 
     _threats = field_validator("threats")(_parse_threats)
     _once = field_validator("suites")(_distinct)
+    _defenses = field_validator("defenses")(_check_defenses)
     _seeds = field_validator("seeds", mode="before")(_check_seeds)
 
     @property
@@ -231,6 +239,7 @@ class SweepConfig(_Strict):
 
     _threats = field_validator("threats")(_parse_threats)
     _once = field_validator("suites")(_distinct)
+    _defenses = field_validator("defenses")(_check_defenses)
     _seeds = field_validator("seeds", mode="before")(_check_seeds)
 
     @field_validator("models")
@@ -238,19 +247,30 @@ class SweepConfig(_Strict):
     def _named_apart(cls, models: list[ModelEntry]) -> list[ModelEntry]:
         """A title stands for one model, on a board and in messages."""
         known: dict[str, ModelEntry] = {}
-        for model in (model for entry in models for model in entry.expand()):
+        every = [model for entry in models for model in entry.expand()]
+        _distinct(every, titles=[model.title for model in every])
+        for model in every:
             if not model.is_the_same_as(known.setdefault(model.title, model)):
                 raise ValueError(
                     f"two are called {model.title!r}; give each an entry with a `name` of its own"
                 )
         return models
 
+    @field_validator("curves")
+    @classmethod
+    def _curves_differ(cls, curves: list[Curve]) -> list[Curve]:
+        _distinct(
+            [(curve.norm, [threat.radius for threat in curve.threats], curve.suite) for curve in curves],
+            titles=[f"{curve.title} with {curve.suite}" for curve in curves],
+        )
+        return curves
+
     @model_validator(mode="after")
     def _spelled_alike(self) -> Self:
         """Boards keep radii apart that are written otherwise: of one plan their results could not be compared."""
         written: dict[str, str] = {}
         for threat in itertools.chain(self.threats, *(model.threats or () for model in self.models)):
-            before = written.setdefault(_size(Threat.parse(threat)), threat)
+            before = written.setdefault(size_of(Threat.parse(threat)), threat)
             if before != threat:
                 raise ValueError(
                     f"threats: {before} and {threat} are the same; write it one way for all models"

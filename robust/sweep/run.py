@@ -86,6 +86,7 @@ class _Sweep:
         self.cells: dict[str, list[Anyhow]] = {}  # by the pair's identity
         self.ready: deque[Task] = deque()
         self.open: dict[str, Open] = {}  # by the id of a task
+        self.keyed: dict[str, Anyhow] = {}  # the cell that a result is of, by its key
         self.training: dict[str, list[Pair]] = {}  # pairs by the key of the model that they wait for
         self.origins: dict[str, Origin] = {}  # by the pair's identity
         self.told: set[str] = set()  # of threats
@@ -186,12 +187,11 @@ class _Sweep:
         if pair.as_is:
             self._open_cells(pair, replace(ref, behind=pair.behind), model_sha256(net))
             return
-        for cell in self.cells[
-            pair.identity
-        ]:  # what cannot be read is told before anything is trained for it
-            self._look(cell, origin)
+        looked = [(cell, self._look(cell, origin)) for cell in self.cells[pair.identity]]
         held = self._hold(cast("str", pair.train), None, fit)
         key = training_key(pair, self.config, model_sha256(net), held, origin)
+        # What cannot be read, or is attacked twice, is told before anything is trained for it.
+        self.cells[pair.identity] = [cell for cell, its in looked if self._key(cell, origin, key, its)]
         weights = self.results.weights(key)
         if self._restore(net, key, pair):
             ref = replace(ref, weights=str(weights.resolve()), behind=pair.behind)
@@ -228,9 +228,8 @@ class _Sweep:
         origin = self.origins[pair.identity]
         for cell in self.cells[pair.identity]:
             held = self._look(cell, origin)
-            about = dependencies(cell, self.config, origin)
-            key = content_key({**about, "weights": sha256, "data": held.identity})
-            if self.filing.found(cell, key):
+            key = self._key(cell, origin, sha256, held)
+            if key is None or self.filing.found(cell, key):
                 continue
             shard = self.config.shard
             ranges = [(a, min(a + shard, held.n)) for a in range(0, held.n, shard)]
@@ -246,6 +245,18 @@ class _Sweep:
                 task = attack_task(opened, rows, self.config)
                 self.open[task.id] = opened
                 self.ready.append(task)
+
+    def _key(self, cell: Anyhow, origin: Origin, weights: str, held: Held) -> str | None:
+        """The key of a cell's result; None, and told, where another cell has it: files of several names may be one."""
+        about = dependencies(cell, self.config, origin)
+        key = content_key({**about, "weights": weights, "data": held.identity})
+        first = self.keyed.setdefault(key, cell)
+        if first is cell:
+            return key
+        others = f"; {_samples(cell)} is {_samples(first)}" if _samples(cell) != _samples(first) else ""
+        reason = f"is there twice, with the model, samples and attacks of {first.title}{others}; give it once"
+        self.diary.fail(cell, reason, reason)
+        return None
 
     def _look(self, cell: Anyhow, origin: Origin) -> Held:
         """The samples of a cell; an eps that lets all of them through is told, once."""
@@ -339,6 +350,10 @@ class _Sweep:
 
     def _progress(self, task: Task, progress: Progress) -> None:
         self.diary.tell("progress", task.title, task.id, **asdict(progress))
+
+
+def _samples(cell: Anyhow) -> str:
+    return f"all of {cell.data}" if cell.limit is None else f"{cell.data} cut to {cell.limit}"
 
 
 def _absolute(path: str | None) -> str | None:
