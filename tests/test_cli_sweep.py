@@ -69,6 +69,11 @@ def test_the_schema_of_a_plan_is_that_of_the_demonstration(
     assert plan.keys() == schema["properties"].keys()
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["data", "models"]
+    documented = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    for part in (schema, *schema["$defs"].values()):  # what an editor shows
+        for key, about in part["properties"].items():
+            assert about.get("description", "").endswith("."), key
+            assert re.search(rf"\b{key}\b", documented), key
     assert not list(tmp_path.iterdir())
 
 

@@ -27,7 +27,9 @@ Names = str | Annotated[list[str], Field(min_length=1)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """The text below each field is its description in the JSON schema, which an editor shows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def _distinct(entries: list[Any] | None, *, titles: Sequence[object] = ()) -> list[Any] | None:
@@ -66,22 +68,18 @@ def size_of(threat: Threat) -> str:
 
 
 class DefenseEntry(_Strict):
-    """A defense, or several by a list of names.
-
-    Attributes:
-        name: as in `robust list defenses`; "none" leaves a model that has weights, or nothing to train
-            on, as it is.
-        options: of the defense.
-        grid: option -> values: one defense for every combination.
-        training: options of the recipe to replace.
-        threat: to train against.
-    """
+    """A defense, or several by a list of names."""
 
     name: Names
+    """As in `robust list defenses`; "none" leaves a model that has weights, or nothing to train on, as it is."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the defense."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    """Option -> values: one defense for every combination."""
     training: dict[str, Any] = Field(default_factory=dict)
+    """Options of the recipe to replace, such as epochs."""
     threat: str | None = None
+    """The threat to train against, such as "linf:8/255"."""
 
     @property
     def title(self) -> str:
@@ -102,25 +100,30 @@ class DefenseEntry(_Strict):
 
 
 class ModelEntry(_Strict):
-    """A model to harden and attack, or several by a list of specs.
-
-    Attributes:
-        spec: as on the command line; weights: its file.
-        name: to show; normalize: (mean, std) that it expects.
-        data, limit, train, threats, suites, seeds, defenses: override the sweep's for this model.
-    """
+    """A model to harden and attack, or several by a list of specs."""
 
     spec: Names
+    """As on the command line: "nets.py:make", "torchvision:resnet18" and so on."""
     weights: str | None = None
+    """File of its weights."""
     name: str = ""
+    """The name to show; without it, the spec's part after the last colon."""
     normalize: tuple[list[Number], list[Number]] | None = None
+    """Mean and standard deviation per channel that the model expects; without it, what its source declares."""
     data: str | None = None
+    """Samples that this model is attacked on, instead of the sweep's."""
     limit: Count | None = None
+    """How many of the samples, instead of the sweep's limit."""
     train: str | None = None
+    """Samples that this model is trained on, instead of the sweep's."""
     threats: list[str] | None = Field(default=None, min_length=1)
+    """Threats of this model, instead of the sweep's."""
     suites: list[Suite] | None = Field(default=None, min_length=1)
+    """Suites of this model, instead of the sweep's."""
     seeds: list[int] | None = Field(default=None, min_length=1)
+    """Seeds of this model, instead of the sweep's."""
     defenses: list[DefenseEntry] | None = Field(default=None, min_length=1)
+    """Defenses of this model, instead of the sweep's."""
 
     _threats = field_validator("threats")(_parse_threats)
     _once = field_validator("suites")(_distinct)
@@ -151,10 +154,15 @@ class Exclusion(_Strict):
     """
 
     model: str | None = None
+    """Pattern of the model's name."""
     defense: str | None = None
+    """Pattern of the defense's name, with or without its options as they are shown."""
     threat: str | None = None
+    """Pattern of the threat, such as "l2:*"."""
     suite: str | None = None
+    """Pattern of the suite's name, or of its attacks' joined by +."""
     seed: Whole | None = None
+    """The seed."""
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -164,17 +172,14 @@ class Exclusion(_Strict):
 
 
 class Curve(_Strict):
-    """Robust accuracy over many radii of one norm, at about the cost of two.
-
-    Attributes:
-        norm: "linf", "l2" or "l1".
-        eps: the radii, as in threats.
-        suite: what every sample meets at its hardest radius.
-    """
+    """Robust accuracy over many radii of one norm, at about the cost of two."""
 
     norm: Literal["linf", "l2", "l1"]
+    """"linf", "l2" or "l1"."""
     eps: list[str] = Field(min_length=2)
+    """The radii, as in threats."""
     suite: Suite = "standard"
+    """What every sample meets at its hardest radius: a suite's name, or a list of attacks."""
 
     @field_validator("eps", mode="before")
     @classmethod
@@ -200,42 +205,42 @@ class Curve(_Strict):
 
 
 class SweepConfig(_Strict):
-    """A sweep: every model is hardened by every defense and attacked under every threat, suite and seed.
-
-    Attributes:
-        data: samples that are attacked, cut to `limit` (a seeded fair subset).
-        groups: column or array of `data` with each sample's group, for accuracy per group; see `robust.load_data`.
-        train: samples that defenses train on; validation is split off from it.
-        recipe: named training options that defenses start from.
-        models, defenses, threats, suites, seeds: the lists whose product the cells are. A suite is a name
-            or a list of attacks.
-        exclude: cells to leave out.
-        curves: accuracy over eps, for every model x defense.
-        cascade: see `robust.evaluate`.
-        shard: samples that a worker is handed at once.
-        batch_size: rows a pass takes at most; by default 128, on a GPU 512. Not by measurement, as that
-            could change the last bits of a result from run to run.
-        keep_examples: adversarial examples that are kept with a record, at most; see docs/sweeps.md.
-        precision: see `robust.evaluate`; "auto" may change the last bits too.
-    """
+    """A sweep: every model is hardened by every defense and attacked under every threat, suite and seed."""
 
     data: str
+    """SPEC of the samples that are attacked, such as "builtin:digits:test" or "data.npz"."""
     groups: str | None = None
+    """Column or array of `data` with each sample's group, for accuracy per group; see `robust.load_data`."""
     train: str | None = None
+    """SPEC of the samples that defenses train on; validation is split off from it."""
     limit: Count | None = None
+    """How many of the samples are attacked, a seeded fair subset; all without it."""
     recipe: str = "mnist"
+    """Named training options that defenses start from: "mnist", "cifar10", "cifar10-resnet18" and so on."""
     models: list[ModelEntry] = Field(min_length=1)
+    """Models to harden and attack."""
     defenses: list[DefenseEntry] = Field(default=[DefenseEntry(name="none")], min_length=1)
+    """Defenses that every model is hardened by."""
     threats: list[str] = Field(default=[])
+    """Threats that every hardened model is attacked under, such as "linf:8/255"."""
     suites: list[Suite] = Field(default=["standard"], min_length=1)
+    """What attacks: each the name of a suite or an attack, or a list of attacks."""
     seeds: list[int] = Field(default=[0], min_length=1)
+    """Seeds of the attacks; a model's first is that of its initial weights and training too."""
     exclude: list[Exclusion] = Field(default=[])
+    """Evaluations and curves to leave out."""
     curves: list[Curve] = Field(default=[])
+    """Robust accuracy over eps, for every model x defense x seed."""
     cascade: bool = True
+    """Whether an attack of a suite meets only those whom the ones before it left; else all meet each."""
     shard: Count = 512
+    """Samples that a worker is handed at once."""
     batch_size: Count | None = None
+    """Rows a pass takes at most; by default 128, on a GPU 512. Not by measurement, as that could change the last bits."""
     keep_examples: Annotated[Whole, Field(ge=0)] = 8
+    """Adversarial examples that are kept with a record, at most; 0 for none."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the search: see `robust.evaluate`; "auto" may change the last bits from run to run."""
 
     _threats = field_validator("threats")(_parse_threats)
     _once = field_validator("suites")(_distinct)
