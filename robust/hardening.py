@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor, nn
 
-from robust.attacks.base import build
+from robust.attacks.base import build, json_value
 from robust.defenses import RECIPES, Defense, EpochResult, Trainer, TrainingOptions, Wrapper, make_defense
 from robust.defenses.data import count_classes, own_copy
 from robust.defenses.devices import rank
@@ -24,6 +24,7 @@ from robust.evaluation import Suite, evaluate
 from robust.files import why_unwritten
 from robust.in_front import bare
 from robust.leaderboard import Record, Store
+from robust.leaderboard.schema import TRAINING
 from robust.quantized import attackable
 from robust.report import Report
 from robust.rng import checked_seed
@@ -135,7 +136,7 @@ def harden(
     asked: dict[str, Any] = {"suite": suite, "seed": seed, "progress": attack_progress}
     judge = _Judge(given, device, threat, held_out if is_first else None, keep, asked)
     before = judge(own_copy(given.model), "before", _UNDEFENDED)
-    after = judge(hardened, "after", _defended(chosen, threat), whole=hardened is fitted)
+    after = judge(hardened, "after", _defended(chosen, threat, training or {}), whole=hardened is fitted)
     return Hardened(hardened, trainer.history, before, after)
 
 
@@ -179,10 +180,16 @@ def _extra(
     return pseudo_labelled(as_samples(extra, bounds=bounds), teacher, device=device)
 
 
-def _defended(defense: Defense, threat: Threat | None) -> dict[str, Any]:
+def listed(defense: Defense, training: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a defense as a record lists them, and the options of its training that were given."""
+    given = {TRAINING: json_value(training)} if training else {}
+    return {**defense.parameters, **given}
+
+
+def _defended(defense: Defense, threat: Threat | None, training: Mapping[str, Any]) -> dict[str, Any]:
     """What a record says of the defense."""
     trained_threat = None if threat is None or not defense.against_threat else str(threat)
-    return {"name": defense.title, "parameters": defense.parameters, "trained_threat": trained_threat}
+    return {"name": defense.title, "parameters": listed(defense, training), "trained_threat": trained_threat}
 
 
 _UNDEFENDED: Final[Mapping[str, Any]] = {"name": "as given", "parameters": {}, "trained_threat": None}

@@ -273,6 +273,8 @@ def test_a_record_says_what_the_defense_within_another_trained_against(
     )  # fmt: skip
     found = {record.defense.name: record for record in Store(tmp_path).records()}
     assert found[defense].defense.trained_threat == trained
+    assert found[defense].defense.parameters["training options"] == {"epochs": 2}
+    assert "training options" not in found["as given"].defense.parameters
 
 
 def test_harden_trains_evaluates_and_keeps_everything(files: Path) -> None:

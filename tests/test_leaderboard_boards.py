@@ -108,6 +108,15 @@ def test_rows_of_one_name_are_told_apart() -> None:
     assert twins["variant"].nunique() == 2
 
 
+def test_rows_that_were_trained_otherwise_are_told_apart_by_the_options_of_the_training() -> None:
+    records = [
+        make_record(defense="none", options={"training options": {"epochs": epochs, "seed": 5}}, robust=r)
+        for epochs, r in ((1, 30), (20, 50))
+    ]
+    frame = _frame(*records, make_record(defense="none", robust=20))
+    assert list(frame["variant"]) == ["epochs=20", "epochs=1", ""]
+
+
 def test_a_versioned_suite_of_many_words_is_named_by_its_version() -> None:
     many = {f"pgd(steps=20,loss=margin,restarts={k})": 40 for k in range(6)}
     record = make_record(suite="standard", suite_version=14, cascade=True, alone=many)

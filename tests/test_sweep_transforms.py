@@ -51,6 +51,7 @@ def test_every_transform_is_verified_with_the_weights_of_what_is_behind_it(
     assert sorted(found) == sorted(WRAPPERS)
     assert len({record.robust.k for record in found.values()}) > 1, "the transforms do something"
     for name, record in found.items():
+        assert record.defense.parameters["training options"] == {"epochs": 2}
         assert record.model.normalize == ([pytest.approx(0.3)], [pytest.approx(0.4)])
         done = verified(inside, tmp_path, record, "--weights", str(weights))
         assert done.returncode == 0, done.stdout
@@ -85,6 +86,7 @@ def test_weights_that_were_saved_with_their_transform_fit_too(tmp_path: Path, mo
     ("name", "parameters", "expected"),
     [
         ("none+jpeg", {"masks_gradients": True, "of": "none", "options": {}, "quality": 50}, "jpeg"),
+        ("none+jpeg", {"masks_gradients": True, "quality": 50, "training options": {"epochs": 2}}, "jpeg"),
         ("distillation", {"masks_gradients": True, "temperature": 100}, None),
         ("pgd-at", {"steps": 7}, None),
         ("our own jpeg", {"masks_gradients": True}, None),

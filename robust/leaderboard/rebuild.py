@@ -14,6 +14,7 @@ from robust.errors import InputError, ModelError, UnknownNameError
 from robust.in_front import Normalization
 from robust.leaderboard.record import Record
 from robust.leaderboard.reforward import preprocessing_of
+from robust.leaderboard.schema import TRAINING
 from robust.quantized import attackable
 from robust.sources import load_model, load_weights, model_sha256
 from robust.target import Target
@@ -66,7 +67,9 @@ def wrapper_of(record: Record) -> Wrapper | None:
     if not options.pop("masks_gradients", False):
         return transform_of(record.model.spec)
     try:
-        made = make_defense(name, **{k: v for k, v in options.items() if k not in ("of", "options")})
+        made = make_defense(
+            name, **{k: v for k, v in options.items() if k not in ("of", "options", TRAINING)}
+        )
     except UnknownNameError:
         return None
     return made if isinstance(made, Wrapper) else None

@@ -82,8 +82,14 @@ class ModelInfo(Part):
     extra_data: bool | None = None
 
 
+TRAINING: Final = "training options"  # with a blank, as no parameter of a defense can be called
+
+
 class DefenseInfo(Part):
-    """How it was hardened, against which threat ("linf:8/255") if any, and by whom."""
+    """How it was hardened, against which threat ("linf:8/255") if any, and by whom.
+
+    Among the parameters, under TRAINING, are the options of the training that were given, where any were.
+    """
 
     name: Name
     parameters: Parameters

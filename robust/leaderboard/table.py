@@ -19,7 +19,7 @@ from robust.leaderboard.layout import board_text, csv_text, notes_text, plain, s
 from robust.leaderboard.rank import Survived, ranks
 from robust.leaderboard.record import Record
 from robust.leaderboard.reference import Reference
-from robust.leaderboard.schema import AttackInfo, canonical
+from robust.leaderboard.schema import TRAINING, AttackInfo, canonical
 from robust.leaderboard.trust import reasons, shown_trust
 
 FORMATS: Final = ("terminal", "markdown", "csv", "latex", "json")
@@ -266,6 +266,8 @@ def _names(record: Record) -> tuple[str, str]:
 def _settings(record: Record) -> dict[str, Any]:
     trained = record.defense.trained_threat
     settings = {**record.defense.parameters, "seed": record.seed}
+    training = settings.pop(TRAINING, None)
+    settings = {**(training if isinstance(training, dict) else {}), **settings}
     return settings if trained is None else {"trained": trained, **settings}
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load
 
 from robust.defenses import make_defense
+from robust.hardening import listed
 from robust.leaderboard import Record, examples_bytes, with_clean
 from robust.parts import Part, Plan, join
 from robust.report import Report
@@ -111,7 +112,7 @@ def make_record(
         name=pair.model.title,
         defense={
             "name": made.title,
-            "parameters": made.parameters,
+            "parameters": listed(made, pair.defense.training),
             "trained_threat": None if pair.as_is else pair.defense.threat,
         },
         command=command,
