@@ -67,7 +67,8 @@ def _check_pair(pair: Pair, config: SweepConfig) -> None:
 
 def _check_distinct(everything: list[Cell | CurveCell], config: SweepConfig) -> None:
     """That no two cells come to the same, however they are written: their results would be filed as one."""
-    models = {cell.pair.identity: _meaning(cell.pair, config) for cell in everything}
+    every = {cell.pair.identity: cell.pair for cell in everything}
+    models = {identity: _meaning(pair, config) for identity, pair in every.items()}
     searches: dict[tuple[str, ...], list[Any]] = {}
     known: dict[str, Cell | CurveCell] = {}
     for cell in everything:
