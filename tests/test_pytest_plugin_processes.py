@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sessions import FAILS, INSTALLED, PASSES, REGRESSION, UNDECIDED, Session
+from sessions import FAILS, INSTALLED, PASSES, PLAIN, REGRESSION, UNDECIDED, Session
+
+from robust.gate.options import TEST_OPTIONS
 
 pytest_plugins = ["pytester"]
+PAGE = (Path(__file__).parent.parent / "docs" / "ci.md").read_text(encoding="utf-8")
 
 
 def test_loading_the_plugin_loads_no_torch() -> None:
@@ -34,6 +39,27 @@ def test_a_session_without_robust_tests_loads_no_torch(session: Session) -> None
         cwd=session.path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(not INSTALLED, reason="the plugin has its name from its entry point")
+@pytest.mark.parametrize("autoload", ["", "1"])
+def test_the_option_of_the_page_loads_the_plugin_also_where_pytest_has_found_it(
+    autoload: str, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", autoload)
+    named = re.search(r"`PYTEST_DISABLE_PLUGIN_AUTOLOAD`,\s+`-p (\S+)`", PAGE)
+    assert named is not None
+    session.pytester.makepyfile(test_plain=PLAIN)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", named[1], "--robust-only", "test_plain.py"],
+        cwd=session.path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "1 deselected" in done.stdout, done.stderr
+
+
+def test_the_page_lists_every_option_of_the_marker() -> None:
+    listed = PAGE.partition("Options of the marker")[2].partition("`model` is")[0]
+    assert [name for name in TEST_OPTIONS if f"`{name}`" not in listed] == []
 
 
 @pytest.mark.slow
