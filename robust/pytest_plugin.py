@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Generator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -209,24 +212,36 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         )
 
 
+def _drop_old_evidence(item: pytest.Item, fixture: Robustness) -> None:
+    """A test that passes leaves none of an earlier run, which a pipeline would upload; what this run kept stays."""
+    kept = any(record["evidence"] for record in fixture.records)
+    if kept or getattr(item.config, "cache", None) is None:
+        return
+    with suppress(OSError):
+        shutil.rmtree(_evidence_of(item))
+
+
+def _evidence_of(item: pytest.Item) -> Path:
+    """The folder for a test's evidence; one of its own where nothing is kept from run to run."""
+    from robust.gate.fixture import slug
+
+    cache = getattr(item.config, "cache", None)
+    home = cache.mkdir("robust") if cache is not None else Path(tempfile.mkdtemp(prefix="robust-"))
+    return Path(home) / slug(item.nodeid)
+
+
 # -- the fixture --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def robust(request: pytest.FixtureRequest) -> Robustness:
     """Robustness checks: .check(model, data), .evaluate(model, data), .no_regression(report)."""
-    from robust.gate.fixture import Place, Robustness, replay_command, slug
+    from robust.gate.fixture import Place, Robustness, replay_command
 
     item, config = request.node, request.config
     _share_threads_once(config)
     session = config.stash[_SESSION]
-
-    def folder() -> Path:
-        cache = getattr(config, "cache", None)
-        home = cache.mkdir("robust") if cache is not None else Path(tempfile.mkdtemp(prefix="robust-"))
-        return Path(home) / slug(item.nodeid)
-
-    place = Place(item.nodeid, replay_command(_address(item), _replayed(config)), folder)
+    place = Place(item.nodeid, replay_command(_address(item), _replayed(config)), partial(_evidence_of, item))
     fixture = Robustness(session, _marked(item), place)
     fixture.properties = item.user_properties
     item.stash[_FIXTURE] = fixture
@@ -267,6 +282,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if fixture is not None and (untold := fixture.untold()):
         _note_expectation(report, untold)
         report.robust = untold  # type: ignore[attr-defined]
+    if fixture is not None and report.when == "call" and report.passed:
+        _drop_old_evidence(item, fixture)
     if report.failed and _is_robust(item) and not any(_told(record) for record in _records(report)):
         report.robust_failure = _reason(report)  # type: ignore[attr-defined]
     return report

@@ -71,6 +71,36 @@ def test_the_replay_of_what_is_undecided_fails_too(session: Session) -> None:
     session.run("--robust-fail-on-undecided").stdout.fnmatch_lines(["replay: *--robust-fail-on-undecided*"])
 
 
+def test_evidence_of_an_earlier_run_goes_when_the_test_passes(session: Session) -> None:
+    other = FAILS.replace("test_fails", "test_other")
+    session.write(FAILS, other)
+    session.run().assert_outcomes(failed=2)
+    home = session.path / ".pytest_cache" / "d" / "robust"
+    both = {"test_it.py_test_fails", "test_it.py_test_other"}
+    assert {folder.name for folder in home.iterdir()} == both
+    session.write(FAILS.replace("0.1)", "0.8)"), other)
+    session.run("--collect-only")
+    assert {folder.name for folder in home.iterdir()} == both
+    session.run().assert_outcomes(passed=1, failed=1)
+    assert {folder.name for folder in home.iterdir()} == {"test_it.py_test_other"}
+
+
+CAUGHT = """
+def test_fails(robust):
+    options = {"threat": EPS, "suite": "quick", "at_least": 0.45}
+    with pytest.raises(pytest.fail.Exception):
+        robust.check(Threshold(), samples(300, 0.1), **options)
+    robust.check(Threshold(), samples(300, 0.8), **options)
+"""
+
+
+def test_a_test_that_passes_keeps_the_evidence_of_its_own_run(session: Session) -> None:
+    session.write(CAUGHT)
+    session.run().assert_outcomes(passed=1)
+    kept = session.path / ".pytest_cache" / "d" / "robust" / "test_it.py_test_fails"
+    assert (kept / "report.json").is_file()
+
+
 def test_without_the_cache_evidence_goes_to_the_temporary_folder(session: Session) -> None:
     session.write(FAILS)
     result = session.run("-p", "no:cacheprovider")
