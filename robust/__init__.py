@@ -6,7 +6,6 @@ The public names. They load on first use, so that `import robust` and the comman
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,10 +33,7 @@ if TYPE_CHECKING:
     from robust.threat import Spatial as Spatial
     from robust.threat import Threat as Threat
 
-try:
-    __version__ = version("robust-harness")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
+    __version__: str
 
 _HOMES = {
     "RobustError": "robust.errors",
@@ -66,7 +62,18 @@ _PACKAGES = ("attacks", "defenses", "leaderboard")
 __all__ = ["__version__", *sorted([*_HOMES, *_PACKAGES])]
 
 
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("robust-harness")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+unknown"
+
+
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return _version()
     if name in _PACKAGES:
         return import_module(f"robust.{name}")
     if name in _HOMES:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -61,6 +62,29 @@ def test_ctrl_c_says_what_running_it_again_does(
     assert done.returncode == 130
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("begin", ["console", "module"])
+@pytest.mark.parametrize(("importing", "before"), [("typer", "it began"), ("tabulate", "it was done")])
+def test_ctrl_c_while_something_is_imported_is_a_line(
+    begin: str, importing: str, before: str, tmp_path: Path
+) -> None:
+    """Also where the signal comes in code that is made from text, after which Python would end by it whoever caught it."""
+    (tmp_path / f"{importing}.py").write_text(
+        "exec('raise KeyboardInterrupt')\n"
+    )  # goes before the installed one
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    module, _, function = project["project"]["scripts"]["robust"].partition(":")
+    (tmp_path / "console.py").write_text(
+        f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n"
+    )
+    start = ["console.py"] if begin == "console" else ["-m", "robust"]
+    done = subprocess.run(
+        [sys.executable, *start, "list", "suites"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == f"robust: interrupted before {before}; run it again\n"
 
 
 def test_what_libraries_do_at_exit_changes_no_status(tmp_path: Path) -> None:

@@ -13,10 +13,9 @@ import typer
 from robust import threads
 from robust.cli import attack, certify, doctor, harden, leaderboard, lists, sweep
 from robust.cli.common import fail, unprinted
-from robust.cli.ending import leave
+from robust.cli.ending import INTERRUPTED, leave
 from robust.errors import RobustError
 
-_INTERRUPTED = 130
 _NOBODY_READS = 141  # as shells have it: 128 and SIGPIPE
 app = typer.Typer(
     name="robust",
@@ -60,7 +59,7 @@ def command() -> NoReturn:
     except SystemExit as end:
         status = end.code
     except KeyboardInterrupt:  # another one, while the first was seen to
-        status = _INTERRUPTED
+        status = INTERRUPTED
     leave(status if isinstance(status, int) else int(status is not None))
 
 
@@ -103,12 +102,12 @@ def _run() -> None:
     try:
         status = app(standalone_mode=False)
         print(end="", flush=True)  # a pipe may tell only now
-        if status == _INTERRUPTED:  # the parser turns Ctrl-C into this status
+        if status == INTERRUPTED:  # the parser turns Ctrl-C into this status
             raise KeyboardInterrupt
     except RobustError as error:
         fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted before it was done; run it again", _INTERRUPTED)
+        fail("interrupted before it was done; run it again", INTERRUPTED)
     except Exception as error:
         _usage_error(error)
     sys.exit(status if isinstance(status, int) else 0)

@@ -7,16 +7,19 @@ import os
 import sys
 import threading
 from contextlib import suppress
-from typing import NoReturn
+from typing import Final, NoReturn
+
+INTERRUPTED: Final = 130
 
 
 def leave(status: int) -> NoReturn:
     """End the process with this status.
 
     Once a GPU was used, native threads of libraries may outlive the interpreter; one that then asks for it ends in
-    SIGABRT, and the status that a pipeline goes by is lost. So the process ends after Python's own exit functions.
+    SIGABRT, and the status that a pipeline goes by is lost. And Python kills itself by SIGINT where Ctrl-C came while it ran
+    code from text, as dataclasses do, whoever caught it. So the process ends after Python's own exit functions.
     """
-    if not _used_a_gpu() or _others_run():
+    if not (_used_a_gpu() or status == INTERRUPTED) or _others_run():
         sys.exit(status)
     atexit._run_exitfuncs()
     with suppress(OSError, ValueError):  # a pipe that nobody reads any more, or a closed stream
