@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,10 @@ _NO_ROOM: Final = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+)
+_SHAPES: Final = re.compile(
+    r"size|shape|dim|channel|height|width|element|feature|length|subscript|\bind(ex|ices)|out of (range|bounds)|\d-?D\b",
+    re.IGNORECASE,
 )
 
 
@@ -85,9 +90,19 @@ def _described(error: Exception, x: Tensor, mean: Tensor | None, model: nn.Modul
         advice = f"raised in {at[0]}"
     elif complaint := _of_a_transform(model):
         advice = complaint
-    else:
+    elif _may_be_of_shapes(error, said):
         advice = "give data of the size that the model was made for"
+    else:
+        advice = f"the model raised it{f', at {at[0]}' if at else ''}: mend its forward"
     return f"model: fails on input {tuple(x.shape)} ({said}); {advice}"
+
+
+def _may_be_of_shapes(error: Exception, said: str) -> bool:
+    """Whether data of another size may do: an error of the kinds that tensors of wrong shapes raise, that speaks of some."""
+    kinds = isinstance(error, RuntimeError | ValueError | IndexError | AssertionError)
+    return (
+        kinds and not isinstance(error, NotImplementedError | RecursionError) and bool(_SHAPES.search(said))
+    )
 
 
 def _of_a_transform(model: nn.Module) -> str | None:

@@ -71,6 +71,43 @@ def test_the_first_pass_names_the_input(
     assert "\n" not in str(caught.value)
 
 
+class Asking(nn.Module):
+    """Does something with its input, of one channel."""
+
+    def __init__(self, what: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, x: Tensor) -> object:
+        return self.what(x)
+
+
+SIZE = "; give data of the size that the model was made for"
+MEND = r"; the model raised it, at test_first_pass\.py, line \d+: mend its forward"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (lambda x: 1 / 0, r"\(ZeroDivisionError: division by zero\)" + MEND),
+        (lambda x: x.nope, r"\(AttributeError: .*\)" + MEND),
+        (lambda x: int("a"), r"\(ValueError: invalid literal .*\)" + MEND),
+        (lambda x: {}["shape"], r"\(KeyError: 'shape'\)" + MEND),
+        (lambda x: x.double() @ x, r"\(RuntimeError: .*\)" + MEND),
+        (nn.Module(), r"\(NotImplementedError: Module .*\)" + MEND),
+        (lambda x: x[:, 5], r"\(IndexError: .*\)" + SIZE),
+        (lambda x: x.reshape(-1, 7), r"\(RuntimeError: shape .*\)" + SIZE),
+        (nn.LayerNorm(5), r"\(RuntimeError: .*\)" + SIZE),
+        (nn.MaxPool2d(99), r"\(RuntimeError: .*\)" + SIZE),
+    ],
+)
+def test_data_of_another_size_is_asked_for_where_that_may_help(
+    what: Callable[[Tensor], object], said: str, digits: Digits
+) -> None:
+    with pytest.raises(ModelError, match=r"^model: fails on input \(\d+, 1, 8, 8\) " + said + "$"):
+        robust.evaluate(Asking(what), digits, threat="linf:0.1", suite="fgsm", device="cpu")
+
+
 @pytest.mark.parametrize("ask", [certify, corruptions], ids=["certify", "corruptions"])
 def test_a_label_without_a_class_is_told(
     ask: Callable[[nn.Module, Digits], object], net: nn.Module, digits: Digits

@@ -25,7 +25,13 @@ NAN = Samples(torch.full((50, 1, 8, 8), torch.nan), torch.zeros(50, dtype=torch.
 @pytest.mark.parametrize(
     ("model", "data", "threat", "error", "message"),
     [
-        (nn.Linear(3, 10), some_digits(), None, ModelError, r"fails on samples of shape \(1, 8, 8\)"),
+        (
+            nn.Linear(3, 10),
+            some_digits(),
+            None,
+            ModelError,
+            r"fails on input \(2, 1, 8, 8\) \(.*\); give data of the size",
+        ),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(64, 4)),
             some_digits(),

@@ -10,7 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from robust.errors import DataError, InputError, ModelError, RobustError
+from robust.errors import DataError, InputError, ModelError, RobustError, told
+from robust.failures import naming_failures
 from robust.rng import Streams
 from robust.sources import Samples, check_labels, check_samples
 from robust.target import Target
@@ -86,15 +87,13 @@ def count_classes(model: nn.Module, parts: Sequence[Samples], device: torch.devi
         DataError: a label that the model has no class for.
     """
     try:
-        with Target(model, device=device) as target, torch.no_grad():
+        with Target(model, device=device) as target, torch.no_grad(), naming_failures():
             classes = target.logits(parts[0].rows([0, 0]).to(device)).shape[1]
     except RobustError:
         raise
     except Exception as error:
-        first = str(error).split("\n", 1)[0]
         raise ModelError(
-            f"model: fails on samples of shape {tuple(parts[0].x.shape[1:])} ({first}); give data of the size that "
-            "the model was made for"
+            f"model: fails on samples of shape {tuple(parts[0].x.shape[1:])} ({told(error)})"
         ) from error
     for part in parts:
         check_labels(part, classes)
