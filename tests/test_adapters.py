@@ -179,6 +179,17 @@ def global_noise() -> tuple[object, ...]:
     return torch.get_rng_state().tolist(), np.asarray(numpy[1]).tolist(), random.getstate()
 
 
+@needs("art", "cma")
+def test_cma_s_own_seed_of_the_clock_decides_nothing(net: nn.Module, five: tuple[Tensor, Tensor]) -> None:
+    attack, (x, y) = make_attack("art:ThresholdAttack", max_iter=2), five
+    assert attack.parameters["es"] == 0  # ART's default, which needs cma
+    first, again, other = (attack_digits(attack, net, x, y, "linf", seed=seed) for seed in (0, 0, 1))
+    assert first.broken.any()
+    assert torch.equal(first.x_adv, again.x_adv)
+    assert torch.equal(first.forwards, again.forwards)
+    assert not torch.equal(first.x_adv, other.x_adv)
+
+
 @needs("torchattacks", "art", "foolbox")
 @pytest.mark.parametrize("name", ["torchattacks:CW", "art:HopSkipJump", "foolbox:LinfPGD"])
 def test_alone_nothing_depends_on_the_batch(name: str, net: nn.Module, five: tuple[Tensor, Tensor]) -> None:

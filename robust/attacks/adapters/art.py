@@ -66,7 +66,8 @@ class ART(Library):
                       probabilities=True, differs="stops without regard to eps"),
         "ZooAttack": Peer("l2", "Chen et al. 2017", "score", minimum_norm=True, alone=True),
         "PixelAttack": Peer("l0", "Su et al. 2019", "score", alone=True, differs="th is eps over the channels"),
-        "ThresholdAttack": Peer("linf", "Vargas & Kotyan 2019", "score", alone=True, differs="th is eps in 1/255"),
+        "ThresholdAttack": Peer("linf", "Vargas & Kotyan 2019", "score", alone=True,
+                                differs="th is eps in 1/255; es=0, CMA-ES, holds a matrix of values by values, es=1 does not"),
         "UniversalPerturbation": Peer("linf l2", "Moosavi-Dezfooli et al. 2017",
                                       differs="one perturbation for the whole batch"),
     }  # fmt: skip
@@ -146,13 +147,18 @@ class ART(Library):
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """BoundaryAttack and HopSkipJump make a generator of their own from the system's entropy: give it the seed."""
-    original = np.random.RandomState
-    np.random.RandomState = functools.partial(original, seed)  # type: ignore[misc, assignment]
+    """For attacks that draw what no seed of ours decides.
+
+    BoundaryAttack and HopSkipJump make a generator of their own from the system's entropy: give it the seed. cma, for
+    ThresholdAttack, seeds the global one, which has ours, from the clock: have it leave that.
+    """
+    generator, reseed = np.random.RandomState, np.random.seed
+    np.random.RandomState = functools.partial(generator, seed)  # type: ignore[misc, assignment]
+    np.random.seed = lambda *_: None
     try:
         yield
     finally:
-        np.random.RandomState = original  # type: ignore[misc]
+        np.random.RandomState, np.random.seed = generator, reseed  # type: ignore[misc]
 
 
 def _classifier(job: Job) -> Any:
