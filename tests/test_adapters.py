@@ -190,6 +190,37 @@ def test_cma_s_own_seed_of_the_clock_decides_nothing(net: nn.Module, five: tuple
     assert not torch.equal(first.x_adv, other.x_adv)
 
 
+@needs("art")
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("art:FastGradientMethod", "num_random_init", "-1"),
+        ("art:SquareAttack", "p_init", "2"),
+        ("art:FastGradientMethod", "num_random_init", "none"),
+    ],
+)
+def test_what_the_library_itself_refuses_is_refused_before_anything_is_asked(
+    name: str, option: str, value: str, net: nn.Module, five: tuple[Tensor, Tensor]
+) -> None:
+    attack, model = make_attack(name, **{option: value}), Counted(net)
+    with pytest.raises(
+        InputError, match=rf"^{name}\({option}=.*\): art refuses it under linf:0.1: The .* has to be"
+    ):
+        robust.evaluate(model, five, threat="linf:0.1", suite=attack, device="cpu")
+    assert model.rows == 0
+
+
+@pytest.mark.parametrize("library", LIBRARIES.values(), ids=lambda library: library.name)
+def test_no_library_refuses_its_own_defaults(library: Library) -> None:
+    pytest.importorskip(library.name, exc_type=ImportError)
+    noise = global_noise()
+    for name in library.names():
+        attack = make_attack(f"{library.name}:{name}")
+        for norm in attack.norms:
+            attack.check(Threat(norm, RADII[norm], (0.0, 255.0)))
+    assert noise == global_noise()
+
+
 @needs("torchattacks", "art", "foolbox")
 @pytest.mark.parametrize("name", ["torchattacks:CW", "art:HopSkipJump", "foolbox:LinfPGD"])
 def test_alone_nothing_depends_on_the_batch(name: str, net: nn.Module, five: tuple[Tensor, Tensor]) -> None:

@@ -44,7 +44,7 @@ class Adapter(Attack):
         width = high - low
         x = ((oracle.x - low) / width).clamp_(0, 1)
         norm = oracle.threat.norm
-        eps = oracle.threat.radius / (1 if norm == "l0" else width)
+        eps = _unit_eps(oracle.threat)
         seeds = oracle.random("library").integers((1,), 0, 2**31 - 1).squeeze(1).tolist()
         found, costs = oracle.x.clone(), torch.zeros((2, len(x)), dtype=torch.int64, device=x.device)
         limit = _least(oracle.left, self._own("budget"))
@@ -60,6 +60,18 @@ class Adapter(Attack):
         oracle.visit(found)
         return found
 
+    def check(self, threat: Threat) -> None:
+        """Refuse another norm, and parameters that the library refuses."""
+        super().check(threat)
+        eps = _unit_eps(threat)
+        options = {k: self._option(k, eps) for k in self._library_options()}
+        complaint = self.library.complaint(self.label_name, options, eps, threat.norm)
+        if complaint is not None:
+            raise InputError(
+                f"{self.label}: {self.library.name} refuses it under {threat}: {complaint}; "
+                f"`robust list attacks {self.name}` shows its options"
+            )
+
     def _lent(self, oracle: Oracle) -> Callable[[Tensor], Tensor]:
         logits = oracle.lend()
         return (lambda x: logits(x).softmax(1)) if self.peer.probabilities else logits
@@ -72,8 +84,7 @@ class Adapter(Attack):
                 found = job.model.nearest
             except ModuleNotFoundError as error:
                 raise MissingDependencyError(
-                    f"attack {self.name!r} needs the package {error.name}, which is not installed and not in the "
-                    f"extra {self.library.extra}; pip install {error.name}"
+                    f"attack {self.name!r} needs the package {error.name}, which is not installed; pip install {error.name}"
                 ) from error
         return found.detach().to(job.x).clone()
 
@@ -181,6 +192,12 @@ def _settle(found: Tensor, oracle: Oracle) -> Tensor:
         return found
     near = near.view(-1, *[1] * (found.dim() - 1))
     return torch.where(near, oracle.project(torch.where(near, found, oracle.x)), found)
+
+
+def _unit_eps(threat: Threat) -> float:
+    """eps in the unit box, in which libraries work."""
+    low, high = threat.bounds
+    return threat.radius / (1 if threat.norm == "l0" else high - low)
 
 
 def _least(left: int | None, budget: int | None) -> int | None:

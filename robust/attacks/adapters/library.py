@@ -7,13 +7,16 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from robust.attacks.adapters.isolation import private_randomness, quiet
 from robust.attacks.adapters.meter import Meter
 from robust.errors import MissingDependencyError, UnsupportedError
 from robust.oracle import Access
@@ -167,6 +170,17 @@ class Library(Package, ABC):
         parameters = inspect.signature(self.constructor(name)).parameters
         kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         return {k: p for k, p in parameters.items() if k not in self.provided and p.kind not in kinds}
+
+    def complaint(self, name: str, options: Mapping[str, Any], eps: float, norm: str) -> str | None:
+        """What the library's own constructor says against options, tried on a stand-in for the model; None for nothing."""
+        x, y = torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64)
+        meter = Meter(lambda rows: rows.flatten(1)[:, :10], x, y, (0.0, 1.0), norm, None)
+        try:
+            with private_randomness(0), quiet(), suppress(ModuleNotFoundError):  # of which a run tells
+                self.constructor(name)(**self.arguments(name, Job(meter, x, y, eps, norm, 0, options)))
+        except (TypeError, ValueError) as error:
+            return " ".join(str(error).split()).rstrip(".")
+        return None
 
     def arguments(self, name: str, job: Job) -> dict[str, Any]:
         """What its constructor is called with."""
