@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import random
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -208,6 +209,18 @@ def test_what_the_library_itself_refuses_is_refused_before_anything_is_asked(
     ):
         robust.evaluate(model, five, threat="linf:0.1", suite=attack, device="cpu")
     assert model.rows == 0
+
+
+@needs("art")
+def test_the_options_that_the_page_has_for_slow_attacks_are_taken() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "adding_an_attack.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(art:\w+)`[^|]*\| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) >= 5
+    for name, options in rows:
+        given = dict(option.split("=") for option in re.findall(r"`(\w+=\d+)`", options))
+        attack = make_attack(name, **given)
+        attack.check(Threat(attack.norms[0], RADII[attack.norms[0]]))
+        assert given.items() <= {key: str(value) for key, value in attack.parameters.items()}.items()
 
 
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=lambda library: library.name)
