@@ -18,6 +18,7 @@ from robust.attacks import (
     Attack,
     BasinHopping,
     CommonCorruptions,
+    GradientSwaps,
     MultiTargeted,
     Noise,
     PatchPGD,
@@ -97,7 +98,7 @@ Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
 AND_FMN: Final = "+fmn"  # after the name of a suite that `resolve_minimizing` has added it to
-VERSIONS: Final = {"quick": 2, "standard": 30, "thorough": 30, "autoattack": 7, "demo": 1}
+VERSIONS: Final = {"quick": 2, "standard": 31, "thorough": 31, "autoattack": 7, "demo": 1}
 
 
 # The best searches of the threats that are no norm balls.
@@ -138,9 +139,9 @@ def standard(threat: Threat) -> list[Stage]:
     of them where that came near; APGD on cross-entropy from 256 times the radius, and from two more starts where that came
     nearer; FAB where they came near, and towards three classes more where nearer; longer ascents from three and four starts of
     what is nearest; longer ones and steps towards nine classes where the logits do not tell; squares as a probe. l0
-    (version 19): sigma-zero, and random search for all; where these came near, sigma-zero for longer and a search by swaps.
-    spatial and corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says whether
-    gradients tell.
+    (version 31): sigma-zero, and random search for all; a search by swaps where that came nearer, and near; swaps that
+    gradients propose and sigma-zero for longer of what came near. spatial and corruptions: all there are. patch (version 15):
+    ascent at ten places, and noise, which says whether gradients tell.
     """
     if threat.norm in _FAMILIES:
         return _all(*_FAMILIES[threat.norm])
@@ -337,12 +338,14 @@ _SPARSE: Final = SparseRS(queries=2000, proposals=4, pace=0.1)
 
 
 def _l0() -> list[Stage]:
-    """Random search breaks what sigma-zero leaves, most of all where gradients are masked, at a smaller cost."""
+    """Random search and exact effects for masked gradients; where these tell, swaps by gradients and longer descents find more."""
     return [
         Stage(SigmaZero()),
         Stage(_SPARSE),
-        Stage(SigmaZero(steps=200, targets=3), near=0.4),
-        Stage(SwapSearch(), near=0.3),
+        # What single values do, measured, goes on where random search came nearer than gradients.
+        Stage(SwapSearch(), near=0.3, follows=True),
+        Stage(GradientSwaps(pace=0.1), near=0.6),
+        Stage(SigmaZero(steps=600), near=0.5),
     ]
 
 
@@ -352,7 +355,7 @@ def thorough(threat: Threat) -> list[Stage]:
 
     linf and l2 (version 29): a longer ascent towards each class with hops where it came near, one or two long chains of
     hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries
-    where the 1,000 brought a sample nearer. l1 (version 30) and l0 (version 19): the long forms of the same attacks.
+    where the 1,000 brought a sample nearer. l1 (version 30) and l0 (version 31): the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)
@@ -411,6 +414,7 @@ def _longer_l0() -> list[Stage]:
     return _all(
         SigmaZero(steps=1000),
         SigmaZero(steps=500, targets=9),
+        GradientSwaps(rounds=200),
         SparseRS(queries=10_000, proposals=4),
         SwapSearch(queries=10_000),
     )

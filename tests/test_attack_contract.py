@@ -43,6 +43,7 @@ CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attac
     "spsa": {"queries": 140, "samples": 6},
     "superdeepfool": {"rounds": 3, "steps": 4},
     "sparse-rs": {"queries": 300, "proposals": 2},
+    "gradient-swaps": {"rounds": 5, "proposals": 4},
     "swap-search": {"queries": 300, "alone": 64, "kept": 8, "fresh": 4, "swaps": 8, "at_once": 4},
     "square": {"queries": 300, "proposals": 2},
     "square-ascent": {"rounds": 2, "queries": 60, "proposals": 2, "steps": 8},

@@ -13,6 +13,7 @@ from robust.attacks.enumerate import CommonCorruptions, SpatialGrid
 from robust.attacks.fab import FAB
 from robust.attacks.fgsm import FGSM
 from robust.attacks.fmn import FMN
+from robust.attacks.gradient_swaps import GradientSwaps
 from robust.attacks.hopskipjump import HopSkipJump
 from robust.attacks.md import MD
 from robust.attacks.mifgsm import MIFGSM
@@ -54,6 +55,7 @@ __all__ = [
     "BasinHopping",
     "CommonCorruptions",
     "DeepFool",
+    "GradientSwaps",
     "HopSkipJump",
     "MultiTargeted",
     "Noise",
