@@ -16,7 +16,9 @@ mnist_cnn_small, trained to be certified (mnist_certified; first the convolution
 oval-bab (github.com/oval-group/oval-bab, models): mnist_wide_kw, CNN-A, and cifar_madry_8px, Wong et al.'s small net. From the
 verifier MN-BaB (Ferrari et al. 2022, github.com/eth-sri/mn-bab, networks), behind the normalisations of its configurations:
 convSmall (mnist_convSmallRELU__Point, cifar10_convSmallRELU__PGDK), mnist_2_50_flattened, resnet_4b_bn_adv with its batch norms
-folded. The files are not part of this project.
+folded. From AnalysisBySynthesis (Schott et al. 2019, github.com/bethgelab/AnalysisBySynthesis, exp/mnist_cnn/nets): vanilla_cnn,
+trained without a defense. From scaling-the-convex-barrier (De Palma et al. 2021, github.com/oval-group/scaling-the-convex-barrier,
+models): cifar_sgd_8px, Wong et al.'s small net, trained without a defense. The files are not part of this project.
 """
 
 from __future__ import annotations
@@ -124,6 +126,17 @@ def mnist_deep_2() -> nn.Module:
         nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 4, stride=2, padding=1), nn.ReLU(),
         nn.Flatten(), nn.Linear(16 * 49, 100), nn.ReLU(), nn.Linear(100, 10),
     )  # fmt: skip
+
+
+def mnist_abs_cnn() -> nn.Module:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    before = 1
+    for number, (channels, size, stride) in enumerate(((20, 5, 1), (70, 4, 2), (256, 3, 2))):
+        layers[f"conv_{number}"] = nn.Conv2d(before, channels, size, stride)
+        layers[f"bn_{number}"] = nn.BatchNorm2d(channels)
+        layers[f"act_{number}"] = nn.ELU()
+        before = channels
+    return nn.Sequential(OrderedDict(**layers, conv_3=nn.Conv2d(before, 10, 5), flat=nn.Flatten()))
 
 
 def _perceptron(hidden: int, width: int = 100) -> nn.Module:
