@@ -31,7 +31,7 @@ class GradientSwaps(Attack):
     In each round the gradient at the best point so far says to first order what every value would gain at an end of the box, as
     a saliency map does (Papernot et al. 2016, arXiv 1511.07528), and what each that is changed adds. Then swaps are drawn, the
     likelier the more they promise, and the best of those tried at once is kept where it gains, as in Sparse-RS (Croce et al. 2022,
-    arXiv 2006.12834). Where gradients can be trusted that finds in a few hundred passes what random search does in thousands.
+    arXiv 2006.12834), which draws them blindly. Of use where gradients can be trusted.
 
     Args:
         rounds: gradients, >= 1.
@@ -75,7 +75,10 @@ class GradientSwaps(Attack):
         return s.found
 
     def _look(self, oracle: Oracle, s: State, *, first: bool) -> None:
-        """Set what the gradient at the best point says: `gain`, end `to` go `to`, and `order` of the values; and `worth` of the changed."""
+        """Set what the gradient at the best point says of every value: its `gain` at the end `to` of the box, and the `order` by it.
+
+        Of those that are changed, their `worth`: what leaving them as in x would lose.
+        """
         gradient = oracle.gradient(s.found, aimed_margin, oracle.y[:, None]).gradient.flatten(1)
         (low, high), x = oracle.threat.bounds, oracle.x.flatten(1)
         near, none = _CHANGED * (high - low), torch.full_like(x, -torch.inf)
