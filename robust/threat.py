@@ -38,8 +38,8 @@ class Threat:
         bounds: lowest and highest valid input value; the default gives way to those of an evaluation.
 
     Raises:
-        ThreatError: unknown norm, eps that is not a positive finite number, in l0 a whole one (or what the family
-            reads), empty bounds.
+        ThreatError: unknown norm, eps that is not a positive finite number, in l0 at least 1 (or what the
+            family reads), empty bounds.
     """
 
     norm: str
@@ -50,10 +50,8 @@ class Threat:
         if self.norm not in KINDS:
             raise ThreatError(f"threat norm: expected one of {', '.join(KINDS)}, got {self.norm!r}")
         object.__setattr__(self, "bounds", pair_of_bounds(self.bounds))
-        if self.norm == "l0" and (self.radius < 1 or not self.radius.is_integer()):
-            raise ThreatError(
-                f"threat eps: expected a whole number of changed values in l0, at least 1, got {self.eps!r}"
-            )
+        if self.norm == "l0" and self.radius < 1:
+            raise ThreatError(f"threat eps: expected at least 1 changed value in l0, got {self.eps!r}")
         _ = self.radius
 
     @staticmethod
@@ -203,7 +201,7 @@ def L1(eps: str | float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  #
 
 
 def L0(eps: str | float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:  # noqa: N802
-    """Threat with at most eps changed values, a whole number, a sample: L0(24). Otherwise as for `Linf`."""
+    """Threat with at most eps changed values, >= 1, a sample: L0(24). Otherwise as for `Linf`."""
     return Threat("l0", str(eps), bounds)
 
 

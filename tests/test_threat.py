@@ -202,8 +202,6 @@ def test_eps_is_kept_as_written_and_as_a_number(a: int, b: int) -> None:
         ":1",
         "l2:1e999",
         "l0:0.5",
-        "l0:1.5",
-        "l0:7/2",
     ],
 )
 def test_bad_threats_are_refused(spec: str) -> None:
@@ -212,12 +210,8 @@ def test_bad_threats_are_refused(spec: str) -> None:
 
 
 def test_a_threat_that_is_made_is_checked_as_one_that_is_read() -> None:
-    for eps in (0.5, 1.5):
-        with pytest.raises(
-            ThreatError, match=f"expected a whole number of changed values in l0, .* got '{eps}'"
-        ):
-            robust.L0(eps)
-    assert [str(robust.L0(2.0)), robust.L0(2.0).radius, str(robust.L0("48/2"))] == ["l0:2.0", 2, "l0:48/2"]
+    with pytest.raises(ThreatError, match="at least 1 changed value"):
+        robust.L0(0.5)
 
 
 @pytest.mark.parametrize("bounds", [(1.0, 1.0), 5, (0.0, torch.inf), (0.0, 1e308)])
