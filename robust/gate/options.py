@@ -9,7 +9,6 @@ from typing import Any, Final, Literal, get_args
 
 from robust.errors import InputError
 from robust.registry import Registry
-from robust.stats import check_fraction
 
 Gate = Literal["sequential", "fixed", "interval"]
 GATES: Final = get_args(Gate)
@@ -128,6 +127,8 @@ def check_marker(arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None
 
 def check_values(options: Mapping[str, Any]) -> None:
     """Check the values of `at_least`, `confidence`, `max_samples` and `gate`, where given."""
+    from robust.stats import check_fraction  # which the plugin does not load before a test runs
+
     for name, example in (("at_least", "0.45"), ("confidence", "0.95")):
         if name in options:
             check_fraction(name, options[name], example)
