@@ -18,7 +18,6 @@ from robust.oracle import Access, Oracle, State
 from robust.row_copies import repeated
 
 _BEST: Final = ("found", "places", "ends", "worth")  # what goes with the best point of a sample
-_GUIDE: Final = ("order", "to", "gain")  # what the gradient says of every value
 _CHANGED: Final = 0.1  # of the box, the least that a change moves a value by
 _FALL: Final = 16  # how fast the number of swaps at once falls
 
@@ -95,11 +94,11 @@ class GradientSwaps(Attack):
         """Swap, and keep what is best."""
         with oracle.multiplied(self.proposals) as many:
             t = many.state()
-            for name in ("best", *_BEST, *_GUIDE):
+            for name in ("best", *_BEST):
                 setattr(t, name, repeated(getattr(s, name), self.proposals))
             for step in many.steps(self.tries):
                 done = turn * self.tries + step
-                changed = self._swapped(many, t, done) if done else self._begun(many, t)
+                changed = self._swapped(many, s, t, done) if done else self._begun(many, s, t)
                 value = aimed_margin(many.logits(changed[0]), many.y, many.y[:, None])
                 better = value > t.best
                 t.best = torch.where(better, value, t.best)
@@ -110,24 +109,26 @@ class GradientSwaps(Attack):
             for name in ("best", *_BEST):
                 setattr(s, name, getattr(s, name).index_copy(0, of, getattr(t, name)[first]))
 
-    def _begun(self, many: Oracle, t: State) -> tuple[Tensor, ...]:
+    def _begun(self, many: Oracle, s: State, t: State) -> tuple[Tensor, ...]:
         """The values that promise most together, and in the other copies others of the best: as `_BEST` lists it."""
-        most, pooled = t.places.shape[1], min(3 * t.places.shape[1], t.order.shape[1])
+        most, of = t.places.shape[1], many.originals[:, None]
+        pooled = min(3 * most, s.order.shape[1])
         unit = many.random("begin").uniform((pooled,))
         rank = torch.arange(pooled, device=unit.device) / pooled
         first = (many.copy_numbers == 0)[:, None]
-        places = t.order.gather(1, torch.where(first, -rank, unit - rank).topk(most, dim=1).indices)
-        ends = t.to.gather(1, places)
-        return with_ends(many, places, ends), places, ends, t.gain.gather(1, places)
+        places = s.order[of, torch.where(first, -rank, unit - rank).topk(most, dim=1).indices]
+        ends = s.to[of, places]
+        return with_ends(many, places, ends), places, ends, s.gain[of, places]
 
-    def _swapped(self, many: Oracle, t: State, done: int) -> tuple[Tensor, ...]:
+    def _swapped(self, many: Oracle, s: State, t: State, done: int) -> tuple[Tensor, ...]:
         """Some of the changed values left as they are in x and others changed, drawn by rank: as `_BEST` lists it."""
-        most, free = t.places.shape[1], t.order.shape[1] - t.places.shape[1]
+        most, of = t.places.shape[1], many.originals[:, None]
+        free = s.order.shape[1] - most
         spent = done / (self.rounds * self.tries)
         count = min(max(1, round(self.p_init / (1 + _FALL * spent) * most)), free)
         unit = many.random("swap", done).uniform((count + most,))
         rank = (free + 1) ** unit[:, :count] - 1  # the r-th about as often as 1 / r
-        coming = t.order.gather(1, rank.long().clamp_(max=max(free - 1, 0)))
+        coming = s.order[of, rank.long().clamp_(max=max(free - 1, 0))]
         least = t.worth.argsort(dim=1, stable=True).argsort(dim=1)
         leaving = (
             ((1 + least) * -unit[:, count:].clamp_min(1e-9).log()).topk(count, dim=1, largest=False).indices
@@ -136,7 +137,7 @@ class GradientSwaps(Attack):
         places, ends, worth = (
             old.scatter(1, leaving, torch.where(new, value, old.gather(1, leaving)))
             for old, value in (
-                (t.places, coming), (t.ends, t.to.gather(1, coming)), (t.worth, t.gain.gather(1, coming))
+                (t.places, coming), (t.ends, s.to[of, coming]), (t.worth, s.gain[of, coming])
             )
         )  # fmt: skip
         return with_ends(many, places, ends), places, ends, worth
