@@ -216,6 +216,8 @@ def join(
     detached = any(finding.check == diagnose.DETACHED.name for finding in findings)
     if whole and not detached and plan.threat.family is None:
         findings += diagnose.review_passes(verdicts, parts[0].draws)
+        if diagnose.verdict(findings) != "unreliable":
+            findings += diagnose.review_access(verdicts, attacks)
     return Report(
         threat=plan.threat,
         suite=plan.suite,

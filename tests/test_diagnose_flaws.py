@@ -216,6 +216,7 @@ def test_without_gradients_nothing_is_claimed(net: nn.Module, digits: tuple[Tens
         suite=[{"name": "square", "queries": 200}], device="cpu",
     )  # fmt: skip
     assert blind.statuses["broken"] > 3
+    assert "black-box-alone" not in {finding["check"] for finding in blind.findings}  # there is no other way
 
 
 def test_probabilities_are_attacked_on_their_logarithm(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

@@ -11,8 +11,8 @@ from toy import ENOUGH
 from wrapped import Wrap, same
 
 import robust
-from robust.attacks import FGSM, PGD, Attack, SigmaZero
-from robust.diagnose import review, review_passes
+from robust.attacks import FGSM, PGD, Attack, SigmaZero, Square
+from robust.diagnose import review, review_access, review_passes
 from robust.run import Run, Settings
 from robust.sources import as_samples
 from robust.suites import Stage
@@ -46,6 +46,8 @@ LONG: list[str | list[Attack]] = ["standard", ENOUGH]
         *((t, s, ["short-search"]) for t in ("linf:0.02", "l2:0.2", "l1:0.5") for s in SHORT),
         *((t, s, []) for t in ("linf:0.02", "l2:0.2", "l1:0.5") for s in LONG),
         ("l0:1", SigmaZero(steps=20), ["short-search"]),
+        ("linf:0.02", Square(queries=60), ["black-box-alone"]),
+        ("linf:0.02", [Square(queries=60), PGD(steps=1)], []),
         ("l0:1", "standard", []),
     ],
 )
@@ -75,6 +77,15 @@ def test_two_samples_that_stand_after_few_passes_are_told_with_one_of_them_not()
     assert review_passes(two.assign(backwards=4), 1) != []
     assert review_passes(few.assign(forwards=300, backwards=190), 10) != []  # ten draws are one answer
     assert review_passes(pd.concat([few, few[2:].sample(40, replace=True)]), 1) == []  # 2 of 50
+
+
+def test_what_stands_where_no_attack_used_gradients_is_told_from_two_samples_and_a_share_on() -> None:
+    table = pd.DataFrame({"status": ["survived"] * 2 + ["broken"] * 38})
+    squares, ascent = {"access": "score"}, {"access": "gradient"}
+    assert [finding.check for finding in review_access(table, [squares])] == ["black-box-alone"]
+    assert review_access(table, [squares, ascent]) == []
+    assert review_access(table[1:], [squares]) == []
+    assert review_access(pd.concat([table, table[2:]]), [squares]) == []  # 2 of 78
 
 
 @pytest.mark.parametrize(

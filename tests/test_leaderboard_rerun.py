@@ -118,6 +118,7 @@ DROPPED: dict[str, Any] = {"findings": [], "trust": "trusted"}
     [
         ("quick", {}, "short-search"),
         (["pgd", {"name": "square", "queries": 300}], {}, "black-box-wins"),
+        ([{"name": "square", "queries": 100}], {}, "black-box-alone"),
         (["fgsm", "pgd"], {"cascade": False}, "single-step-wins"),
         (["pgd", {"name": "pgd", "loss": "margin"}], {"cascade": False}, "loss-gap"),
     ],

@@ -33,7 +33,7 @@ from robust.diagnose.probes import (
     step_size,
     unbounded,
 )
-from robust.diagnose.review import review, review_passes
+from robust.diagnose.review import review, review_access, review_passes
 from robust.diagnose.transfer import transfer
 
 BRIEF = (unbounded, transfer)
@@ -62,6 +62,7 @@ __all__ = [
     "in_company",
     "preflight",
     "review",
+    "review_access",
     "review_passes",
     "verdict",
 ]  # fmt: skip

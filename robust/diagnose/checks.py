@@ -267,6 +267,14 @@ SHORT_SEARCH = _declare(
     advice="run the suite 'standard' before quoting the number",
     severity="suspect",
 )
+BLACK_BOX_ALONE = _declare(
+    "black-box-alone",
+    rule="5 % of the samples and more (at least 2) stand in a norm ball and no attack of the suite used gradients, though the "
+    "model gives them and nothing else makes the verdict unreliable",
+    detects="a suite of score and decision attacks alone: attacks with gradients break more at far fewer queries",
+    advice="run the suite 'standard', which has both, or quote the number as that of a black-box attack",
+    severity="suspect",
+)
 SINGLE_STEP = _declare(
     "single-step-wins",
     rule="one step breaks more samples (by over 5 % of those tried, at least 2) than many with the same loss",

@@ -31,12 +31,32 @@ def review_passes(verdicts: pd.DataFrame, draws: int) -> list[Finding]:
     classes = verdicts[["label", "prediction", "prediction_adv"]].to_numpy().max(initial=0) + 1
     least = _FEW if classes > 2 else _FEW_OF_TWO
     few = int((spent < least).sum())
-    if few < max(2, 0.05 * len(verdicts)):
+    if few < _a_share(verdicts):
         return []
     most = int(spent[spent < least].max())
     return [
         named.SHORT_SEARCH.finding(f"{few} of {len(verdicts)} samples stand after {most} passes or fewer")
     ]
+
+
+def review_access(verdicts: pd.DataFrame, attacks: list[dict[str, Any]]) -> list[Finding]:
+    """Was a model that gives gradients attacked without them alone?
+
+    Args:
+        verdicts: the report's table of a whole suite in a norm ball.
+        attacks: the report's attack entries.
+    """
+    standing = int((verdicts["status"] == "survived").sum())
+    if standing < _a_share(verdicts) or any(entry["access"] == "gradient" for entry in attacks):
+        return []
+    return [
+        named.BLACK_BOX_ALONE.finding(f"{standing} of {len(verdicts)} samples stand and no attack used gradients")
+    ]
+
+
+def _a_share(verdicts: pd.DataFrame) -> float:
+    """So many samples that stand are too many to be left unsaid."""
+    return max(2, 0.05 * len(verdicts))
 
 
 def review(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from robust import __version__
-from robust.diagnose import NON_FINITE, Finding, review, review_passes
+from robust.diagnose import NON_FINITE, Finding, review, review_access, review_passes
 from robust.diagnose.checks import DETACHED
 from robust.families import FAMILIES
 from robust.leaderboard.layout import plain
@@ -45,6 +45,8 @@ def recount(record: Record, verdicts: pd.DataFrame) -> list[Finding]:
         if "prediction_adv" not in verdicts:  # an older table may show fewer classes, which errs to its side
             verdicts = verdicts.assign(prediction_adv=verdicts["prediction"])
         found += review_passes(verdicts, draws if isinstance(draws, int) and draws > 0 else 1)
+        if record.trust != "unreliable":
+            found += review_access(verdicts, entries)
     return found
 
 
