@@ -50,7 +50,9 @@ def review_access(verdicts: pd.DataFrame, attacks: list[dict[str, Any]]) -> list
     if standing < _a_share(verdicts) or any(entry["access"] == "gradient" for entry in attacks):
         return []
     return [
-        named.BLACK_BOX_ALONE.finding(f"{standing} of {len(verdicts)} samples stand and no attack used gradients")
+        named.BLACK_BOX_ALONE.finding(
+            f"{standing} of {len(verdicts)} samples stand and no attack used gradients"
+        )
     ]
 
 

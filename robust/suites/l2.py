@@ -1,0 +1,110 @@
+"""Plans in l2."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from robust.attacks import DDN, FAB, PGD, BasinHopping, SquareAscent
+from robust.suites.shared import (
+    FROM_PLATEAU,
+    LONGER,
+    MIFPE,
+    MOVED,
+    OFF_PLATEAU,
+    OTHERS,
+    PROBE,
+    PROBED,
+    TO_BOUNDARY,
+)
+from robust.suites.stage import Stage
+
+# In l2 these are looked at from outside: on a rugged surface more of what is near is seen from three times the radius than
+# from within.
+_CLASSES_OUTSIDE: Final = Stage(
+    BasinHopping(steps=6, targets=5, odi_steps=1, radii=(3, 1), worth=0.7, near=None, hops=0)
+)
+# From the far ends of the box inwards, and from less far.
+_FAR: Final = BasinHopping(
+    steps=50, targets=1, radii=(20, 12, 8, 5, 3, 2, 1.5, 1.2, 1), near=0.2, hops=8, hop_steps=10
+)
+_NEARER: Final = BasinHopping(steps=30, targets=2, worth=0.5, near=0.2)
+# From the nearest break outside, brought into the ball: where it stands tells what gradients inside do not.
+_INWARD: Final = BasinHopping(
+    inward=True, steps=10, targets=1, odi_steps=0, radii=(1,), near=0.25, hops=8, hop_steps=6, hop_odi_steps=1, hope=4
+)  # fmt: skip
+_FROM_BREAK: Final = Stage(_INWARD, within=1.4)
+_FROM_CLOSER: Final = Stage(_INWARD, within=1.5, closer=True)
+_SECOND: Final = replace(TO_BOUNDARY, targets=2, skip=1)
+# On nets trained to be certified in linf the plane at the sample may say that the boundary is near, and the first break yet lie
+# as far as the box goes. From there large steps whose norm shrinks find the way in, where FAB's stay; of what they brought
+# nearer others find more.
+_SHRINKING: Final = DDN(steps=50, gamma=0.15, growth=0.05, far=True, hope=30)
+_FROM_AFAR: Final = [
+    Stage(_SHRINKING, beyond=2.5),
+    Stage(replace(_SHRINKING, loss="margin"), closer=True),
+    Stage(replace(_SHRINKING, steps=60, gamma=0.1, growth=0.1), closer=True),
+]
+# As in the paper: less far over the plane, and drawn back less after a step; finer, for what is near.
+_FINER: Final = replace(TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backward=0.9, abreast=True)
+# Of TO_BOUNDARY ten steps, 23 passes and one to judge, are enough where surfaces are nearly straight. Where it goes on
+# and neither its breaks nor the margin come near, ascents from far find nothing.
+_UNSETTLED: Final = (24, 0.7, 1.5)
+# In l2, where breaks seen outside show most of it, half as much will do.
+_FEW_SQUARES: Final = SquareAscent(rounds=4, queries=64, steps=12, pace=0.03)
+
+
+def standard() -> list[Stage]:
+    """Where the boundary is, seen from outside; long searches where that and what is seen inside disagree, or it is near."""
+    return [
+        Stage(PGD(steps=7, loss="margin", schedule="cosine", random_start=False)),
+        Stage(TO_BOUNDARY),
+        _CLASSES_OUTSIDE,
+        OFF_PLATEAU,
+        replace(FROM_PLATEAU, near=0.9),
+        *_FROM_AFAR,
+        Stage(_SECOND, within=1.5, ahead=0.1, behind=0.25),
+        # Where gradients inside see nothing, the boundary is found from outside or not at all.
+        Stage(replace(TO_BOUNDARY, targets=6, skip=2, abreast=True), behind=0.55),
+        _FROM_BREAK,
+        Stage(_FAR, near=0.3, within=1.2, beyond=5, ahead=0.1, longer=_UNSETTLED, unless_behind=0.15),
+        # The likeliest class need not be the nearest, least of all where gradients mislead, as in l2 on nets trained for linf.
+        Stage(_FINER, within=1.13, ahead=0.1),
+        _FROM_CLOSER,
+        Stage(replace(_FAR, near=0.15, hops=4), near=0.13, ahead=0.1),
+        Stage(OTHERS, near=0.05),
+        *PROBED,
+        Stage(_FEW_SQUARES, near=0.1),
+    ]
+
+
+def below() -> list[Stage]:
+    """`standard` for samples that broke at a radius not much larger: see `robust.suites.resolve_below`."""
+    margin = PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)
+    return [
+        Stage(margin),
+        Stage(_NEARER, near=0.25),
+        Stage(replace(TO_BOUNDARY, hope=None), near=0.15),
+        _CLASSES_OUTSIDE,
+        OFF_PLATEAU,
+        replace(FROM_PLATEAU, near=0.9),
+        _FROM_BREAK,
+        Stage(replace(_FAR, steps=27, hops=4), near=0.2),
+        Stage(MIFPE, near=0.15),
+        Stage(_FEW_SQUARES, near=0.1),
+        Stage(PROBE, near=0.06, share=0.05),
+        MOVED,
+    ]
+
+
+def longer() -> list[Stage]:
+    """What `thorough` adds: every class from far outside, and long chains of hops of what came near."""
+    chain = BasinHopping(steps=60, targets=9, radii=(4, 3, 2, 1.5, 1), hops=20, near=0.4, hope=None)
+    return [
+        Stage(chain),
+        # On nets trained to be certified in linf any class may be the one whose boundary is near in l2.
+        Stage(FAB(), near=0.95),
+        Stage(replace(chain, targets=4, radii=(6, 4, 2.5, 1.6, 1.2, 1), hop_steps=20), near=0.4),
+        Stage(replace(chain, targets=4, odi_steps=5, hop_steps=25), near=0.25),
+        *LONGER,
+    ]

@@ -1,0 +1,36 @@
+"""Attacks and stages that plans of more than one norm have."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from robust.attacks import APGD, FAB, PGD, MultiTargeted, Square, SquareAscent
+from robust.suites.stage import Stage, for_all
+
+MIFPE: Final = PGD(steps=10, loss="mifpe", schedule="cosine")
+TO_BOUNDARY: Final = FAB(steps=60, targets=1, overshoot=1.1, backward=0.8, hope=4, reuse=True)
+
+# Where logits hardly move, as on a plateau, the label's own slope leads nowhere. The targeted difference of logits ratio
+# leaves it out, as long as the label is ahead, and climbs towards each class by what the others tell. Where all other
+# classes are level at the sample, as where one is as unlikely as the next, their order says nothing, and any may break.
+OFF_PLATEAU: Final = Stage(APGD(steps=5, targets=9), flat=0.95, level=(0.1, 0.8))
+# What that brought nearer; from outside, where linf looks next, little of what stays farther than this is missed.
+FROM_PLATEAU: Final = Stage(MultiTargeted(steps=5, odi_steps=5, restarts=2), near=0.5, follows=True)
+
+# Of many classes it may be any of the others, too.
+OTHERS: Final = MultiTargeted(steps=8, odi_steps=1)
+
+# What squares bring nearer than all gradients did is searched on.
+MOVED: Final = Stage(Square(queries=2000, proposals=8), follows=True)
+PROBE: Final = Square(queries=100, proposals=4)
+# Random search of what is near and of a share of the others; what it brings nearer is searched on.
+PROBED: Final = [Stage(PROBE, near=0.03, share=0.03), MOVED]
+
+# Random search for all, and of what it brought nearer five times as long.
+WIDENED: Final = [
+    Stage(Square(queries=1000, proposals=4)),
+    Stage(Square(queries=5000, proposals=8), follows=True),
+]
+
+# What `thorough` has in linf and l2 after the long chains.
+LONGER: Final = [*for_all(APGD(), APGD(loss="dlr")), Stage(SquareAscent(rounds=12), near=0.4), *WIDENED]
