@@ -68,8 +68,40 @@ def test_samples_that_are_behind_end_after_a_round(net: nn.Module, digits: tuple
     assert len(forwards(0.2).unique()) > 1
 
 
+def _rounds(model: nn.Module, threat: str, scatter: float | None) -> Tensor:
+    """How many of four rounds each survivor of the attack had, after an ascent by which its end can be told."""
+    after = SquareAscent(rounds=4, queries=40, proposals=4, steps=5, scatter=scatter)
+    data = torch.full((3, 1, 8, 8), 0.5), torch.zeros(3, dtype=torch.int64)
+    report = robust.evaluate(
+        model, data, threat=threat, suite=[PGD(steps=5, loss="margin"), after], device="cpu"
+    )
+    attacked = report.verdicts.status == "survived"
+    return torch.from_numpy(report.verdicts.backwards[attacked].to_numpy(copy=True) - 5) // 5
+
+
+class Hill(nn.Module):
+    """The second class wins nowhere, and is highest at one corner of the ball."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gained = (x - 0.5).flatten(1).mean(1)
+        return torch.stack([torch.full_like(gained, 0.5), gained], 1)
+
+
+def test_where_searches_end_on_one_top_one_round_is_enough() -> None:
+    assert _rounds(Hill(), f"linf:{EPS}", None).tolist() == [4, 4, 4]
+    assert _rounds(Hill(), f"linf:{EPS}", 8).tolist() == [1, 1, 1]
+    rugged = f"linf:{EPS / 2}"  # ascents end on one or another of the ripples' tops
+    assert (_rounds(Ripples(), rugged, 50) > 1).any()
+
+
 @pytest.mark.parametrize(
-    ("options", "named"), [({"rounds": 0}, "rounds"), ({"queries": 15}, "queries"), ({"pace": -0.1}, "pace")]
+    ("options", "named"),
+    [
+        ({"rounds": 0}, "rounds"),
+        ({"queries": 15}, "queries"),
+        ({"pace": -0.1}, "pace"),
+        ({"scatter": 0}, "scatter"),
+    ],
 )
 def test_options_out_of_range_are_named(options: dict[str, float], named: str) -> None:
     with pytest.raises(InputError, match=f"square-ascent: expected .*{named}"):

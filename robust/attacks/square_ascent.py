@@ -38,6 +38,9 @@ class SquareAscent(Attack):
         steps: of an ascent, >= 1, on the gap to the class that leads where it begins.
         pace: a sample goes on while the best gap of its ascents, as a share of the clean margin, times the part of the rounds
             that are spent is at most this, > 0. None: to the last round.
+        scatter: a sample goes on while what is left of its margin is at most this multiple, > 0, of how far apart the first
+            ascent, the best of all and the best point before the attack ended: where surfaces are smooth, all searches end on
+            one top. None: however near to each other they ended.
     """
 
     name: ClassVar[str] = "square-ascent"
@@ -50,6 +53,7 @@ class SquareAscent(Attack):
     proposals: int = 8
     steps: int = 20
     pace: float | None = None
+    scatter: float | None = None
 
     def __post_init__(self) -> None:
         self.check_numbers()
@@ -58,8 +62,9 @@ class SquareAscent(Attack):
                 "square-ascent: expected rounds, proposals and steps >= 1 and queries >= 2 for each proposal, got "
                 f"{self.rounds}, {self.proposals}, {self.steps} and {self.queries}"
             )
-        if self.pace is not None and self.pace <= 0:
-            raise InputError(f"square-ascent: expected pace > 0, got {self.pace}")
+        for name in ("pace", "scatter"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise InputError(f"square-ascent: expected {name} > 0, got {value}")
 
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
@@ -67,13 +72,25 @@ class SquareAscent(Attack):
         s.found, s.value = oracle.x, torch.full_like(s.clean, -torch.inf)  # where the squares are
         s.point, s.toward, s.best = s.found, oracle.y[:, None], s.value  # where the ascents were highest
         s.weights = torch.zeros_like(oracle.gaps)
+        s.highest = s.lowest = oracle.gaps.amax(1)
         for turn in oracle.steps(self.rounds):
             self._search(oracle, s, turn)
             for _ in oracle.steps(1):
                 s.x_adv, s.aim = s.found, likeliest_wrong(oracle.logits(s.found), oracle.y)[:, :1]
                 ascend(oracle, s, self.steps, _MOMENTUM, size=_SIZE)
-            rest_where_done(oracle, 1, behind_pace(s, self.pace, (turn + 1) / self.rounds))
+            if turn == 0:
+                s.lowest = torch.minimum(s.highest, s.best)
+            s.highest = torch.maximum(s.highest, s.best)
+            rest_where_done(oracle, 1, self._hopeless(s, (turn + 1) / self.rounds))
         return s.point
+
+    def _hopeless(self, s: State, spent: float) -> Tensor | None:
+        """Which samples further rounds would hardly break, (N,) bool; None where all go on."""
+        behind = behind_pace(s, self.pace, spent)
+        if self.scatter is None:
+            return behind
+        settled = -s.highest > self.scatter * (s.highest - s.lowest)
+        return settled if behind is None else behind | settled
 
     def _search(self, oracle: Oracle, s: State, turn: int) -> None:
         """A round of the random search, from s.found."""
