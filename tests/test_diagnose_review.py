@@ -81,9 +81,12 @@ def test_two_samples_that_stand_after_few_passes_are_told_with_one_of_them_not()
 
 def test_what_stands_where_no_attack_used_gradients_is_told_from_two_samples_and_a_share_on() -> None:
     table = pd.DataFrame({"status": ["survived"] * 2 + ["broken"] * 38})
-    squares, ascent = {"access": "score"}, {"access": "gradient"}
-    assert [finding.check for finding in review_access(table, [squares])] == ["black-box-alone"]
+    squares, ascent = {"access": "score", "attacked": 40}, {"access": "gradient", "attacked": 40}
+    unable, unknown = ascent | {"attacked": 0}, ascent | {"access": None}
+    for suite in ([squares], [squares, unable]):
+        assert [finding.check for finding in review_access(table, suite)] == ["black-box-alone"]
     assert review_access(table, [squares, ascent]) == []
+    assert review_access(table, [squares, unknown]) == []  # of an older record
     assert review_access(table[1:], [squares]) == []
     assert review_access(pd.concat([table, table[2:]]), [squares]) == []  # 2 of 78
 

@@ -17,6 +17,7 @@ _APPROACHED: Final = 5  # samples; fewer tell nothing
 _A_FEW: Final = 3  # samples, fewer of which tell nothing of the rest
 _FEW: Final = 50  # passes
 _FEW_OF_TWO: Final = 35  # where there is one boundary to search
+_WITHOUT_GRADIENTS: Final = {"score", "decision"}  # older records name no access
 
 
 def review_passes(verdicts: pd.DataFrame, draws: int) -> list[Finding]:
@@ -47,7 +48,8 @@ def review_access(verdicts: pd.DataFrame, attacks: list[dict[str, Any]]) -> list
         attacks: the report's attack entries.
     """
     standing = int((verdicts["status"] == "survived").sum())
-    if standing < _a_share(verdicts) or any(entry["access"] == "gradient" for entry in attacks):
+    used = {entry["access"] for entry in attacks if entry["attacked"]}
+    if standing < _a_share(verdicts) or not used <= _WITHOUT_GRADIENTS:
         return []
     return [
         named.BLACK_BOX_ALONE.finding(
