@@ -219,6 +219,18 @@ def test_without_gradients_nothing_is_claimed(net: nn.Module, digits: tuple[Tens
     assert "black-box-alone" not in {finding["check"] for finding in blind.findings}  # there is no other way
 
 
+def test_where_gradients_lead_nowhere_nobody_is_told_to_use_them(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    rounded = Wrap(net, lambda x: (x * 4).round() / 4).eval()
+    report = robust.evaluate(
+        rounded, digits, threat="linf:0.02", suite=[{"name": "square", "queries": 100}], device="cpu"
+    )
+    assert report.statuses["survived"] > 5
+    assert report.trust == "unreliable"
+    assert "black-box-alone" not in {finding["check"] for finding in report.findings}
+
+
 def test_probabilities_are_attacked_on_their_logarithm(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     plain = look(net, digits)
     soft = look(Wrap(net, same, lambda z: z.softmax(1)).eval(), digits)

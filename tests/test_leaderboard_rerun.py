@@ -167,6 +167,7 @@ def test_a_record_of_another_version_of_its_suite_is_not_held_to_todays_rules(ne
         ("quick", "l2:0.5", {"cascade": False}),
         ("quick", "linf:0.05", {"eot": 2}),
         ([{"name": "square", "queries": 100}, "pgd"], "linf:0.05", {}),
+        ([{"name": "square", "queries": 100}], "linf:0.05", {}),
     ],
 )
 def test_no_honest_record_lacks_a_finding(net: nn.Module, suite: Any, threat: str, options: Any) -> None:
