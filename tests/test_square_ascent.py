@@ -68,15 +68,13 @@ def test_samples_that_are_behind_end_after_a_round(net: nn.Module, digits: tuple
     assert len(forwards(0.2).unique()) > 1
 
 
-def _rounds(model: nn.Module, threat: str, scatter: float | None) -> Tensor:
-    """How many of four rounds each survivor of the attack had, after an ascent by which its end can be told."""
-    after = SquareAscent(rounds=4, queries=40, proposals=4, steps=5, scatter=scatter)
+def _rounds(model: nn.Module, threat: str, *before: Attack, **options: float | None) -> list[int]:
+    """How many of four rounds each survivor of the attack had, after others by which its end can be told."""
+    attack = SquareAscent(rounds=4, queries=40, proposals=4, steps=5, **options)  # type: ignore[arg-type]
     data = torch.full((3, 1, 8, 8), 0.5), torch.zeros(3, dtype=torch.int64)
-    report = robust.evaluate(
-        model, data, threat=threat, suite=[PGD(steps=5, loss="margin"), after], device="cpu"
-    )
-    attacked = report.verdicts.status == "survived"
-    return torch.from_numpy(report.verdicts.backwards[attacked].to_numpy(copy=True) - 5) // 5
+    report = robust.evaluate(model, data, threat=threat, suite=[*before, attack], device="cpu")
+    attacked = report.verdicts.backwards[report.verdicts.status == "survived"]
+    return [(passes - 5 * len(before)) // 5 for passes in attacked]
 
 
 class Hill(nn.Module):
@@ -87,11 +85,24 @@ class Hill(nn.Module):
         return torch.stack([torch.full_like(gained, 0.5), gained], 1)
 
 
+_BEFORE = PGD(steps=5, loss="margin")
+
+
 def test_where_searches_end_on_one_top_one_round_is_enough() -> None:
-    assert _rounds(Hill(), f"linf:{EPS}", None).tolist() == [4, 4, 4]
-    assert _rounds(Hill(), f"linf:{EPS}", 8).tolist() == [1, 1, 1]
+    smooth = f"linf:{EPS}"
+    assert _rounds(Hill(), smooth, _BEFORE) == [4, 4, 4]
+    assert _rounds(Hill(), smooth, _BEFORE, scatter=8) == [1, 1, 1]
+    assert _rounds(Hill(), smooth, _BEFORE, pace=1) == [4, 4, 4]
+    assert _rounds(Hill(), smooth, _BEFORE, pace=1, scatter=8) == [1, 1, 1]
     rugged = f"linf:{EPS / 2}"  # ascents end on one or another of the ripples' tops
-    assert (_rounds(Ripples(), rugged, 50) > 1).any()
+    assert max(_rounds(Ripples(), rugged, _BEFORE, scatter=50)) > 1
+
+
+def test_what_the_first_ascent_gained_counts_in_every_round() -> None:
+    """On the hill that is a fifth of the margin at the sample, and what is left four times as much."""
+    assert _rounds(Hill(), f"linf:{EPS}", scatter=8) == [4, 4, 4]
+    assert _rounds(Hill(), f"linf:{EPS}", scatter=3) == [1, 1, 1]
+    assert _rounds(Hill(), f"linf:{EPS}", scatter=8, pace=1e-9) == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
