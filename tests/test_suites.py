@@ -472,3 +472,18 @@ def test_curves_go_towards_several_classes_as_single_evaluations_do(threat: str)
     towards = next(stage for stage in whole if stage.attack.name == "multitargeted")
     assert below is not None
     assert towards in below
+
+
+@pytest.mark.parametrize("threat", ["linf:0.1", "l2:1"])
+def test_thorough_goes_on_in_curves_as_in_single_evaluations(threat: str) -> None:
+    parsed = Threat.parse(threat)
+    standard, thorough = (resolve(suite, parsed)[1] for suite in ("standard", "thorough"))
+    below, longer = (resolve_below(suite, parsed) for suite in ("standard", "thorough"))
+    assert below is not None
+    assert longer == [*below, *thorough[len(standard) :]]
+    assert resolve_below("quick", parsed) is None
+
+
+@pytest.mark.parametrize("threat", ["l1:4", "l0:3", "patch:3x4"])
+def test_without_searches_that_begin_at_a_break_curves_have_the_suite_itself(threat: str) -> None:
+    assert resolve_below("standard", Threat.parse(threat)) is None
