@@ -18,8 +18,8 @@ from robust.suites.shared import (
 )
 from robust.suites.stage import Stage
 
-# In l2 these are looked at from outside: on a rugged surface more of what is near is seen from three times the radius than
-# from within.
+# Towards single classes ascents begin outside, not within as in linf: on a rugged surface more of what is near is seen from
+# three times the radius.
 _CLASSES_OUTSIDE: Final = Stage(
     BasinHopping(steps=6, targets=5, odi_steps=1, radii=(3, 1), worth=0.7, near=None, hops=0)
 )
@@ -51,7 +51,7 @@ _FINER: Final = replace(TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backward
 _UNSETTLED: Final = (24, 0.7, 1.5)
 # Of many classes it may be any of the others, too.
 _OTHERS: Final = MultiTargeted(steps=8, odi_steps=1)
-# In l2, where breaks seen outside show most of it, half as much will do.
+# Where breaks seen outside show most of it, half as much as in linf will do.
 _FEW_SQUARES: Final = SquareAscent(rounds=4, queries=64, steps=12, pace=0.03)
 
 
