@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from robust.attacks import DDN, FAB, PGD, BasinHopping, MultiTargeted, SquareAscent
+from robust.attacks import DDN, FAB, PGD, BasinHopping, SquareAscent
 from robust.suites.shared import (
     FROM_PLATEAU,
     LONGER,
     MIFPE,
     MOVED,
     OFF_PLATEAU,
+    OTHERS,
     PROBE,
     PROBED,
     TO_BOUNDARY,
@@ -49,8 +50,6 @@ _FINER: Final = replace(TO_BOUNDARY, targets=4, skip=1, overshoot=1.05, backward
 # Of TO_BOUNDARY ten steps, 23 passes and one to judge, are enough where surfaces are nearly straight. Where it goes on
 # and neither its breaks nor the margin come near, ascents from far find nothing.
 _UNSETTLED: Final = (24, 0.7, 1.5)
-# Of many classes it may be any of the others, too.
-_OTHERS: Final = MultiTargeted(steps=8, odi_steps=1)
 # Where breaks seen outside show most of it, half as much as in linf will do.
 _FEW_SQUARES: Final = SquareAscent(rounds=4, queries=64, steps=12, pace=0.03)
 
@@ -73,7 +72,7 @@ def standard() -> list[Stage]:
         Stage(_FINER, within=1.13, ahead=0.1),
         _FROM_CLOSER,
         Stage(replace(_FAR, near=0.15, hops=4), near=0.13, ahead=0.1),
-        Stage(_OTHERS, near=0.05),
+        Stage(OTHERS, near=0.05),
         *PROBED,
         Stage(_FEW_SQUARES, near=0.1),
     ]

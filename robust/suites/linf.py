@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from robust.attacks import PGD, BasinHopping, MultiTargeted, Square, SquareAscent
-from robust.suites.shared import FROM_PLATEAU, LONGER, MIFPE, MOVED, OFF_PLATEAU, PROBED
+from robust.suites.shared import FROM_PLATEAU, LONGER, MIFPE, MOVED, OFF_PLATEAU, OTHERS, PROBED
 from robust.suites.stage import Stage
 
 # Within the ball: from an ascent that begins a little outside, hops that are wide pushes alone.
@@ -19,8 +19,8 @@ _FROM_OUTSIDE: Final = replace(_HOPS, steps=12, targets=1, odi_steps=0, near=0.2
 
 # From outside any of the classes that seem level is seen, as of nets trained on one-hot labels by squares.
 _ANY_CLASS: Final = Stage(replace(_HOPS, targets=5, steps=10, hops=0), level=(0.1, 0))
-# Of what came within .6 four classes however far they seem: on recurrent nets and mixers it is often one of these that breaks.
-_CLASSES: Final = Stage(MultiTargeted(steps=5, odi_steps=1, near=0.5, least=4, worth=0.6))
+# Of what came within .7 four classes however far they seem: on recurrent nets and mixers it is often one of these that breaks.
+_CLASSES: Final = Stage(MultiTargeted(steps=5, odi_steps=1, near=0.5, least=4, worth=0.7))
 # From where random search stands ascents reach hills that those from x, from outside and from pushes do not, on rugged
 # surfaces more of them than hops at the same cost. Where all that was tried ends on one top, another round is for nothing.
 _UP_FROM_SQUARES: Final = SquareAscent(rounds=8, queries=96, steps=16, pace=0.025, scatter=8)
@@ -36,6 +36,8 @@ def standard() -> list[Stage]:
         FROM_PLATEAU,
         _ANY_CLASS,
         Stage(_FROM_OUTSIDE),
+        # Three had their turn at all that is near.
+        Stage(replace(OTHERS, skip=3), near=0.05),
         *PROBED,
         Stage(_UP_FROM_SQUARES, near=0.3),
     ]

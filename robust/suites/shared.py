@@ -17,6 +17,9 @@ OFF_PLATEAU: Final = Stage(APGD(steps=5, targets=9), flat=0.95, level=(0.1, 0.8)
 # What that brought nearer; from outside, where linf looks next, little of what stays farther than this is missed.
 FROM_PLATEAU: Final = Stage(MultiTargeted(steps=5, odi_steps=5, restarts=2), near=0.5, follows=True)
 
+# It may be any of the other classes, too.
+OTHERS: Final = MultiTargeted(steps=8, odi_steps=1)
+
 # What squares bring nearer than all gradients did is searched on.
 MOVED: Final = Stage(Square(queries=2000, proposals=8), follows=True)
 PROBE: Final = Square(queries=100, proposals=4)
