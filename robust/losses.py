@@ -6,6 +6,7 @@ Each is positive or grows as the sample is pushed over the decision boundary. Al
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from robust.registry import Registry
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 LOSSES: Registry[Loss] = Registry("loss")
+# Of a difference that is divided by. What a gradient is over that can yet be squared in float32.
+_TINY: Final = 1e-18
 
 
 @LOSSES.register("ce")
@@ -33,14 +36,14 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio (Croce & Hein 2020, arXiv 2003.01690); the margin under 3 classes.
 
-    Margin divided by (largest - third largest logit): blind to the scale of the logits.
+    Margin divided by (largest - third largest logit): blind to the scale of the logits, however small.
     """
     if logits.shape[1] < 3:
         return margin(logits, y)
     top, classes = logits.topk(3, dim=1)
     first, second, third = top.unbind(1)
     other = torch.where(classes[:, 0] == y, second, first)
-    return (other - logits.gather(1, y[:, None]).squeeze(1)) / (first - third).clamp_min(1e-12)
+    return (other - logits.gather(1, y[:, None]).squeeze(1)) / (first - third).clamp_min(_TINY)
 
 
 @LOSSES.register("mifpe")
@@ -86,7 +89,7 @@ def dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     if logits.shape[1] < 4:
         return gap
     top = logits.topk(4, dim=1).values
-    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(1e-12)
+    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2).clamp_min(_TINY)
 
 
 def spread(logits: Tensor) -> Tensor:

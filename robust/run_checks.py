@@ -28,6 +28,7 @@ _OF_PASSES: Final = 0.05  # of those spent on a survivor, what asking may cost b
 _NEARER: Final = 0.1  # of the clean margin
 _APPROACHED: Final = 2.0  # radii
 _FLAT: Final = 0.95  # of the clean margin
+_SHRUNK: Final = 0.15  # of the farthest clean gap; honest models measured from .28
 _FLAT_NORMS: Final = ("linf", "l2", "l1")  # in which there are ascents
 
 
@@ -98,7 +99,7 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
     random = any(found.check == "randomized" for found in run.findings)
     if not ascents or random or run.threat.norm not in _FLAT_NORMS or not run.differentiable:
         return
-    _count_flat(run)
+    _count_margins(run)
     if run.threat.norm not in _SECOND.norms or not any(attack.stays_inside for attack in ascents):
         return
     start = time.perf_counter()
@@ -108,10 +109,11 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
     run.checks["seconds"] += time.perf_counter() - start
 
 
-def _count_flat(run: Run) -> None:
-    """Survivors of which an adversarial point was seen near by, and those of them whose margin tells nothing of it."""
-    known = run.verdicts.known(run.threat.radius)
-    approached = (run.verdicts.status == SURVIVED) & (known.distance <= _APPROACHED)
+def _count_margins(run: Run) -> None:
+    """Survivors whose logits shrank; those broken near by, and those of them whose margin tells nothing of it."""
+    known, survived = run.verdicts.known(run.threat.radius), run.verdicts.status == SURVIVED
+    approached = survived & (known.distance <= _APPROACHED)
+    run.checks["shrunk"] += int((survived & (known.farthest < _SHRUNK)).sum())
     run.checks["approached"] += int(approached.sum())
     run.checks["flat"] += int((approached & (known.share > _FLAT)).sum())
 

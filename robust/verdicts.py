@@ -16,6 +16,8 @@ from robust.selection import Known
 from robust.sources import Samples
 
 MISCLASSIFIED, BROKEN, SURVIVED, ERROR = range(4)
+_CLASSES: Final = 5  # of fewer all may honestly come near
+_RULED_OUT: Final = 10  # times as far as the middle one of the other classes
 _UNKNOWN: Final = -1  # class of what gave no numbers
 
 
@@ -78,9 +80,16 @@ class Verdicts:
 
     def known(self, radius: float) -> Known:
         """What stages choose by, with distances in units of the threat's radius."""
-        lead = _lead(self.clean_gaps)
+        lead, farthest = _lead(self.clean_gaps), _farthest(self.gaps, self.clean_gaps)
         return Known(
-            self.margin, self.clean_margin, lead, self.reach / radius, self.spent, self.rose, self.closer
+            self.margin,
+            self.clean_margin,
+            lead,
+            farthest,
+            self.reach / radius,
+            self.spent,
+            self.rose,
+            self.closer,
         )
 
     def note(self, rows: Tensor, ledger: Ledger) -> None:
@@ -143,3 +152,16 @@ def _lead(gaps: Tensor) -> Tensor:
     """By how much the leading class but the label leads the mean of the others, (n,); gaps (n, C) are -inf at the label."""
     leader, *others = gaps.sort(1, descending=True).values[:, :-1].unbind(1)
     return leader - torch.stack(others).mean(0) if others else torch.full_like(leader, torch.inf)
+
+
+def _farthest(gaps: Tensor, clean: Tensor) -> Tensor:
+    """The lowest gap of another class as a share of the lowest clean one, (n,); both (n, C) are -inf at the label.
+
+    Of classes but those that are ruled out, with a logit far below all others.
+    """
+    if gaps.shape[1] < _CLASSES:
+        return torch.ones(len(gaps))
+    others = clean.masked_fill(clean == -torch.inf, torch.nan)
+    counts = others >= _RULED_OUT * others.nanmedian(1, keepdim=True).values
+    now, before = (part.masked_fill(~counts, torch.inf).amin(1) for part in (gaps, clean))
+    return now / before

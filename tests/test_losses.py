@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
-from robust.losses import LOSSES
+from robust.losses import LOSSES, dlr_targeted
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.0, -1.0], [0.0, 5.0, 4.0, 1.0]])
 Y = torch.tensor([0, 2])
@@ -46,3 +48,16 @@ def test_the_scale_of_the_logits_does_not_matter(name: str) -> None:
         torch.testing.assert_close(
             LOSSES[name](LOGITS * scale, Y), LOSSES[name](LOGITS, Y), rtol=1e-4, atol=1e-5
         )
+
+
+def test_the_difference_of_logits_ratio_does_not_see_how_small_logits_are() -> None:
+    tiny = (LOGITS * 1e-15).requires_grad_()
+    value = LOSSES["dlr"](tiny, Y)
+    torch.testing.assert_close(value, LOSSES["dlr"](LOGITS, Y))
+    (gradient,) = torch.autograd.grad(value.sum(), tiny)
+    assert gradient.isfinite().all()
+    assert gradient.square().sum().isfinite()
+    ties = torch.ones(1, 10, requires_grad=True)
+    for loss in (LOSSES["dlr"], partial(dlr_targeted, target=torch.tensor([[3]]))):
+        (gradient,) = torch.autograd.grad(loss(ties, torch.tensor([0])).sum(), ties)
+        assert gradient.square().sum().isfinite()

@@ -129,6 +129,23 @@ def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tupl
     assert set(chosen(longer=(31, 9, 9))) == set(standing(range(5))) & set(chosen())
 
 
+def test_stages_choose_by_how_near_the_farthest_class_came(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    run = looked_at(net, digits)
+    v = run.verdicts
+    right = (v.prediction == run.samples.y).nonzero().squeeze(1).tolist()
+    chosen = partial(chosen_of, run)
+    lowest = v.gaps.masked_fill(v.gaps == -torch.inf, torch.inf).argmin(1)
+    v.gaps[:10] *= 0.1
+    v.gaps[torch.arange(5), lowest[:5]] *= 9  # one class alone stays where it was
+    assert chosen(shrunk=0.15) == [i for i in right if 5 <= i < 10]
+    v.gaps[6, lowest[6]] = v.clean_gaps[6, lowest[6]] = -1e9  # ruled out: it tells nothing
+    assert chosen(shrunk=0.2) == [i for i in right if 5 <= i < 10]
+    v.gaps, v.clean_gaps = v.gaps[:, :4], v.clean_gaps[:, :4]
+    assert chosen(shrunk=0.99) == []  # all of a few classes may honestly come near
+
+
 def test_stages_choose_by_where_gradients_mislead(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     """A break at twice eps says half of the margin; searches inside that are left with more of it are behind."""
     run = looked_at(net, digits)
@@ -144,6 +161,7 @@ def test_stages_choose_by_where_gradients_mislead(net: nn.Module, digits: tuple[
     assert chosen(unless_behind=0.3) == [i for i in right if not 5 <= i < 10]
     assert chosen(flat=0.95) == [i for i in right if i >= 5]
     assert chosen(flat=0.5, near=0.6) == right
+    assert chosen(shrunk=0.5) == []
     run.attack(Stage(FAB(steps=3, targets=1)), cascade=True)
     assert set(chosen(closer=True)) == {i for i in chosen() if run.verdicts.reach[i] < (0.2 if i < 10 else 9)}
     run.attack(Stage(FGSM(), near=-1.0), cascade=True)  # shown to none: nothing came closer

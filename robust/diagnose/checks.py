@@ -235,6 +235,24 @@ BLACK_BOX_WINS = _declare(
     detects="masked gradients: the surface can be descended, but not by its derivative",
     advice="run the suite 'thorough', and look at what forward does to gradients",
 )
+SHRINKING_LOGITS = _declare(
+    "shrinking-logits",
+    rule="5 % of the samples and more (at least 2) stand though every other class, of four and more, came within 15 % of the clean gap of "
+    "the farthest that is not ruled out (linf, l2 and l1, where an attack of 10 steps and more ascends)",
+    detects="logits that shrink, all of them, as the input changes, so that no boundary comes near by it: a temperature that falls "
+    "with the change, or another answer where the first is unsure. What climbs differences of logits is led to where they are small",
+    advice="attack the logits before they are scaled, and what answers in their place; quote the number as an upper bound",
+    severity="suspect",
+)
+MASKED_ASCENT = _declare(
+    "masked-ascent",
+    rule="of up to 16 samples that stand (at least 4) and have a gradient, at > 10 % of the points that 8 steps on the margin come by the "
+    "margin does not rise along its gradient, with no pixel moved by more than 0.3 % of the box (linf, l2 and l1)",
+    detects="gradients that are right at the samples and vanish or mislead on the way to the boundary: an answer without a gradient "
+    "where the first is unsure, a backward that changes near it",
+    advice="attack the part that answers at the samples and carry the examples over, give the rest a substitute gradient (BPDA), or use "
+    "score and decision attacks",
+)
 SPARSE_SEARCH_WINS = _declare(
     "sparse-search-wins",
     rule="in l0 and l1, sparse-rs or swap-search breaks half and more (at least 2) of the samples that it was given after gradient attacks of "

@@ -73,7 +73,7 @@ def review(
         correct: samples that were classified correctly before any attack.
         cascade: each attack saw only the survivors of those before it.
         checks: counts of the second opinion: survivors asked about, and those that random search brought nearer; survivors
-            that were seen broken near by, and those of them whose margins are flat.
+            that were seen broken near by, and those of them whose margins are flat; survivors whose logits shrank.
     """
     rejecting = [entry for entry in attacks if entry["rejected"]]
     silent = [entry for entry in attacks if entry["silent"] > max(1, 0.01 * entry["attacked"])]
@@ -95,6 +95,7 @@ def review(
     if not any(finding.check == named.BLACK_BOX_WINS.name for finding in found):
         found += _second_opinion(checks or {})
     found += _flat(checks or {})
+    found += _shrunk(checks or {}, correct)
     if not cascade:
         found += _compare(attacks, correct)
     return found
@@ -159,6 +160,15 @@ def _flat(counts: dict[str, float]) -> Iterator[Finding]:
         yield named.FLAT_MARGINS.finding(
             f"{flat} of {approached} samples that stand were seen broken within twice the radius, and have kept over 95 % of "
             "their margin within it"
+        )
+
+
+def _shrunk(counts: dict[str, float], correct: int) -> Iterator[Finding]:
+    """Did every class come near, the farthest too?"""
+    shrunk = int(counts.get("shrunk", 0))
+    if shrunk >= max(2, 0.05 * correct):
+        yield named.SHRINKING_LOGITS.finding(
+            f"{shrunk} samples stand though every class came within 15 % of the farthest's clean gap"
         )
 
 

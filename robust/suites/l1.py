@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from robust.attacks import APGD, FAB, PGD, MultiTargeted, SparseRS, SwapSearch
-from robust.suites.shared import PROBED, TO_BOUNDARY, WIDENED
+from robust.suites.shared import PROBED, SHRUNK, TO_BOUNDARY, WIDENED
 from robust.suites.stage import Stage, for_all
 
 # In l1 a few values that change by much: where they come near, and nearer than ascents did, swaps of one for another. On some
@@ -23,6 +23,7 @@ def standard() -> list[Stage]:
     """Ascents from outside, from far outside, and random search for a few values; longer ones of what is near."""
     return [
         Stage(PGD(steps=7, loss="margin", schedule="cosine", random_start=False)),
+        *SHRUNK,
         Stage(APGD(steps=15, loss="margin", outside=4)),
         Stage(_BY_FEW_VALUES),
         Stage(_SWAPS, near=0.35, follows=True),

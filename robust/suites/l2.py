@@ -15,6 +15,7 @@ from robust.suites.shared import (
     OTHERS,
     PROBE,
     PROBED,
+    SHRUNK,
     TO_BOUNDARY,
 )
 from robust.suites.stage import Stage
@@ -58,6 +59,7 @@ def standard() -> list[Stage]:
     """Where the boundary is, seen from outside; long searches where that and what is seen inside disagree, or it is near."""
     return [
         Stage(PGD(steps=7, loss="margin", schedule="cosine", random_start=False)),
+        *SHRUNK,
         Stage(TO_BOUNDARY),
         _CLASSES_OUTSIDE,
         OFF_PLATEAU,
@@ -83,6 +85,7 @@ def below() -> list[Stage]:
     margin = PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)
     return [
         Stage(margin),
+        *SHRUNK,
         Stage(_NEARER, near=0.25),
         Stage(replace(TO_BOUNDARY, hope=None), near=0.15),
         _CLASSES_OUTSIDE,

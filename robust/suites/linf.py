@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from robust.attacks import PGD, BasinHopping, MultiTargeted, Square, SquareAscent
-from robust.suites.shared import FROM_PLATEAU, LONGER, MIFPE, MOVED, OFF_PLATEAU, OTHERS, PROBED
+from robust.suites.shared import FROM_PLATEAU, LONGER, MIFPE, MOVED, OFF_PLATEAU, OTHERS, PROBED, SHRUNK
 from robust.suites.stage import Stage
 
 # Within the ball: from an ascent that begins a little outside, hops that are wide pushes alone.
@@ -30,6 +30,7 @@ def standard() -> list[Stage]:
     """Ascents on two losses, towards classes and from outside for all; hops and random search with ascents for what is near."""
     return [
         Stage(PGD(steps=10, loss="margin", schedule="cosine", random_start=False)),
+        *SHRUNK,
         Stage(replace(MIFPE, steps=8)),
         _CLASSES,
         OFF_PLATEAU,
@@ -51,6 +52,7 @@ def below() -> list[Stage]:
     margin = PGD(steps=10, step_size=0.25, loss="margin", schedule="cosine", random_start=False)
     return [
         Stage(margin),
+        *SHRUNK,
         Stage(MIFPE, near=0.5),
         _CLASSES,
         OFF_PLATEAU,

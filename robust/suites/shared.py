@@ -17,6 +17,13 @@ OFF_PLATEAU: Final = Stage(APGD(steps=5, targets=9), flat=0.95, level=(0.1, 0.8)
 # What that brought nearer; from outside, where linf looks next, little of what stays farther than this is missed.
 FROM_PLATEAU: Final = Stage(MultiTargeted(steps=5, odi_steps=5, restarts=2), near=0.5, follows=True)
 
+# Where all classes come near together the logits shrink, as with a temperature that falls with the change, and what climbs on
+# their differences goes where these vanish. The ratio of two differences sees the boundary.
+SHRUNK: Final = [
+    Stage(PGD(steps=20, loss="dlr", schedule="cosine", random_start=False), shrunk=0.15),
+    Stage(APGD(steps=20, targets=3), shrunk=0.15),
+]
+
 # It may be any of the other classes, too.
 OTHERS: Final = MultiTargeted(steps=8, odi_steps=1)
 

@@ -28,13 +28,15 @@ class Stage:
             more than this over 1 - eps / distance. Gradients inside mislead there.
         longer: (passes, share, multiple): only samples on which a minimum-norm search spent more than so many passes, for
             it ends early where it has no hope (of several classes all passes count), and which came within that share or
-            were seen broken within that multiple of eps. Of near, within, beyond, ahead, behind, longer, flat and level any
-            will do.
+            were seen broken within that multiple of eps. Of near, within, beyond, ahead, behind, longer, flat, level and
+            shrunk any will do.
         flat: only samples of which all searches so far left more than this share of the clean margin: gradients inside may
             be those of a plateau.
         level: (lead, share): only samples whose other classes are level at the sample, the leading one ahead of the mean of the
             rest by at most this share of the clean margin, and of which all searches so far left more than that share: which
             class is near cannot be told from the logits.
+        shrunk: only samples of which every class, the farthest too, came within this share of the clean gap of the farthest, of
+            five classes and more: the logits shrink, and no boundary comes near by that.
         share: of the other samples, those whose random draw is under this share are seen too.
         unless_behind: of all these, none that is behind by more than this.
         follows: only samples that the stage before brought nearer than they were.
@@ -50,6 +52,7 @@ class Stage:
     longer: tuple[int, float, float] | None = None
     flat: float | None = None
     level: tuple[float, float] | None = None
+    shrunk: float | None = None
     share: float = 0.0
     unless_behind: float | None = None
     follows: bool = False
@@ -66,7 +69,7 @@ class Stage:
         }
 
 
-_LATER: Final = ("behind", "unless_behind", "closer", "flat", "level")
+_LATER: Final = ("behind", "unless_behind", "closer", "flat", "level", "shrunk")
 
 
 def for_all(*attacks: Attack) -> list[Stage]:

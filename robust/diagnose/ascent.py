@@ -1,0 +1,74 @@
+"""Do gradients lead uphill where ascents end, as they do at the samples?"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from robust.attacks import PGD
+from robust.attacks.geometry import ahead, per_row
+from robust.diagnose import checks
+from robust.diagnose.answers import margins_at, rounding
+from robust.diagnose.checks import Finding
+from robust.diagnose.probes import Subject
+from robust.losses import margin
+from robust.target import in_parts
+
+_ROWS, _ENOUGH = 16, 4  # survivors that are looked at, and how many tell something
+_STEPS, _EVERY = 8, 2  # of an ascent on the margin, and after how many of them one looks
+_MOVE: Final = 0.003  # of the box: the pixel of the largest slope
+_MOST: Final = 0.1  # of the points; honest models measured up to .02
+
+
+def masked_ascent(subject: Subject) -> Finding | None:
+    """Climb the margin from samples that stand, and see whether it rises along the gradients met on the way.
+
+    Each is held against a difference of two forwards. Samples that have no gradient of their own do not count. Passed
+    by models that are randomised or compute in less than float32, whose differences are rounding.
+    """
+    rows, norm = subject.survivors(_ROWS), subject.threat.norm
+    if subject.target.randomized or norm not in PGD.norms or len(rows) < _ENOUGH:
+        return None
+    with torch.no_grad():
+        logits = subject.target.logits(subject.x[rows[:1]])
+    if rounding(subject.target, logits) > rounding(subject.target, logits.new_tensor([[math.pi, 0.1]])):
+        return None
+    level = torch.cat([_level_points(subject, part) for part in in_parts(rows, subject.micro_batch)])
+    level = level[~level.isnan()]
+    if len(level) < _ENOUGH or not (share := float(level.mean())) > _MOST:
+        return None
+    return checks.MASKED_ASCENT.finding(
+        f"at {share:.0%} of the points where ascents on {len(level)} samples that stand came by, the margin does not rise along "
+        "its gradient, though it does at the samples"
+    )
+
+
+def _level_points(subject: Subject, rows: Tensor) -> Tensor:
+    """At which share of the points of its ascent the margin does not rise, (M,); nan of a sample without a gradient."""
+    target, threat, x, y = subject.target, subject.threat, subject.x[rows], subject.y[rows]
+    low, high = threat.bounds
+    point, level = x, []
+    alive = torch.zeros_like(y, dtype=torch.bool)
+    for step in range(_STEPS + 1):
+        leaf = point.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            height = margin(target.logits(leaf), y).sum()
+        gradient = torch.autograd.grad(height, leaf)[0].nan_to_num(0, 0, 0)
+        steepest = gradient.flatten(1).abs().amax(1)
+        if step == 0:
+            alive = steepest > 0
+        elif step % _EVERY == 0:
+            move = gradient * per_row((high - low) * _MOVE / steepest.clamp_min(1e-30), gradient)
+            with torch.no_grad():
+                behind, beyond = margins_at(
+                    target, [(point + way * move).clamp(low, high) for way in (-1, 1)], y
+                )
+            level.append(~(beyond > behind))
+        size = threat.radius * (1 + math.cos(math.pi * step / _STEPS)) / 2
+        point = threat.project(ahead(point, gradient, threat, size), x)
+    subject.backwards += len(rows) * (_STEPS + 1) * target.draws
+    subject.forwards += len(rows) * (_STEPS + 1 + 2 * len(level)) * target.draws
+    return torch.stack(level).double().mean(0).masked_fill(~alive, torch.nan)

@@ -1,0 +1,111 @@
+"""Models whose gradients are right at the samples, and lead astray on the way to the boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, one_hot
+from wrapped import Wrap, with_gradient
+
+import robust
+from robust.attacks import PGD
+from robust.report import Report
+
+
+class Tempered(nn.Module):
+    """Logits that shrink as the input gets rough; the class that it says is the net's own."""
+
+    def __init__(self, net: nn.Module, rate: float) -> None:
+        super().__init__()
+        self.net, self.rate = net, rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        rough = (x - avg_pool2d(x, 3, 1, 1)).square().flatten(1).mean(1)
+        out: Tensor = self.net(x) * (-self.rate * rough).exp()[:, None]
+        return out
+
+
+class Cascade(nn.Module):
+    """The net where it is sure, and elsewhere the class of the nearest of the samples, which has no gradient."""
+
+    def __init__(self, net: nn.Module, known: tuple[Tensor, Tensor], least: float, vote: float) -> None:
+        super().__init__()
+        self.net, self.known, self.least, self.vote = net, known, least, vote
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        first, second = logits.topk(2, dim=1).values.unbind(1)
+        nearest = torch.cdist(x.detach().flatten(1), self.known[0].flatten(1)).argmin(1)
+        instead = self.vote * one_hot(self.known[1][nearest], logits.shape[1]).to(logits)
+        return torch.where((first - second > self.least)[:, None], logits, instead)
+
+
+class Turned(nn.Module):
+    """A net whose gradient is turned round where its margin is small, and there alone."""
+
+    def __init__(self, net: nn.Module, least: float) -> None:
+        super().__init__()
+        self.net, self.least = net, least
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            first, second = self.net(x).topk(2, dim=1).values.unbind(1)
+        sure = (first - second > self.least).view(-1, 1, 1, 1)
+        out: Tensor = self.net(torch.where(sure, x, with_gradient(torch.neg)(x)))
+        return out
+
+
+def seen(model: nn.Module, digits: tuple[Tensor, Tensor], threat: str) -> tuple[Report, list[str]]:
+    report = robust.evaluate(model.eval(), digits, threat=threat, device="cpu")
+    return report, [finding["check"] for finding in report.findings]
+
+
+@pytest.mark.parametrize(("threat", "more"), [("linf:0.1", 0), ("l2:0.6", 2), ("l1:3", 0)])
+def test_a_temperature_that_falls_hides_no_boundary(
+    threat: str, more: int, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Margins fall to nothing without a class that comes near; what sees their ratios breaks what the bare net's attacks do."""
+    bare, _ = seen(net, digits, threat)
+    report, found = seen(Tempered(net, 150), digits, threat)
+    blinded = robust.evaluate(
+        Tempered(net, 150), digits, threat=threat, suite=[PGD(steps=20, loss="margin")], device="cpu"
+    )
+    assert report.statuses["survived"] <= bare.statuses["survived"] + more
+    assert blinded.statuses["survived"] > bare.statuses["survived"] + more + 5
+    assert ("shrinking-logits" in found) == (report.statuses["survived"] > 3)
+    assert report.checks["shrunk"] == report.statuses["survived"]
+    assert bare.checks["shrunk"] == 0
+
+
+@pytest.mark.parametrize("vote", [1, 20])
+def test_an_answer_without_a_gradient_where_the_net_is_unsure_is_told(
+    vote: float, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    report, found = seen(Cascade(net, digits, least=3, vote=vote), digits, "linf:0.1")
+    assert "masked-ascent" in found
+    assert ("shrinking-logits" in found) == (vote == 1)
+    assert report.trust == "unreliable"
+
+
+def test_a_backward_that_turns_near_the_boundary_is_told(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    _, found = seen(Turned(net, least=9.0), digits, "linf:0.08")
+    assert "masked-ascent" in found
+
+
+ROUNDED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "in bfloat16": lambda net: Wrap(net.bfloat16(), Tensor.bfloat16, Tensor.float),
+    "with noise": lambda net: Wrap(net, after=lambda z: z + 0.1 * torch.randn_like(z)),
+}
+
+
+@pytest.mark.parametrize("kind", ROUNDED)
+def test_differences_that_are_rounding_or_noise_tell_nothing_of_ascents(
+    kind: str, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    _, found = seen(ROUNDED[kind](net), digits, "linf:0.02")
+    assert "masked-ascent" not in found
