@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import robust
 from robust.bpda import BPDA
+from robust.defenses import make_defense
 from robust.eot import EOT
 from robust.errors import InputError
 from robust.in_front import bare
@@ -23,7 +24,7 @@ from robust.sweep import load_config, run_sweep
 from robust.sweep.held import hold
 from robust.sweep.tasks import ModelRef, build_target
 from robust.target import Target
-from robust.transforms import BitDepth
+from robust.transforms import BitDepth, Median
 
 MOMENTS = ((0.3,), (0.35,))
 
@@ -101,6 +102,18 @@ def test_a_defense_that_wraps_keeps_it_behind_its_transform(
         expected = net((digits[0].round() - 0.3) / 0.35).argmax(1)
     assert hardened.report is not None
     assert hardened.report.verdicts["prediction"].tolist() == expected.tolist()
+
+
+def test_each_of_two_transforms_is_put_in_front_once(net: nn.Module) -> None:
+    train = load_data("builtin:digits:train").limit(100)
+    hardened = robust.harden(net, train, defense="median+bit-depth", device="cpu")
+    whole = make_defense("median+bit-depth").deployed(net)
+    assert [name for name, _ in hardened.model.named_modules()] == [name for name, _ in whole.named_modules()]
+    x = torch.rand(8, 1, 8, 8)
+    once = Median(3)(BitDepth(3)(x))
+    with torch.no_grad():
+        assert hardened.model(x).equal(net(once))
+        assert not net(once).equal(net(Median(3)(once))), "the net sees a transform that is there twice"
 
 
 SWEEP = """

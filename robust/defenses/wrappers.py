@@ -61,6 +61,11 @@ class Wrapper(Defense):
         return {**super().parameters, "options": inner, "masks_gradients": True}
 
     @property
+    def stacked(self) -> bool:
+        """Between this transform and the model there is another one."""
+        return isinstance(self._inner, Wrapper)
+
+    @property
     def against_threat(self) -> bool:
         return self._inner is not None and self._inner.against_threat
 
@@ -77,7 +82,7 @@ class Wrapper(Defense):
             if self._inner is None
             else self._inner.fit(model, data, threat=threat, trainer=trainer)
         )
-        return self.deployed(trained, bounds=bounds)
+        return self._in_front_of(trained, bounds)
 
     @torch.no_grad()
     def _try(self, data: Samples, bounds: tuple[float, float]) -> None:
@@ -94,7 +99,11 @@ class Wrapper(Defense):
 
     def deployed(self, model: nn.Module, *, bounds: tuple[float, float] = (0.0, 1.0)) -> nn.Module:
         inner = model if self._inner is None else self._inner.deployed(model, bounds=bounds)
-        behind = Behind(inner, front=Substituted(self.transform(bounds)))
+        return self._in_front_of(inner, bounds)
+
+    def _in_front_of(self, model: nn.Module, bounds: tuple[float, float]) -> nn.Module:
+        """A model that has all that it is behind but this transform."""
+        behind = Behind(model, front=Substituted(self.transform(bounds)))
         parameter = next(model.parameters(), None)
         return behind.eval() if parameter is None else behind.to(parameter.device).eval()
 
