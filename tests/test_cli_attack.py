@@ -12,7 +12,9 @@ from conftest import Outcome
 from reports import make_report
 
 from robust.cli.attack import _names, summary
+from robust.defenses import make_defense
 from robust.report import Report
+from robust.sources import load, load_weights
 
 
 def test_attack_writes_json_alone_to_standard_output_and_a_report(files: Path) -> None:
@@ -56,6 +58,19 @@ def test_a_model_is_attacked_behind_a_transform(files: Path, inside: Callable[..
     assert found[0]["clean_accuracy"] != found[1]["clean_accuracy"] == found[2]["clean_accuracy"]
     assert found[1]["robust_accuracy"] == found[2]["robust_accuracy"]
     assert found[1]["model"]["spec"] == "my_model.py:make behind bit-depth,bits=1"
+
+
+def test_what_two_transforms_are_in_front_of_is_not_said_to_be_attacked_behind_one(
+    files: Path, inside: Callable[..., Outcome]
+) -> None:
+    two = ("--defense", "bit-depth+bit-depth", "--out", "two")
+    done = inside("harden", *COMMON, "--threat", "linf:0.1", *two, cwd=files)
+    assert done.returncode == 0, done.stderr
+    assert "attack them with" not in done.stdout
+    assert "make_defense('bit-depth+bit-depth', ...).deployed(robust.load(SPEC).as_module())" in done.stdout
+    model = load(f"{files / 'my_model.py'}:make", device="cpu").as_module()
+    whole = make_defense("bit-depth+bit-depth").deployed(model)
+    load_weights(whole, files / "two" / "weights.safetensors")
 
 
 ONE_BIT = ("--transform", "bit-depth,bits=1")

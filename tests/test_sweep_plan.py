@@ -110,6 +110,12 @@ def test_a_plan_that_cannot_be_read_says_why_also_where_the_system_does_not(
         ("builtin:digits:train", "folder", "data: expected one of .* got 'folder'"),
         ('"builtin:digits"', '"folder:digits"', "data: no such folder digits"),
         ('name = "none"', 'name = "median"', "has nothing but initial weights; give .*'none\\+median'"),
+        (
+            'name = "none"',
+            'name = "none+jpeg+median"',
+            "more than one input transform .*; give 'none\\+jpeg'",
+        ),
+        ('name = "none"', 'name = "jpeg+median"', "more than one input transform .*; give 'jpeg'"),
     ],
 )
 def test_what_a_plan_names_is_looked_for_before_anything_runs(

@@ -149,6 +149,11 @@ def _in_front(defense: str, set_: list[str] | None) -> str:
     made = make_defense({"name": defense, **options})
     if not isinstance(made, Wrapper):
         return ""
+    if made.stacked:
+        return (
+            "\nof model and transforms: `robust attack` takes one transform; in Python these weights fit "
+            f"robust.defenses.make_defense({defense!r}, ...).deployed(robust.load(SPEC).as_module())"
+        )
     own = {
         key: value
         for key, value in made.parameters.items()

@@ -56,8 +56,8 @@ def _check_pair(pair: Pair, config: SweepConfig) -> None:
             f"models: expected a name of at most {LONGEST_NAME} characters, as a record holds it, got "
             f"{len(pair.model.title)}, {pair.model.title[:40]!r}...; give the model a shorter `name`"
         )
-    if isinstance(made, Wrapper) and not made.of:
-        _check_behind(pair)
+    if isinstance(made, Wrapper):
+        _check_behind(pair, made)
     if pair.as_is:
         return
     if pair.train is None:
@@ -114,10 +114,15 @@ def _written(cell: Cell | CurveCell) -> list[str]:
     return [f"defense {entry}", f"threat {threat}", f"suite {suite!r}"]
 
 
-def _check_behind(pair: Pair) -> None:
-    """A transform that trains nothing, in front of initial weights though there are samples to train on."""
+def _check_behind(pair: Pair, made: Wrapper) -> None:
+    """Two transforms, or one that trains nothing in front of initial weights though there are samples to train on."""
     spec, name = str(pair.model.spec), pair.defense.name
-    if pair.train is not None and pair.model.weights is None and untrained(spec):
+    if made.stacked:
+        raise InputError(
+            f"sweep: defense {name!r} puts more than one input transform in front of the model, and a record is of one; "
+            f"give {made.of!r}"
+        )
+    if not made.of and pair.train is not None and pair.model.weights is None and untrained(spec):
         raise InputError(
             f"sweep: defense {name!r} takes the model as it is, and {spec} has nothing but initial weights; give the "
             f"model `weights`, or train it first: 'none+{name}', 'pgd-at+{name}' or another one before the +"
