@@ -20,6 +20,8 @@ import linecache
 import os
 import sysconfig
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -73,6 +75,15 @@ class StoreError(RobustError, OSError):
 
 class TrainingError(RobustError, RuntimeError):
     """Training diverged or collapsed."""
+
+
+@contextmanager
+def samples_of(argument: str) -> Iterator[None]:
+    """Names the argument in what is wrong with its samples, where there are samples of others beside them."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{argument}: {error}") from error
 
 
 def origin(error: BaseException) -> tuple[str, bool] | None:

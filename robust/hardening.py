@@ -19,7 +19,7 @@ from robust.defenses.devices import rank
 from robust.defenses.plots import plot_history
 from robust.defenses.pseudo_labels import pseudo_labelled
 from robust.devices import resolve_device
-from robust.errors import DataError, InputError, StoreError
+from robust.errors import DataError, InputError, StoreError, samples_of
 from robust.evaluation import Suite, evaluate
 from robust.files import why_unwritten
 from robust.in_front import bare
@@ -119,7 +119,8 @@ def harden(
     options = training_options(recipe, {**(training or {}), "seed": seed, "device": device})
     bounds = _bounds(given, threat, chosen)
     train = as_samples(data, bounds=bounds)
-    held_out = None if validation is None else as_samples(validation, bounds=bounds)
+    with samples_of("validation"):
+        held_out = None if validation is None else as_samples(validation, bounds=bounds)
     if held_out is not None:
         _check_validation(held_out, train, prepared, device)
     more = _extra(extra, pseudo_labels, bounds, device)
@@ -172,12 +173,14 @@ def _extra(
         if teacher is not None:
             raise InputError("pseudo_labels: they are for extra data, and there is none; give `extra`")
         return None
-    if teacher is None:
-        return as_samples(extra, bounds=bounds)
-    if isinstance(extra, Tensor | np.ndarray):
+    if teacher is not None and isinstance(extra, Tensor | np.ndarray):
         extra = (extra, np.zeros(len(extra), dtype=np.int64))
+    with samples_of("extra"):
+        samples = as_samples(extra, bounds=bounds)
+    if teacher is None:
+        return samples
     teacher = load(teacher, device=device) if isinstance(teacher, str) else teacher
-    return pseudo_labelled(as_samples(extra, bounds=bounds), teacher, device=device)
+    return pseudo_labelled(samples, teacher, device=device)
 
 
 def listed(defense: Defense, training: Mapping[str, Any]) -> dict[str, Any]:

@@ -209,7 +209,15 @@ def Spatial(  # noqa: N802
     angle: float, shift: float = 0.0, bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Threat:
     """Threat of rotations up to `angle` degrees and shifts up to `shift` of the side: Spatial(30, 0.1). Bounds as for `Linf`."""
-    return Threat("spatial", f"{angle:g},{shift:g}", bounds)
+    return Threat("spatial", f"{_short(angle)},{_short(shift)}", bounds)
+
+
+def _short(number: Any) -> str:
+    """A number as in threats; anything else as it is, for the threat to name."""
+    try:
+        return f"{number:g}"
+    except (TypeError, ValueError):
+        return str(number)
 
 
 def Corruptions(  # noqa: N802

@@ -102,6 +102,12 @@ def test_make_defense_reads_text_mappings_and_objects() -> None:
     assert make_defense(made) is made
 
 
+@pytest.mark.parametrize("spec", [None, 3, ["pgd-at"]])
+def test_what_is_no_name_is_told(spec: Any) -> None:
+    with pytest.raises(InputError, match=r"defense: expected a name such as .* got"):
+        make_defense(spec)
+
+
 def test_unknown_names_and_options() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'distillation'"):
         make_defense("destillation")

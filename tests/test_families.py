@@ -42,6 +42,12 @@ def test_shorthands_give_the_same_threats() -> None:
     assert [str(threat) for threat in made] == ["spatial:30,0.1", "corruptions", "corruptions:3", "patch:5x3"]
 
 
+@pytest.mark.parametrize("given", [(None,), ("far",), (30, "far"), ([30],)])
+def test_a_shorthand_of_no_number_is_refused_as_the_threat_is(given: Any) -> None:
+    with pytest.raises(ThreatError, match="threat spatial: expected"):
+        robust.Spatial(*given)
+
+
 @pytest.mark.parametrize(
     "spec",
     ["spatial:", "spatial:0", "spatial:181", "spatial:10,0.6", "spatial:1,2,3", "spatial:nan", "corruptions:0",

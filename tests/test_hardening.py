@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Outcome
@@ -19,7 +20,7 @@ import robust
 from robust.cli.together import run_together
 from robust.defenses import EpochResult, Trainer, TrainingOptions, make_defense
 from robust.defenses.pseudo_labels import pseudo_labelled
-from robust.errors import InputError
+from robust.errors import DataError, InputError
 from robust.leaderboard import Store
 from robust.sources import Samples, load_data, load_model, save_weights
 
@@ -106,6 +107,26 @@ def test_a_mistyped_command_leaves_no_folder_behind(
     done = inside("harden", *plain, "--device", "cpu", "--out", "below/hardened", *options, cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("argument", ["validation", "extra"])
+def test_samples_beside_the_training_data_are_named(
+    tmp_path: Path, inside: Callable[..., Outcome], argument: str
+) -> None:
+    x, y = np.full((20, 1, 8, 8), 255, dtype=np.float32), np.zeros(20, dtype=np.int64)
+    with pytest.raises(DataError, match=rf"^{argument}: x: expected values in \[0, 1\]"):
+        robust.harden(
+            load_model("builtin:digits-mlp"),
+            "builtin:digits:train",
+            defense="none",
+            device="cpu",
+            **{argument: (x, y)},
+        )
+    np.savez(tmp_path / "bright.npz", x=x, y=y)
+    plain = ["--model", "builtin:digits-mlp", "--data", "builtin:digits:train", "--out", "hardened"]
+    done = inside("harden", *plain, "--device", "cpu", f"--{argument}", "bright.npz", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"robust: --{argument}: x: expected values in [0, 1]")
 
 
 @pytest.mark.parametrize("option", ["--set", "--train"])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from robust.defenses import EpochResult
     from robust.hardening import Hardened
     from robust.run import Progress
+    from robust.sources import Samples
     from robust.target import Target
 
 EPILOG = (
@@ -92,8 +93,8 @@ def harden(
             common.samples(data, limit, target),
             defense={"name": defense, **common.settings(set_)},
             threat=threat,
-            validation=None if validation is None else common.samples(validation, None, target),
-            extra=None if extra is None else common.samples(extra, None, target),
+            validation=_more("--validation", validation, target),
+            extra=_more("--extra", extra, target),
             pseudo_labels=None if pseudo_labels is None else _labeller(pseudo_labels, pseudo_weights, device),
             name=model.rpartition(":")[2],
             command=shlex.join(["robust", *sys.argv[1:]]),
@@ -113,6 +114,14 @@ def harden(
         return 0
     _tell(result, out, defense, set_)
     return 0
+
+
+def _more(option: str, spec: str | None, target: Target) -> Samples | None:
+    """The samples that an option names beside those of --data."""
+    from robust.errors import samples_of
+
+    with samples_of(option):
+        return None if spec is None else common.samples(spec, None, target)
 
 
 def _labeller(spec: str, weights: str | None, device: str) -> Target:

@@ -92,6 +92,10 @@ def make_defense(spec: str | Defense | Mapping[str, Any], **options: object) -> 
     if isinstance(spec, Mapping):
         options = {**spec, **options}
         spec = name_of("defense", options)
+    if not isinstance(spec, str):
+        raise InputError(
+            f"defense: expected a name such as 'pgd-at', a mapping with a name, or a Defense, got {spec!r}"
+        )
     of, plus, outer = spec.rpartition("+")
     if plus:
         options = _of(of, outer, options)
