@@ -101,6 +101,9 @@ def evaluate(
         Interrupted: Ctrl-C during an attack; its `report` keeps what was found until then.
     """
     settings = settings_of(seed, batch_size, precision, keep_examples=keep_examples, progress=progress)
+    for option, value in (("cascade", cascade), ("keep_examples", keep_examples), ("minimize", minimize)):
+        if not isinstance(value, bool | np.bool_):
+            raise InputError(f"{option}: expected True or False, got {value!r}")
     if diagnose not in get_args(Diagnose):
         raise InputError(f"diagnose: expected 'standard' or 'full', got {diagnose!r}")
     seed = settings.seed

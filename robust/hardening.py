@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
@@ -106,6 +107,7 @@ def harden(
         InputError and its kin before the first epoch; TrainingError when training fails.
     """
     seed = checked_seed(seed)
+    _check_kinds(out, recipe, training)
     chosen = make_defense(defense)
     within = threat.bounds if isinstance(threat, Threat) else UNIT
     given = model if isinstance(model, Target) else Target(model, bounds=within, device=device)
@@ -293,6 +295,15 @@ class _Bag(nn.Module):
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]
         return self._state
+
+
+def _check_kinds(out: Any, recipe: Any, training: Any) -> None:
+    if out is not None and not isinstance(out, str | PathLike):
+        raise InputError(f"out: expected the path of a folder, got {out!r}")
+    if not isinstance(recipe, str):
+        raise InputError(f"recipe: expected a name such as 'mnist', got {recipe!r}")
+    if training is not None and not isinstance(training, Mapping):
+        raise InputError(f"training: expected a mapping of options such as {{'epochs': 5}}, got {training!r}")
 
 
 def training_options(recipe: str, overrides: Mapping[str, Any]) -> TrainingOptions:

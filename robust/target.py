@@ -97,6 +97,10 @@ class Target:
                 "model: expected parameters with values, got lazy modules whose parameters have no shape yet; pass a batch "
                 "through the model first, and give the weights that it was trained to"
             )
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ModelError(
+                "model: expected parameters with values, got some on the device 'meta'; call to_empty(device='cpu') and load the weights"
+            )
         self.model = model
         self.bounds = bounds
         self.device = resolve_device(device)

@@ -12,7 +12,7 @@ from conftest import Outcome
 from torch import Tensor, nn
 
 import robust
-from robust.errors import DataError, ModelError
+from robust.errors import DataError, InputError, ModelError
 from robust.failures import naming_failures
 from robust.gate.check import check
 from robust.leaderboard import Record, Store
@@ -259,5 +259,24 @@ def test_a_model_whose_parameters_have_no_values_yet_is_refused(digits: Digits) 
     lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
     with pytest.raises(ModelError, match=r"lazy modules .* pass a batch through the model first"):
         robust.evaluate(lazy, digits, threat="linf:0.1", suite="fgsm", device="cpu")
+    with pytest.raises(ModelError, match=r"device 'meta'; call to_empty"):
+        robust.evaluate(nn.Linear(64, 10, device="meta"), digits, threat="linf:0.1", device="cpu")
     lazy(digits[0])
     assert robust.evaluate(lazy, digits, threat="linf:0.1", suite="fgsm", device="cpu").n == len(digits[1])
+
+
+@pytest.mark.parametrize("option", ["cascade", "keep_examples", "minimize"])
+def test_an_option_that_is_yes_or_no_takes_nothing_else(option: str, net: nn.Module, digits: Digits) -> None:
+    with pytest.raises(InputError, match=f"{option}: expected True or False, got 'x'"):
+        robust.evaluate(net, digits, threat="linf:0.1", device="cpu", **{option: "x"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("sparse", r"sparse; give its to_dense\(\)"), ("meta", "device 'meta'")]
+)
+def test_samples_without_values_are_refused(kind: str, told: str, net: nn.Module, digits: Digits) -> None:
+    x = digits[0].to_sparse() if kind == "sparse" else digits[0].to("meta")
+    with pytest.raises(
+        DataError, match=f"x: expected a dense tensor or array, got a tensor that is .*{told}"
+    ):
+        robust.evaluate(net, (x, digits[1]), threat="linf:0.1", device="cpu")

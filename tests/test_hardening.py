@@ -129,6 +129,13 @@ def test_samples_beside_the_training_data_are_named(
     assert done.stderr.startswith(f"robust: --{argument}: x: expected values in [0, 1]")
 
 
+@pytest.mark.parametrize("option", ["out", "recipe", "training"])
+def test_an_option_of_another_type_is_named(option: str) -> None:
+    data = load_data("builtin:digits:train")
+    with pytest.raises(InputError, match=f"{option}: expected .* got 3"):
+        robust.harden(load_model("builtin:digits-mlp"), data, defense="none", device="cpu", **{option: 3})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("option", ["--set", "--train"])
 def test_an_option_without_its_value_is_named(
     tmp_path: Path, inside: Callable[..., Outcome], option: str

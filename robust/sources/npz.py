@@ -196,13 +196,20 @@ def to_tensor(name: str, array: Any) -> Tensor:
     """A tensor on the CPU from a tensor or anything numpy takes, sharing memory where that is safe.
 
     Raises:
-        DataError: ragged, a PIL image, or of a type that torch has not (strings, objects).
+        DataError: ragged, sparse, a PIL image, or of a type that torch has not (strings, objects).
     """
     from PIL import Image
 
     if isinstance(array, Image.Image):
         raise DataError(f"{name}: expected a tensor, got a PIL image; add a transform such as ToTensor()")
     if isinstance(array, Tensor):
+        if array.layout != torch.strided or array.is_meta:
+            kind = (
+                "on the device 'meta'; give one with values"
+                if array.is_meta
+                else "sparse; give its to_dense()"
+            )
+            raise DataError(f"{name}: expected a dense tensor or array, got a tensor that is {kind}")
         return array.detach().cpu()
     try:
         plain = np.asarray(array)
