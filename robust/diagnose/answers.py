@@ -21,6 +21,7 @@ COMPANY: Final = 1e-3  # of the logits' spread
 AGAIN: Final = 8  # of the few samples, which are asked about more often
 _SAME: Final = 1e-4  # of the logits' spread
 _ROUNDINGS: Final = 8  # of the last place, one after another
+_FINE: Final = _ROUNDINGS * torch.finfo(torch.float32).eps
 _NOISE: Final = 1e-3  # of the box
 _MOVED: Final = 0.1  # of the margin
 _CLEAR: Final = 0.3  # of that: less at once, and no second look is needed
@@ -81,7 +82,12 @@ def rounding(target: Target, logits: Tensor) -> float:
     for coarse in (torch.bfloat16, torch.float16):
         if coarse in types or logits.equal(logits.to(coarse).to(logits.dtype)):
             return _ROUNDINGS * torch.finfo(coarse).eps
-    return _ROUNDINGS * torch.finfo(torch.float32).eps
+    return _FINE
+
+
+def in_half(target: Target, logits: Tensor) -> bool:
+    """Whether the model computes in half precision, bfloat16 or float16."""
+    return rounding(target, logits) > _FINE
 
 
 def in_company(target: Target, logits: Tensor, before: Tensor) -> Finding | None:
