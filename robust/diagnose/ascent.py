@@ -15,11 +15,15 @@ from robust.diagnose.answers import in_half, margins_at
 from robust.diagnose.checks import Finding
 from robust.diagnose.probes import Subject
 from robust.losses import margin
+from robust.quantized import Quantized
 from robust.target import in_parts
 
 _ROWS, _ENOUGH = 16, 4  # survivors that are looked at, and how many tell something
 _STEPS, _EVERY = 8, 2  # of an ascent on the margin, and after how many of them one looks
-_MOVE: Final = 0.003  # of the box: the pixel of the largest slope
+_MOVES: Final = (
+    0.003,
+    0.03,
+)  # of the box, the pixel of the largest slope: what rounds shows its slope by the farther one
 _MOST: Final = 0.1  # of the points; honest models measured up to .02
 
 
@@ -27,10 +31,10 @@ def masked_ascent(subject: Subject) -> Finding | None:
     """Climb the margin from samples that stand, and see whether it rises along the gradients met on the way.
 
     Each is held against a difference of two forwards. Samples that have no gradient of their own do not count. Passed
-    by models that are randomised or compute in half precision: such differences are noise or rounding.
+    by models that are randomised, quantised or compute in half precision: such differences are noise or rounding.
     """
     rows, norm = subject.survivors(_ROWS), subject.threat.norm
-    if norm not in PGD.norms or len(rows) < _ENOUGH:
+    if norm not in PGD.norms or len(rows) < _ENOUGH or isinstance(subject.target.model, Quantized):
         return None
     with torch.no_grad():
         logits, again = (subject.target.logits(subject.x[rows[:1]]) for _ in range(2))
@@ -62,14 +66,13 @@ def _level_points(subject: Subject, rows: Tensor) -> Tensor:
         if step == 0:
             alive = steepest > 0
         elif step % _EVERY == 0:
-            move = gradient * per_row((high - low) * _MOVE / steepest.clamp_min(1e-30), gradient)
+            along = gradient * per_row((high - low) / steepest.clamp_min(1e-30), gradient)
+            moved = [(point + way * move * along).clamp(low, high) for way in (-1, 1) for move in _MOVES]
             with torch.no_grad():
-                behind, beyond = margins_at(
-                    target, [(point + way * move).clamp(low, high) for way in (-1, 1)], y
-                )
-            level.append(~(beyond > behind))
+                behind, beyond = margins_at(target, moved, y).view(2, len(_MOVES), len(y))
+            level.append(~(beyond > behind).any(0))
         size = threat.radius * (1 + math.cos(math.pi * step / _STEPS)) / 2
         point = threat.project(ahead(point, gradient, threat, size), x)
     subject.backwards += len(rows) * (_STEPS + 1) * target.draws
-    subject.forwards += len(rows) * (_STEPS + 1 + 2 * len(level)) * target.draws
+    subject.forwards += len(rows) * (_STEPS + 1 + 2 * len(_MOVES) * len(level)) * target.draws
     return torch.stack(level).double().mean(0).masked_fill(~alive, torch.nan)
