@@ -28,7 +28,8 @@ _OF_PASSES: Final = 0.05  # of those spent on a survivor, what asking may cost b
 _NEARER: Final = 0.1  # of the clean margin
 _APPROACHED: Final = 2.0  # radii
 _FLAT: Final = 0.95  # of the clean margin
-_SHRUNK: Final = 0.15  # of the farthest clean gap; honest models measured from .28
+_SHRUNK: Final = 0.15  # of the farthest clean gap; honest models of ten classes measured from .28
+_SHRUNK_FEW, _FEW_CLASSES = 0.05, 4  # of so few all may honestly come near
 _FLAT_NORMS: Final = ("linf", "l2", "l1")  # in which there are ascents
 
 
@@ -113,7 +114,8 @@ def _count_margins(run: Run) -> None:
     """Survivors whose logits shrank; those broken near by, and those of them whose margin tells nothing of it."""
     known, survived = run.verdicts.known(run.threat.radius), run.verdicts.status == SURVIVED
     approached = survived & (known.distance <= _APPROACHED)
-    run.checks["shrunk"] += int((survived & (known.farthest < _SHRUNK)).sum())
+    most = _SHRUNK_FEW if run.verdicts.gaps.shape[1] <= _FEW_CLASSES else _SHRUNK
+    run.checks["shrunk"] += int((survived & (known.farthest < most)).sum())
     run.checks["approached"] += int(approached.sum())
     run.checks["flat"] += int((approached & (known.share > _FLAT)).sum())
 

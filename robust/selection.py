@@ -19,7 +19,7 @@ class Known:
     margin: Tensor  # the highest inside the threat
     clean_margin: Tensor
     clean_lead: Tensor  # at x, of the leading other class over the mean of those after it; inf where there is one alone
-    farthest: Tensor  # the lowest of the other classes' highest gaps, as a share of the lowest at x; 1 of under five classes
+    farthest: Tensor  # the lowest of the other classes' highest gaps, as a share of the lowest at x; 1 of two classes
     distance: Tensor  # of the nearest adversarial point seen anywhere, in radii; inf where none was
     spent: Tensor  # most passes of a minimum-norm attack
     rose: Tensor  # bool: the latest attack brought the margin nearer

@@ -16,7 +16,7 @@ from robust.selection import Known
 from robust.sources import Samples
 
 MISCLASSIFIED, BROKEN, SURVIVED, ERROR = range(4)
-_CLASSES: Final = 5  # of fewer all may honestly come near
+_CLASSES: Final = 3  # of fewer the farthest is the nearest
 _RULED_OUT: Final = 10  # times as far as the middle one of the other classes
 _UNKNOWN: Final = -1  # class of what gave no numbers
 

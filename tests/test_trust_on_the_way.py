@@ -84,6 +84,18 @@ def test_a_temperature_that_falls_hides_no_boundary(
     assert bare.checks["shrunk"] == 0
 
 
+def test_a_temperature_is_seen_through_where_there_are_three_classes(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = digits
+    few = x[y < 3], y[y < 3]
+    bare, told = seen(Wrap(net, after=lambda z: z[:, :3]), few, "linf:0.12")
+    report, found = seen(Tempered(Wrap(net, after=lambda z: z[:, :3]), 400), few, "linf:0.12")
+    assert told == []
+    assert report.statuses["survived"] <= bare.statuses["survived"]
+    assert "shrinking-logits" in found
+
+
 @pytest.mark.parametrize("vote", [1, 20])
 def test_an_answer_without_a_gradient_where_the_net_is_unsure_is_told(
     vote: float, net: nn.Module, digits: tuple[Tensor, Tensor]

@@ -168,7 +168,7 @@ def _shrunk(counts: dict[str, float], correct: int) -> Iterator[Finding]:
     shrunk = int(counts.get("shrunk", 0))
     if shrunk >= max(2, 0.05 * correct):
         yield named.SHRINKING_LOGITS.finding(
-            f"{shrunk} samples stand though every class came within 15 % of the farthest's clean gap"
+            f"{shrunk} samples stand though every class came within a small share of the farthest's clean gap"
         )
 
 

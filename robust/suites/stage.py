@@ -36,7 +36,7 @@ class Stage:
             rest by at most this share of the clean margin, and of which all searches so far left more than that share: which
             class is near cannot be told from the logits.
         shrunk: only samples of which every class, the farthest too, came within this share of the clean gap of the farthest, of
-            five classes and more: the logits shrink, and no boundary comes near by that.
+            three classes and more: the logits shrink, and no boundary comes near by that.
         share: of the other samples, those whose random draw is under this share are seen too.
         unless_behind: of all these, none that is behind by more than this.
         follows: only samples that the stage before brought nearer than they were.
