@@ -15,6 +15,18 @@ def mnist_mlp() -> nn.Module:
     )
 
 
+class _Spectrum(nn.Module):
+    """Logarithms of the magnitudes of an image's Fourier coefficients, as nets for sound begin with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.fft.fft2(x).abs() + 1e-3).log()
+
+
+def mnist_spectrum() -> nn.Module:
+    """`mnist_mlp` behind logarithms of a spectrum: where a coefficient is near 0 the surface bends sharply."""
+    return nn.Sequential(_Spectrum(), *mnist_mlp())  # type: ignore[misc]
+
+
 def mnist_deep() -> nn.Module:
     """Four convolutions, two of them strided: a small cousin of the nets that verifiers are tried on."""
     return nn.Sequential(
