@@ -13,8 +13,9 @@ from wrapped import Wrap, levels, with_gradient
 import robust
 from robust.attacks import PGD
 from robust.diagnose import Subject
-from robust.diagnose.ascent import masked_ascent
+from robust.diagnose.ascent import ascents
 from robust.report import Report
+from robust.sources import load_data
 from robust.target import Target
 from robust.threat import Threat
 
@@ -113,6 +114,30 @@ def test_a_backward_that_turns_near_the_boundary_is_told(
     assert "masked-ascent" in found
 
 
+class Spectrum(nn.Module):
+    """Logarithms of the magnitudes of Fourier coefficients: where one is near 0 the surface bends sharply."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.fft.fft2(x).abs() + 1e-3).log().flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("front", "threat", "turn"), [(Spectrum(), "linf:0.002", True), (nn.Flatten(), "linf:0.05", False)]
+)
+def test_gradients_that_turn_from_step_to_step_are_told(front: nn.Module, threat: str, turn: bool) -> None:
+    data = load_data("builtin:mnist5k:train").limit(1000)
+    x, y = data.rows(slice(None)), torch.as_tensor(data.y)
+    torch.manual_seed(0)
+    model = nn.Sequential(front, nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    _, found = seen(model, (x[:128], y[:128]), threat)
+    assert found == (["turning-gradients"] if turn else [])
+
+
 PASSED: dict[str, Callable[[nn.Module], nn.Module]] = {
     "in bfloat16": lambda net: Wrap(net.bfloat16(), Tensor.bfloat16, lambda z: (z + 300).float()),
     "inputs of 4 bits": lambda net: Wrap(net, levels(15)),
@@ -129,4 +154,4 @@ def test_rounding_and_noise_tell_nothing_of_ascents(
         subject = Subject(
             target, Threat("linf", "0.02"), x, y, torch.arange(12), torch.ones(12, dtype=torch.bool), [], 64
         )
-        assert masked_ascent(subject) is None
+        assert ascents(subject) is None

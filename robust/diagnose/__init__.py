@@ -6,7 +6,7 @@ and the probes search on a few samples: `BRIEF` after every evaluation, `FULL` w
 """
 
 from robust.diagnose.answers import Preflight, afterwards, in_company
-from robust.diagnose.ascent import masked_ascent
+from robust.diagnose.ascent import ascents
 from robust.diagnose.binarization import binarization
 from robust.diagnose.checks import (
     AUDIT,
@@ -37,7 +37,7 @@ from robust.diagnose.probes import (
 from robust.diagnose.review import review, review_access, review_passes
 from robust.diagnose.transfer import transfer
 
-BRIEF = (unbounded, transfer, masked_ascent)
+BRIEF = (unbounded, transfer, ascents)
 FULL = (*BRIEF, not_converged, doubled_budget, step_size, monotone, random_noise, binarization)
 
 __all__ = [

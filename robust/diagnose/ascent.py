@@ -25,13 +25,17 @@ _MOVES: Final = (
     0.03,
 )  # of the box, the pixel of the largest slope: what rounds shows its slope by the farther one
 _MOST: Final = 0.1  # of the points; honest models measured up to .02
+_ALIKE: Final = (
+    0.5  # cosine, of steps that are half to a seventh of the radius; honest models measured from .77
+)
 
 
-def masked_ascent(subject: Subject) -> Finding | None:
-    """Climb the margin from samples that stand, and see whether it rises along the gradients met on the way.
+def ascents(subject: Subject) -> Finding | None:
+    """Climb the margin from samples that stand: does it rise along the gradients met on the way, and do these agree?
 
-    Each is held against a difference of two forwards. Samples that have no gradient of their own do not count. Passed
-    by models that are randomised, quantised or compute in half precision: such differences are noise or rounding.
+    Each is held against differences of two forwards, and against the one before. Samples that have no gradient of their own
+    do not count. Passed by models that are randomised, quantised or compute in half precision: such differences are noise
+    or rounding.
     """
     rows, norm = subject.survivors(_ROWS), subject.threat.norm
     if norm not in PGD.norms or len(rows) < _ENOUGH or isinstance(subject.target.model, Quantized):
@@ -41,38 +45,57 @@ def masked_ascent(subject: Subject) -> Finding | None:
     subject.forwards += 2 * subject.target.draws
     if in_half(subject.target, logits) or not logits.equal(again):
         return None
-    level = torch.cat([_level_points(subject, part) for part in in_parts(rows, subject.micro_batch)])
-    level = level[~level.isnan()]
-    if len(level) < _ENOUGH or not (share := float(level.mean())) > _MOST:
+    level, agree = torch.cat(
+        [torch.stack(_climb(subject, part)) for part in in_parts(rows, subject.micro_batch)], dim=1
+    )
+    alive = ~level.isnan()
+    if int(alive.sum()) < _ENOUGH:
         return None
-    return checks.MASKED_ASCENT.finding(
-        f"at {share:.0%} of the points where ascents on {len(level)} samples that stand came by, the margin does not rise along "
-        "its gradient, though it does at the samples"
+    share, cosine = float(level[alive].mean()), float(agree[alive].median())
+    if share > _MOST:
+        return checks.MASKED_ASCENT.finding(
+            f"at {share:.0%} of the points where ascents on {len(rows)} samples that stand came by, the margin does not rise along "
+            "its gradient, though it does at the samples"
+        )
+    if norm != "linf" or cosine >= _ALIKE:  # in l2 those of honest nets trained for linf agree as little
+        return None
+    return checks.TURNING_GRADIENTS.finding(
+        f"from one step of an ascent to the next gradients agree to a cosine of {cosine:.2f} (the median of {len(rows)} samples)"
     )
 
 
-def _level_points(subject: Subject, rows: Tensor) -> Tensor:
-    """At which share of the points of its ascent the margin does not rise, (M,); nan of a sample without a gradient."""
+def _climb(subject: Subject, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """At which share of the points of its ascent the margin does not rise, and the mean cosine of gradients half way up, (M,) each.
+
+    The first is nan of a sample without a gradient.
+    """
     target, threat, x, y = subject.target, subject.threat, subject.x[rows], subject.y[rows]
     low, high = threat.bounds
-    point, level = x, []
-    alive = torch.zeros_like(y, dtype=torch.bool)
+    point, level, agree = x, [], []
+    alive, before = torch.zeros_like(y, dtype=torch.bool), torch.zeros_like(x)
     for step in range(_STEPS + 1):
         leaf = point.detach().clone().requires_grad_()
         with torch.enable_grad():
             height = margin(target.logits(leaf), y).sum()
         gradient = torch.autograd.grad(height, leaf)[0].nan_to_num(0, 0, 0)
         steepest = gradient.flatten(1).abs().amax(1)
+        unit = gradient * per_row(steepest.clamp_min(1e-30).reciprocal(), gradient)
         if step == 0:
             alive = steepest > 0
         elif step % _EVERY == 0:
-            along = gradient * per_row((high - low) / steepest.clamp_min(1e-30), gradient)
-            moved = [(point + way * move * along).clamp(low, high) for way in (-1, 1) for move in _MOVES]
+            moved = [
+                (point + way * move * (high - low) * unit).clamp(low, high)
+                for way in (-1, 1)
+                for move in _MOVES
+            ]
             with torch.no_grad():
                 behind, beyond = margins_at(target, moved, y).view(2, len(_MOVES), len(y))
             level.append(~(beyond > behind).any(0))
+        if _STEPS // 2 < step < _STEPS:
+            agree.append(torch.cosine_similarity(before.flatten(1), unit.flatten(1)))
+        before = unit
         size = threat.radius * (1 + math.cos(math.pi * step / _STEPS)) / 2
         point = threat.project(ahead(point, gradient, threat, size), x)
     subject.backwards += len(rows) * (_STEPS + 1) * target.draws
     subject.forwards += len(rows) * (_STEPS + 1 + 2 * len(_MOVES) * len(level)) * target.draws
-    return torch.stack(level).double().mean(0).masked_fill(~alive, torch.nan)
+    return torch.stack(level).float().mean(0).masked_fill(~alive, torch.nan), torch.stack(agree).mean(0)

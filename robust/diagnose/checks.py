@@ -253,6 +253,15 @@ MASKED_ASCENT = _declare(
     advice="attack the part that answers at the samples and carry the examples over, give the rest a substitute gradient (BPDA), or use "
     "score and decision attacks",
 )
+TURNING_GRADIENTS = _declare(
+    "turning-gradients",
+    rule="of up to 16 samples that stand (at least 4), half have gradients of the margin that from one step to the next, on the second half "
+    "of an ascent of 8 steps, agree to a cosine under 0.5 on average (linf)",
+    detects="a surface that bends sharply over less than the threat, as behind logarithms of small magnitudes: ascents with wide steps "
+    "zigzag under its tops",
+    advice="run the suite 'thorough' or 'autoattack', or PGD with many small steps (steps=40, step_size=0.25)",
+    severity="suspect",
+)
 SPARSE_SEARCH_WINS = _declare(
     "sparse-search-wins",
     rule="in l0 and l1, sparse-rs or swap-search breaks half and more (at least 2) of the samples that it was given after gradient attacks of "
