@@ -28,7 +28,7 @@ _OF_PASSES: Final = 0.05  # of those spent on a survivor, what asking may cost b
 _NEARER: Final = 0.1  # of the clean margin
 _APPROACHED: Final = 2.0  # radii
 _FLAT: Final = 0.95  # of the clean margin
-_SHRUNK: Final = 0.15  # of the farthest clean gap; honest models of ten classes measured from .28
+_SHRUNK: Final = 0.15  # of the farthest clean gap
 _SHRUNK_FEW, _FEW_CLASSES = 0.05, 4  # of so few all may honestly come near
 _FLAT_NORMS: Final = ("linf", "l2", "l1")  # in which there are ascents
 

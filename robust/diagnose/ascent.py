@@ -22,9 +22,8 @@ _ROWS, _ENOUGH = 16, 4  # survivors that are looked at, and how many tell someth
 _STEPS, _EVERY = 8, 2  # of an ascent on the margin, and after how many of them one looks
 # Of the box, the pixel of the largest slope: what rounds shows its slope by the farther one.
 _MOVES: Final = (0.003, 0.03)
-_MOST: Final = 0.1  # of the points; honest models measured up to .02
-# Cosine, over steps that are half to a seventh of the radius; honest models measured from .77 in linf. In l2 gradients of nets
-# trained for linf agree as little as those that lead nowhere.
+_MOST: Final = 0.1  # of the points
+# Cosine, over steps that are half to a seventh of the radius. In l2 gradients of honest nets trained for linf agree as little.
 _ALIKE: Final = 0.5
 
 
