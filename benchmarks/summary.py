@@ -27,6 +27,7 @@ TABLES = (
     "kinds",
     "vit",
     "level",
+    "spectrum",
     "500",
     "1000",
     "mnbab",
