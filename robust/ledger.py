@@ -30,6 +30,9 @@ class Ledger:
     forwards: Tensor
     backwards: Tensor
     x_adv: Tensor  # the adversarial point with the least distance; x where none was seen
+    agreement: (
+        Tensor  # mean cosine of successive gradients late in an ascent from x; nan where none was measured
+    )
 
     @property
     def margin(self) -> Tensor:
@@ -53,4 +56,5 @@ class Ledger:
             forwards=count,
             backwards=count.clone(),
             x_adv=x.clone(),
+            agreement=torch.full((n,), torch.nan, device=device),
         )

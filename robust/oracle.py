@@ -308,6 +308,11 @@ class Oracle:
         self._observer.ledger.stuck[self._rows[rows]] = True
         self._live.leave(rows.clone())
 
+    def note_agreement(self, agreement: Tensor) -> None:
+        """Note to which mean cosine successive gradients agreed late in an ascent from x, (N,): not of noisy answers."""
+        if self._target.draws == 1:
+            self._observer.ledger.agreement[self._rows] = agreement
+
     @contextmanager
     def multiplied(self, count: int) -> Iterator[Oracle]:
         """An oracle of the live rows, each `count` times in a row, with random numbers of each copy's own.

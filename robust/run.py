@@ -125,6 +125,8 @@ class Run:
             "approached": 0,
             "shrunk": 0,
             "flat": 0,
+            "ascended": 0,
+            "turned": 0,
         }
         self.verdicts = Verdicts(len(samples))
         self._breaks = Breaks.wanted_by(stages, samples)

@@ -30,6 +30,9 @@ _APPROACHED: Final = 2.0  # radii
 _FLAT: Final = 0.95  # of the clean margin
 _SHRUNK: Final = 0.15  # of the farthest clean gap
 _SHRUNK_FEW, _FEW_CLASSES = 0.05, 4  # of so few all may honestly come near
+_ALIKE: Final = (
+    0.5  # cosine of successive gradients, in linf: in the others those of honest nets agree as little
+)
 _FLAT_NORMS: Final = ("linf", "l2", "l1")  # in which there are ascents
 
 
@@ -111,13 +114,19 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
 
 
 def _count_margins(run: Run) -> None:
-    """Survivors whose logits shrank; those broken near by, and those of them whose margin tells nothing of it."""
+    """Survivors whose logits shrank; those broken near by, and those of them whose margin tells nothing of it.
+
+    And of all samples that the first ascent left, those whose gradients turned from step to step.
+    """
     known, survived = run.verdicts.known(run.threat.radius), run.verdicts.status == SURVIVED
     approached = survived & (known.distance <= _APPROACHED)
     most = _SHRUNK_FEW if run.verdicts.gaps.shape[1] <= _FEW_CLASSES else _SHRUNK
     run.checks["shrunk"] += int((survived & (known.farthest < most)).sum())
     run.checks["approached"] += int(approached.sum())
     run.checks["flat"] += int((approached & (known.share > _FLAT)).sum())
+    if run.threat.norm == "linf":
+        run.checks["ascended"] += int((~known.agreement.isnan()).sum())
+        run.checks["turned"] += int((known.agreement < _ALIKE).sum())
 
 
 def _ascends(attack: Attack) -> bool:

@@ -21,6 +21,9 @@ class Known:
     clean_lead: Tensor  # at x, of the leading other class over the mean of those after it; inf where there is one alone
     farthest: Tensor  # the lowest of the other classes' highest gaps, as a share of the lowest at x; 1 of two classes
     distance: Tensor  # of the nearest adversarial point seen anywhere, in radii; inf where none was
+    agreement: (
+        Tensor  # mean cosine of successive gradients late in the first ascent; nan where none was measured
+    )
     spent: Tensor  # most passes of a minimum-norm attack
     rose: Tensor  # bool: the latest attack brought the margin nearer
     closer: Tensor  # bool: it saw an adversarial point nearer than those before
@@ -65,6 +68,7 @@ def _reasons(stage: Stage, known: Known) -> list[Tensor]:
         (stage.behind, lambda least: behind > least),
         (stage.flat, lambda least: share > least),
         (stage.shrunk, lambda most: known.farthest < most),
+        (stage.turning, lambda most: known.agreement < most),
     ]
     met = [of(value) for value, of in conditions if value is not None]
     if stage.longer is not None:

@@ -41,6 +41,7 @@ class Verdicts:
         self.reach = torch.full((n,), torch.inf)
         # The latest attack came nearer than those before it: by its margins inside, by an adversarial point anywhere.
         self.rose, self.closer = torch.zeros(2, n, dtype=torch.bool)
+        self.agreement = torch.full((n,), torch.nan)  # of the first ascent's successive gradients
         self.spent = torch.zeros(n, dtype=torch.int64)  # most passes of a minimum-norm attack
         self.forwards = torch.zeros(n, dtype=torch.int64)
         self.backwards = torch.zeros(n, dtype=torch.int64)
@@ -87,6 +88,7 @@ class Verdicts:
             lead,
             farthest,
             self.reach / radius,
+            self.agreement,
             self.spent,
             self.rose,
             self.closer,
@@ -99,6 +101,8 @@ class Verdicts:
         self.backwards[rows] += ledger.backwards.cpu()
         self.reach[rows] = self.reach[rows].fmin(ledger.distance.cpu())
         self.gaps[rows] = self.gaps[rows].fmax(ledger.gaps.cpu())
+        first = self.agreement[rows]
+        self.agreement[rows] = torch.where(first.isnan(), ledger.agreement.cpu(), first)
 
     def settle(self, rows: Tensor, found: Audit, inside: Tensor, attack: int, *, minimize: bool) -> Tensor:
         """Take in what an audit says of adversarial points of these rows.

@@ -155,3 +155,41 @@ def test_searches_for_the_nearest_point_pass_no_break_in_silence(
     for threat in ("linf:0.1", "l2:0.6"):
         found = robust.evaluate(net, digits, threat=threat, device="cpu", minimize=True).findings
         assert "silent-success" not in {finding["check"] for finding in found}
+
+
+@pytest.mark.parametrize(
+    ("broke", "after", "correct", "fires"),
+    [(2, 1, 100, True), (2, 0, 100, False), (3, 9, 22, False), (3, 9, 23, True)],
+)
+def test_what_small_steps_break_of_samples_whose_gradients_turn_is_told(
+    broke: int, after: int, correct: int, fires: bool
+) -> None:
+    """With what is shown to those that they brought nearer; unless next to nothing stands."""
+    entries = [
+        {
+            "label": "pgd",
+            "name": "pgd",
+            "access": "gradient",
+            "attacked": given,
+            "broke": count,
+            "parameters": {},
+        }
+        | {"rejected": 0, "silent": 0, "selection": selection}
+        for given, count, selection in (
+            (100, 8, {}),
+            (50, broke, {"turning": 0.45}),
+            (9, after, {"follows": True}),
+            (9, 0, {}),
+            (9, 0, {"follows": True}),
+        )
+    ]
+    found = review(entries, correct, cascade=True)
+    assert [finding.check for finding in found] == ["turning-gradients"] * fires
+    assert not fires or f"break {broke + after} of 50 samples" in found[0].message
+    assert review(entries, correct, cascade=False) == []
+
+
+@pytest.mark.parametrize(("ascended", "turned", "fires"), [(8, 5, True), (8, 4, False), (7, 7, False)])
+def test_gradients_that_turn_of_most_samples_are_told(ascended: int, turned: int, fires: bool) -> None:
+    found = review([], 0, cascade=False, checks={"ascended": ascended, "turned": turned})
+    assert [finding.check for finding in found] == ["turning-gradients"] * fires

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from conftest import Linear
 
-from robust.attacks import ATTACKS, CW, FAB, FGSM, Attack, Square, make_attack
+from robust.attacks import ATTACKS, CW, FAB, FGSM, PGD, Attack, Square, make_attack
 from robust.errors import InputError
 from robust.ledger import Ledger
 from robust.oracle import Oracle
@@ -271,3 +272,37 @@ def test_fab_abreast_asks_for_all_classes_at_once() -> None:
 def test_fab_says_what_it_cannot_do(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"fab: (skip|hope): expected"):
         FAB(**wrong)
+
+
+class Height(torch.nn.Module):
+    """Two classes whose difference is 10 and a height of the first value below."""
+
+    def __init__(self, height: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.height = height
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.full_like(x[:, 0], 10.0), self.height(x[:, 0])], 1)
+
+
+@pytest.mark.parametrize(
+    ("height", "steps", "expected"),
+    [
+        (lambda x: 1e-20 * x, 8, 1.0),
+        (lambda x: -(x**2), 8, -1.0),  # steps of a half carry from .1 to -.4 and back
+        (lambda x: x.clamp(max=0.5), 8, math.nan),  # ends on a plateau
+        (lambda x: x, 6, math.nan),  # too few steps
+    ],
+)
+def test_an_ascent_notes_how_much_its_gradients_turn(
+    height: Callable[[torch.Tensor], torch.Tensor], steps: int, expected: float
+) -> None:
+    x, y = torch.full((3, 1), 0.1), torch.zeros(3, dtype=torch.int64)
+    noted = []
+    for random_start in (False, True):
+        with Target(Height(height), device="cpu") as target:
+            oracle = Oracle(target, x, y, torch.arange(3), Threat("linf", "1", FAR))
+            PGD(steps=steps, step_size=0.5, loss="margin", random_start=random_start)(oracle)
+        noted.append(oracle.ledger.agreement.tolist())
+    assert noted[0] == pytest.approx([expected] * 3, nan_ok=True)
+    assert all(map(math.isnan, noted[1]))  # it says nothing of the sample

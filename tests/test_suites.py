@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import robust
-from robust.attacks import APGD, FAB, FGSM, Attack
+from robust.attacks import APGD, FAB, FGSM, PGD, Attack
 from robust.defenses import make_defense
 from robust.errors import InputError, UnsupportedError
 from robust.oracle import Access, Oracle
@@ -144,6 +144,19 @@ def test_stages_choose_by_how_near_the_farthest_class_came(
     assert chosen(shrunk=0.2) == [i for i in right if 5 <= i < 10]
     v.gaps, v.clean_gaps = v.gaps[:, :2], v.clean_gaps[:, :2]
     assert chosen(shrunk=0.99) == []  # there the farthest class is the nearest
+
+
+def test_stages_choose_by_how_much_gradients_turn(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    run = looked_at(net, digits)
+    v = run.verdicts
+    right = (v.prediction == run.samples.y).nonzero().squeeze(1).tolist()
+    chosen = partial(chosen_of, run)
+    assert chosen(turning=1.0) == []  # nothing ascended yet
+    v.agreement[:10] = torch.linspace(-0.05, 0.85, 10)
+    assert chosen(turning=0.4) == [i for i in right if i < 5]
+    run.attack(Stage(PGD(steps=7, random_start=False, loss="margin")), cascade=True)
+    assert chosen(turning=0.4) == [i for i in chosen() if i < 5]  # the first ascent says it
+    assert set(chosen(turning=1.01)) == set(chosen())
 
 
 def test_stages_choose_by_where_gradients_mislead(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:

@@ -134,8 +134,11 @@ def test_gradients_that_turn_from_step_to_step_are_told(front: nn.Module, threat
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
-    _, found = seen(model, (x[:128], y[:128]), threat)
+    report, found = seen(model, (x[:128], y[:128]), threat)
     assert found == (["turning-gradients"] if turn else [])
+    assert report.checks["ascended"] > 16
+    small = [entry["attacked"] for entry in report.attacks if entry["selection"].get("turning")]
+    assert small[0] > 5 if turn else small == [0]
 
 
 PASSED: dict[str, Callable[[nn.Module], nn.Module]] = {

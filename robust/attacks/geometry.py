@@ -186,6 +186,12 @@ def per_row(value: Tensor, like: Tensor) -> Tensor:
     return value.view(-1, *([1] * (like.dim() - 1)))
 
 
+def cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Of the angle between directions, (N, ...) each, however short: (N,), nan where one is zero."""
+    unit, along = (flat / flat.abs().amax(1, keepdim=True) for flat in (one.flatten(1), other.flatten(1)))
+    return torch.cosine_similarity(unit, along)
+
+
 def choose(rows: Tensor, there: Tensor, elsewhere: Tensor) -> Tensor:
     """`there` in the named rows ((N,) bool), `elsewhere` in the others: (N, ...), perhaps one of the two itself.
 

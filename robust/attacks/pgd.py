@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
+import torch
 from torch import Tensor
 
 from robust.attacks.base import ATTACKS, Attack
-from robust.attacks.geometry import ahead, brought_in, random_start
+from robust.attacks.geometry import ahead, brought_in, cosine, random_start
 from robust.errors import InputError
 from robust.losses import LOSSES
 from robust.oracle import Access, Oracle
+
+_TELLING: Final = 7  # steps: wider ones turn gradients on any surface
 
 
 @ATTACKS.register("pgd")
@@ -56,10 +59,17 @@ class PGD(Attack):
         for restart in oracle.steps(self.restarts):
             streams = oracle.random("start", restart)
             s.x_adv = random_start(oracle.x, threat, streams) if self.random_start else oracle.start
+            s.agreement = torch.zeros_like(oracle.y, dtype=torch.float32)
+            late = range(self.steps // 2 + 1, self.steps) if self.steps >= _TELLING else range(0)
             for step in oracle.steps(self.steps):
                 gradient = oracle.gradient(s.x_adv, loss).gradient
+                if step in late:
+                    s.agreement = s.agreement + cosine(gradient, s.before) / len(late)
+                s.before = gradient
                 size = self._size(step) * threat.radius
                 s.x_adv = brought_in(oracle, ahead(s.x_adv, gradient, threat, size))
+            if late and not self.random_start:
+                oracle.note_agreement(s.agreement)
             oracle.visit(s.x_adv)
         return s.x_adv
 

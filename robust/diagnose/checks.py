@@ -255,11 +255,12 @@ MASKED_ASCENT = _declare(
 )
 TURNING_GRADIENTS = _declare(
     "turning-gradients",
-    rule="of up to 16 samples that stand (at least 4), half have gradients of the margin that from one step to the next, on the second half "
-    "of an ascent of 8 steps, agree to a cosine under 0.5 on average (linf)",
+    rule="in linf, of the samples that a first PGD from x of 7 steps and more left (at least 8), over half had gradients that from one step to "
+    "the next, on its second half, agree to a cosine under 0.5 on average; or, in linf and l2, small steps that are shown only samples of "
+    "which they agree less break 5 % and more (at least 3) of them",
     detects="a surface that bends sharply over less than the threat, as behind logarithms of small magnitudes: ascents with wide steps "
     "zigzag under its tops",
-    advice="run the suite 'thorough' or 'autoattack', or PGD with many small steps (steps=40, step_size=0.25)",
+    advice="run the suite 'thorough' or 'autoattack', or PGD with many small steps (steps=500, step_size=0.05)",
     severity="suspect",
 )
 SPARSE_SEARCH_WINS = _declare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any, Final
 
 import pandas as pd
@@ -14,6 +15,7 @@ from robust.diagnose.checks import Finding
 # more than gradients broke, but not both.
 _OF_WHOLE_CHANGES: Final = ("sparse-rs", "swap-search")
 _APPROACHED: Final = 5  # samples; fewer tell nothing
+_ASCENDED: Final = 8
 _A_FEW: Final = 3  # samples, fewer of which tell nothing of the rest
 _FEW: Final = 50  # passes
 _FEW_OF_TWO: Final = 35  # where there is one boundary to search
@@ -73,7 +75,8 @@ def review(
         correct: samples that were classified correctly before any attack.
         cascade: each attack saw only the survivors of those before it.
         checks: counts of the second opinion: survivors asked about, and those that random search brought nearer; survivors
-            that were seen broken near by, and those of them whose margins are flat; survivors whose logits shrank.
+            that were seen broken near by, and those of them whose margins are flat; survivors whose logits shrank;
+            samples that the first ascent left, and those of them whose gradients turned.
     """
     rejecting = [entry for entry in attacks if entry["rejected"]]
     silent = [entry for entry in attacks if entry["silent"] > max(1, 0.01 * entry["attacked"])]
@@ -96,6 +99,7 @@ def review(
         found += _second_opinion(checks or {})
     found += _flat(checks or {})
     found += _shrunk(checks or {}, correct)
+    found += _turned(checks or {}) or (_by_small_steps(attacks, correct) if cascade else [])
     if not cascade:
         found += _compare(attacks, correct)
     return found
@@ -140,6 +144,37 @@ def _hidden(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
                 f"{entry['selection']['beyond']:g} times the radius"
             )
             return
+
+
+def _turned(counts: dict[str, float]) -> list[Finding]:
+    """Do gradients turn from step to step of an ascent?"""
+    ascended, turned = int(counts.get("ascended", 0)), int(counts.get("turned", 0))
+    if ascended < _ASCENDED or turned <= ascended / 2:
+        return []
+    told = f"of {turned} of {ascended} samples gradients turned from one step of the first ascent to the next"
+    return [named.TURNING_GRADIENTS.finding(told)]
+
+
+def _by_small_steps(attacks: list[dict[str, Any]], correct: int) -> list[Finding]:
+    """Do small steps, on samples whose gradients turn, break what wider ones left?"""
+    if correct - sum(entry["broke"] for entry in attacks) < _A_FEW:
+        return []
+    for i, entry in enumerate(attacks):
+        if entry.get("selection", {}).get("turning") is None:
+            continue
+        given, broke = (
+            entry["attacked"],
+            sum(a["broke"] for a in [entry, *takewhile(_follows, attacks[i + 1 :])]),
+        )
+        if broke >= max(_A_FEW, 0.05 * given):
+            told = f"small steps break {broke} of {given} samples whose gradients turned from one step to the next"
+            return [named.TURNING_GRADIENTS.finding(told)]
+    return []
+
+
+def _follows(entry: dict[str, Any]) -> bool:
+    """Whether it was shown only what the attack before brought nearer."""
+    return bool(entry.get("selection", {}).get("follows"))
 
 
 def _second_opinion(counts: dict[str, float]) -> Iterator[Finding]:

@@ -16,9 +16,13 @@ from robust.suites.shared import (
     PROBE,
     PROBED,
     SHRUNK,
+    SMALLER_STEPS,
     TO_BOUNDARY,
+    turning,
 )
 from robust.suites.stage import Stage
+
+_TURNING: Final = 0.35  # here gradients of nets trained for linf agree less, too
 
 # Towards single classes ascents begin outside, not within as in linf: on a rugged surface more of what is near is seen from
 # three times the radius.
@@ -77,6 +81,7 @@ def standard() -> list[Stage]:
         Stage(OTHERS, near=0.05),
         *PROBED,
         Stage(_FEW_SQUARES, near=0.1),
+        *turning(_TURNING),
     ]
 
 
@@ -97,6 +102,7 @@ def below() -> list[Stage]:
         Stage(_FEW_SQUARES, near=0.1),
         Stage(PROBE, near=0.06, share=0.05),
         MOVED,
+        *turning(_TURNING),
     ]
 
 
@@ -109,5 +115,6 @@ def longer() -> list[Stage]:
         Stage(FAB(), near=0.95),
         Stage(replace(chain, targets=4, radii=(6, 4, 2.5, 1.6, 1.2, 1), hop_steps=20), near=0.4),
         Stage(replace(chain, targets=4, odi_steps=5, hop_steps=25), near=0.25),
+        Stage(SMALLER_STEPS, turning=_TURNING),
         *LONGER,
     ]

@@ -6,8 +6,21 @@ from dataclasses import replace
 from typing import Final
 
 from robust.attacks import PGD, BasinHopping, MultiTargeted, Square, SquareAscent
-from robust.suites.shared import FROM_PLATEAU, LONGER, MIFPE, MOVED, OFF_PLATEAU, OTHERS, PROBED, SHRUNK
+from robust.suites.shared import (
+    FROM_PLATEAU,
+    LONGER,
+    MIFPE,
+    MOVED,
+    OFF_PLATEAU,
+    OTHERS,
+    PROBED,
+    SHRUNK,
+    SMALLER_STEPS,
+    turning,
+)
 from robust.suites.stage import Stage
+
+_TURNING: Final = 0.45
 
 # Within the ball: from an ascent that begins a little outside, hops that are wide pushes alone.
 _HOPS: Final = BasinHopping(
@@ -41,6 +54,7 @@ def standard() -> list[Stage]:
         Stage(replace(OTHERS, skip=3), near=0.05),
         *PROBED,
         Stage(_UP_FROM_SQUARES, near=0.3),
+        *turning(_TURNING),
     ]
 
 
@@ -62,6 +76,7 @@ def below() -> list[Stage]:
         Stage(_UP_FROM_SQUARES, near=0.1),
         Stage(Square(queries=48, proposals=4), near=0.1),
         MOVED,
+        *turning(_TURNING),
     ]
 
 
@@ -71,5 +86,6 @@ def longer() -> list[Stage]:
     return [
         Stage(replace(chain, targets=9)),
         Stage(replace(chain, targets=4, radii=(1,), hop_steps=20, hops=40), near=0.25),
+        Stage(SMALLER_STEPS, turning=_TURNING),
         *LONGER,
     ]

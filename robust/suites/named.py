@@ -27,7 +27,7 @@ from robust.threat import Threat
 Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
-VERSIONS: Final = {"quick": 2, "standard": 33, "thorough": 33, "autoattack": 7, "demo": 1}
+VERSIONS: Final = {"quick": 2, "standard": 34, "thorough": 34, "autoattack": 7, "demo": 1}
 
 
 class _Plan(Protocol):
@@ -62,11 +62,11 @@ def quick(threat: Threat) -> list[Stage]:
 def standard(threat: Threat) -> list[Stage]:
     """The default: cheap attacks for all, most passes for the samples nearest their boundary.
 
-    linf (version 33): 10 steps on the margin and 8 on mifpe, 5 towards the likeliest classes, and 12 from outside inwards,
+    linf (version 34): 10 steps on the margin and 8 on mifpe, 5 towards the likeliest classes, and 12 from outside inwards,
     with hops from the best point of what that brought near, or much nearer than before; 5 on the difference of logits ratio
     towards each class of what has hardly moved, and more of what that brought nearer; from outside towards five where the
     logits do not tell one class from another; 8 towards the other classes of what came near, random search as a probe, and
-    of what is near random search and ascents in turns, while these do not all end on one top. l2 (version 33): 7 steps on
+    of what is near random search and ascents in turns, while these do not all end on one top. l2 (version 34): 7 steps on
     the margin, and FAB, which ends early where the surface is straight; 6 from outside towards the likeliest classes; the
     same ratio; DDN from far off where all that was seen is far; ascents and hops from the nearest break outside brought
     into the ball, ascents from far outside inwards and FAB towards more classes where the two disagree or the boundary is
@@ -77,7 +77,8 @@ def standard(threat: Threat) -> list[Stage]:
     from two more starts where that came nearer; FAB where they came near, and towards three classes more where nearer;
     longer ascents from three and four starts of what is nearest; longer ones and steps towards nine classes where the
     logits do not tell; squares as a probe. In all three 20 steps on the difference of logits ratio of what has its logits
-    shrink. l0 (version 31): sigma-zero, and random search for all; a search by swaps where
+    shrink; in linf and l2 40 small steps of what has its gradients turn from step to step, and more of what these brought
+    nearer. l0 (version 31): sigma-zero, and random search for all; a search by swaps where
     that came nearer, and near; swaps that gradients propose and sigma-zero for longer of what came near. spatial and
     corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says whether gradients tell.
     """
@@ -90,9 +91,9 @@ def standard(threat: Threat) -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf and l2 (version 33): a longer ascent towards each class with hops where it came near, one or two long
-    chains of hops of what is near, APGD on two losses and 1,000 queries of random search for all; 5,000 queries where the
-    1,000 brought a sample nearer. l1 (version 33) and l0 (version 31): the long forms of the same attacks.
+    linf and l2 (version 34): a longer ascent towards each class with hops where it came near, one or two long
+    chains of hops of what is near, 500 small steps of what has its gradients turn, APGD on two losses and 1,000 queries of
+    random search for all; 5,000 queries where the 1,000 brought a sample nearer. l1 (version 33) and l0 (version 31): the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from robust.attacks import APGD, FAB, PGD, MultiTargeted, Square, SquareAscent
@@ -23,6 +24,21 @@ SHRUNK: Final = [
     Stage(PGD(steps=20, loss="dlr", schedule="cosine", random_start=False), shrunk=0.15),
     Stage(APGD(steps=20, targets=3), shrunk=0.15),
 ]
+
+# Where gradients turn from one step to the next, as behind logarithms of a spectrum, steps are too large for the surface: many
+# small ones go where it leads.
+SMALL_STEPS: Final = PGD(steps=160, step_size=0.1, loss="margin", schedule="cosine", random_start=False)
+SMALLER_STEPS: Final = replace(SMALL_STEPS, steps=500, step_size=0.05)
+
+
+def turning(cosine: float) -> list[Stage]:
+    """Small steps for samples whose gradients agree less than this, and smaller ones for what these brought nearer."""
+    return [
+        Stage(replace(SMALL_STEPS, steps=40, step_size=0.15), turning=cosine, unless_behind=0.15),
+        Stage(SMALL_STEPS, near=0.5, follows=True),
+        Stage(replace(SMALL_STEPS, steps=320, step_size=0.07), near=0.4, follows=True),
+    ]
+
 
 # It may be any of the other classes, too.
 OTHERS: Final = MultiTargeted(steps=8, odi_steps=1)
