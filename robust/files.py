@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from os import PathLike
 from pathlib import Path
 from uuid import uuid4
+
+from robust.errors import InputError
 
 
 @contextmanager
@@ -30,6 +33,20 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def given_path(argument: str, what: str, path: object) -> Path:
+    """The path that an argument names, as a Path.
+
+    Args:
+        what: that it is to be the path of.
+
+    Raises:
+        InputError: it is no path.
+    """
+    if not isinstance(path, str | PathLike):
+        raise InputError(f"{argument}: expected the path of {what}, got {path!r}")
+    return Path(path)
 
 
 def why(error: Exception) -> str:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from os import PathLike
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +21,7 @@ from robust.defenses.pseudo_labels import pseudo_labelled
 from robust.devices import resolve_device
 from robust.errors import DataError, InputError, StoreError, samples_of
 from robust.evaluation import Suite, evaluate
-from robust.files import why_unwritten
+from robust.files import given_path, why_unwritten
 from robust.in_front import bare
 from robust.leaderboard import Record, Store
 from robust.leaderboard.schema import TRAINING
@@ -298,8 +297,8 @@ class _Bag(nn.Module):
 
 
 def _check_kinds(out: Any, recipe: Any, training: Any) -> None:
-    if out is not None and not isinstance(out, str | PathLike):
-        raise InputError(f"out: expected the path of a folder, got {out!r}")
+    if out is not None:
+        given_path("out", "a folder", out)
     if not isinstance(recipe, str):
         raise InputError(f"recipe: expected a name such as 'mnist', got {recipe!r}")
     if training is not None and not isinstance(training, Mapping):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from robust.errors import InputError, StoreError, ThreatError
-from robust.files import replacing, why_unwritten
+from robust.files import given_path, replacing, why_unwritten
 from robust.stats import interval
 from robust.threat import Threat
 
@@ -264,8 +264,10 @@ class Report:
 
         Raises:
             StoreError: missing, damaged, or of a newer schema.
+            InputError: no path.
         """
-        folder, examples = Path(folder), Path(folder) / "examples.safetensors"
+        folder = given_path("report", "a folder", folder)
+        examples = folder / "examples.safetensors"
         try:
             raw = json.loads((folder / "report.json").read_text(encoding="utf-8"))
             # Opened here: of a path pandas takes "linf:0.1" for a URI.

@@ -309,6 +309,9 @@ def test_a_wrapper_is_named_with_what_it_wraps() -> None:
         made.check(None)
     with pytest.raises(InputError, match="is no wrapper"):
         make_defense("awp+trades")
+    for half in ("trades+", "+awp", "+"):
+        with pytest.raises(InputError, match=r"expected INNER\+WRAPPER"):
+            make_defense(half)
     with pytest.raises(InputError, match="'distillation' is not a single objective"):
         make_defense("distillation+awp")
     with pytest.raises(InputError, match="no option 'betta'"):

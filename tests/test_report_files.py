@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robust.errors import StoreError
+from robust.errors import InputError, StoreError
 from robust.report import Report
 
 Digits = tuple[Tensor, Tensor]
@@ -143,3 +143,8 @@ def test_examples_of_another_run_are_refused(tmp_path: Path, net: nn.Module, dig
     (tmp_path / "examples.safetensors").write_bytes(kept)
     with pytest.raises(StoreError, match="another run"):
         Report.load(tmp_path)
+
+
+def test_a_report_is_read_from_a_path() -> None:
+    with pytest.raises(InputError, match="report: expected the path of a folder, got 3"):
+        Report.load(3)  # type: ignore[arg-type]

@@ -133,6 +133,11 @@ def test_missing_weights(tmp_path: Path) -> None:
     refused(lambda: load_model("builtin:digits-mlp", tmp_path), "a folder, not a file")
 
 
+def test_weights_that_are_no_path() -> None:
+    with pytest.raises(InputError, match="weights: expected the path of a file, got 3"):
+        load_model("builtin:digits-mlp", 3)  # type: ignore[arg-type]
+
+
 def test_saving_replaces_at_once_or_not_at_all(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     model = small()

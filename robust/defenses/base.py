@@ -97,6 +97,8 @@ def make_defense(spec: str | Defense | Mapping[str, Any], **options: object) -> 
             f"defense: expected a name such as 'pgd-at', a mapping with a name, or a Defense, got {spec!r}"
         )
     of, plus, outer = spec.rpartition("+")
+    if plus and not (of and outer):
+        raise InputError(f"defense: expected INNER+WRAPPER, such as 'trades+awp', got {spec!r}")
     if plus:
         options = _of(of, outer, options)
     cls = DEFENSES[outer]

@@ -29,7 +29,8 @@ def ascents(subject: Subject) -> Finding | None:
     """Climb the margin from samples that stand: does it rise along the gradients met on the way?
 
     Each is held against differences of two forwards. Samples that have no gradient of their own do not count. Passed by
-    models that are randomised, quantised or compute in half precision: such differences are noise or rounding.
+    models that are randomised, quantised or compute in half precision: such differences are noise or rounding. The share
+    of the points where it does not rise goes to the subject's figures: ascent_level.
     """
     rows = subject.survivors(_ROWS)
     if (
@@ -46,8 +47,11 @@ def ascents(subject: Subject) -> Finding | None:
         return None
     level = torch.cat([_climb(subject, part) for part in in_parts(rows, subject.micro_batch)])
     level = level[~level.isnan()]
+    if len(level) < _ENOUGH:
+        return None
     share = float(level.mean())
-    if len(level) < _ENOUGH or share <= _MOST:
+    subject.figures["ascent_level"] = share
+    if share <= _MOST:
         return None
     return checks.MASKED_ASCENT.finding(
         f"at {share:.0%} of the points where ascents on {len(level)} samples that stand came by, the margin does not rise along "

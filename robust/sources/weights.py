@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from robust.errors import InputError, ModelError, StoreError
-from robust.files import replacing, why_unwritten
+from robust.files import given_path, replacing, why_unwritten
 from robust.sources.digest import add_tensor
 from robust.sources.limits import MODEL_BYTES, check_size
 
@@ -34,8 +34,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Raises:
         ModelError: no such file, a pickle that would run code, a damaged file, something other than a
             state dict, or names or shapes that do not fit.
+        InputError: no path.
     """
-    path = Path(path)
+    path = given_path("weights", "a file", path)
     if not path.is_file():
         raise ModelError(f"weights {path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     check_size(f"weights {path}", path.stat().st_size, MODEL_BYTES, ModelError)
