@@ -55,23 +55,29 @@ class PGD(Attack):
 
     def run(self, oracle: Oracle) -> Tensor:
         threat, loss = oracle.threat, LOSSES[self.loss]
-        s = oracle.state()
+        s, late = oracle.state(), self._late()
         for restart in oracle.steps(self.restarts):
             streams = oracle.random("start", restart)
             s.x_adv = random_start(oracle.x, threat, streams) if self.random_start else oracle.start
             s.agreement = torch.zeros_like(oracle.y, dtype=torch.float32)
-            late = range(self.steps // 2 + 1, self.steps) if self.steps >= _TELLING else range(0)
             for step in oracle.steps(self.steps):
                 gradient = oracle.gradient(s.x_adv, loss).gradient
                 if step in late:
                     s.agreement = s.agreement + cosine(gradient, s.before) / len(late)
-                s.before = gradient
+                if late:
+                    s.before = gradient
                 size = self._size(step) * threat.radius
                 s.x_adv = brought_in(oracle, ahead(s.x_adv, gradient, threat, size))
-            if late and not self.random_start:
+            if late:
                 oracle.note_agreement(s.agreement)
             oracle.visit(s.x_adv)
         return s.x_adv
+
+    def _late(self) -> range:
+        """Steps of the later half of an ascent from x, whose gradients are held against those before."""
+        if self.random_start or self.steps < _TELLING:
+            return range(0)
+        return range(self.steps // 2 + 1, self.steps)
 
     def _size(self, step: int) -> float:
         """The step's size in units of eps."""
