@@ -10,12 +10,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from forgeries import failed, forge, outcomes
+from forgeries import failed, file_alone, forge, outcomes
 from torch import nn
 
+from robust import evaluate
 from robust.leaderboard import Store
 from robust.leaderboard.derive import derive
 from robust.leaderboard.record import _place
+from robust.sources import load_data
 
 
 def _count_again(content: dict[str, Any], verdicts: pd.DataFrame) -> None:
@@ -92,6 +94,25 @@ def test_survivors_of_an_attack_that_are_called_errors_are_caught(means_filed: P
         last["selection"] = {"follows": True}  # shown a part of the samples, it may count fewer than survived
 
     assert "attacks" in failed(outcomes(forge(means_filed, tmp_path, record=lose_one)))
+
+
+def test_who_leaves_out_what_attacks_saw_is_spared_no_finding(tmp_path: Path, net: nn.Module) -> None:
+    """Random search alone makes a suspect verdict, which a record may not hide by naming no access."""
+
+    def hide(content: dict[str, Any]) -> None:
+        for attack in content["attacks"]:
+            attack["access"] = None
+        content["threat"]["knowledge"] = "decision"
+        content |= {"findings": [], "trust": "trusted"}
+
+    report = evaluate(
+        net, load_data("builtin:digits").limit(40), threat="linf:0.03", suite={"name": "square", "queries": 60},
+        keep_examples=True, device="cpu",
+    )  # fmt: skip
+    assert [finding["check"] for finding in report.findings] == ["black-box-alone"]
+    filed = file_alone(report, tmp_path / "honest")
+    assert not failed(outcomes(filed))
+    assert {"review", "threat"} <= failed(outcomes(forge(filed, tmp_path / "forged", record=hide)))
 
 
 def test_groups_of_the_table_that_the_record_leaves_out_are_caught(means_filed: Path, tmp_path: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from robust import __version__
-from robust.attacks import FMN
+from robust.attacks import ATTACKS, FMN
 from robust.diagnose import CHECKS, verdict
 from robust.errors import RobustError
 from robust.leaderboard.drawn import preflight_on
@@ -71,10 +72,10 @@ def check_suite(record: Record) -> Outcome:
 
 def check_threat(record: Record) -> Outcome:
     """Whether the attacks saw what the record says they were let see."""
-    said, seen = record.threat.knowledge, [entry.access for entry in record.attacks if entry.access]
+    said, seen = record.threat.knowledge, [access for access in accesses(record) if access]
     if record.threat.targeted:
         return Outcome("threat", False, "the record says targeted, and no evaluation is")
-    if len(seen) < len(record.attacks):  # older records do not say
+    if len(seen) < len(record.attacks):  # the record does not say, and these attacks are not known here
         return Outcome("threat", None, f"the attacks do not say what they saw, the record says {said}")
     if seen and (most := max(seen, key=ACCESS.index)) != said:
         return Outcome("threat", False, f"the record says knowledge {said}, its attacks see {most} at most")
@@ -142,6 +143,20 @@ def check_findings(record: Record, samples: Samples | None, target: Target | Non
 def threat_of(record: Record) -> Threat:
     """The threat of a record."""
     return Threat(record.threat.norm, record.threat.eps, record.threat.bounds)
+
+
+def accesses(record: Record) -> list[str | None]:
+    """The most that each attack sees: where the record does not say, what one of this name does; None of unknown ones.
+
+    A record that leaves it out, as older ones do, is spared no finding that rests on it.
+    """
+    return [entry.access or _access_of(entry.name) for entry in record.attacks]
+
+
+def _access_of(name: str) -> str | None:
+    with suppress(RobustError):  # an unknown name, or of a library that is not installed
+        return str(ATTACKS[name].access)
+    return None
 
 
 def suite_of(record: Record) -> str:

@@ -8,6 +8,7 @@ from robust import __version__
 from robust.diagnose import NON_FINITE, Finding, review, review_access, review_passes
 from robust.diagnose.checks import DETACHED
 from robust.families import FAMILIES
+from robust.leaderboard.claims import accesses
 from robust.leaderboard.layout import plain
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
@@ -27,7 +28,7 @@ def check_review(record: Record, verdicts: pd.DataFrame) -> Outcome:
         f"{'; '.join(f'{each.check}: {each.message}' for each in missing)}; the record says nothing of it"
     )
     made_by, stated = record.environment.get("robust"), record.suite.version
-    if made_by != __version__ or stated != version_of(record.suite.name):
+    if record.migrated or made_by != __version__ or stated != version_of(record.suite.name):
         version = "no stated version" if stated is None else f"version {stated}"
         reason = f"{problem}, and is of version {plain(made_by)}, with {version} of its suite"
         return Outcome.unverified("review", reason)
@@ -36,7 +37,10 @@ def check_review(record: Record, verdicts: pd.DataFrame) -> Outcome:
 
 def recount(record: Record, verdicts: pd.DataFrame) -> list[Finding]:
     """The findings that an evaluation with this outcome notes, as far as the record holds what they rest on."""
-    entries = [{**attack.model_dump(), "silent": 0} for attack in record.attacks]  # of these it says nothing
+    entries = [
+        {**attack.model_dump(), "access": access, "silent": 0}  # of silent ones it says nothing
+        for attack, access in zip(record.attacks, accesses(record), strict=True)
+    ]
     found = review(entries, record.clean.k, cascade=record.suite.cascade)
     if (lost := int((verdicts["prediction"] < 0).sum())) > 0:
         found.append(NON_FINITE.finding(f"NaN or infinity on {lost} clean samples"))
