@@ -115,6 +115,24 @@ def test_who_leaves_out_what_attacks_saw_is_spared_no_finding(tmp_path: Path, ne
     assert {"review", "threat"} <= failed(outcomes(forge(filed, tmp_path / "forged", record=hide)))
 
 
+def test_passes_that_no_search_took_are_caught_by_a_rerun(
+    means_filed: Path, tmp_path: Path, means: nn.Module
+) -> None:
+    """A suite too short to prove anything makes a suspect verdict; more passes in the table would hide it."""
+
+    def lengthen(verdicts: pd.DataFrame) -> None:
+        verdicts.loc[verdicts["status"] == "survived", "forwards"] += 60
+
+    def hide(content: dict[str, Any]) -> None:
+        (honest,) = Store(means_filed).records()
+        assert [finding.check for finding in honest.findings] == ["short-search"]
+        content["cost"]["forwards"] += 60 * honest.statuses.survived
+        content |= {"findings": [], "trust": "trusted"}
+
+    forged = forge(means_filed, tmp_path, record=hide, table=lengthen)
+    assert failed(outcomes(forged, means, rerun=30)) == {"rerun"}
+
+
 def test_groups_of_the_table_that_the_record_leaves_out_are_caught(means_filed: Path, tmp_path: Path) -> None:
     def split(verdicts: pd.DataFrame) -> None:
         verdicts["group"] = ["north", "south"] * 30
