@@ -377,6 +377,33 @@ def test_bad_baseline_files_are_named(tmp_path: Path, text: str | None, said: st
         Baseline.load(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda raw: raw["verdicts"]["survived"].pop(), "99 samples in 99 places, expected 100"),
+        (lambda raw: raw["verdicts"]["broken"].append(raw["verdicts"]["survived"][0]), "100 samples in 101"),
+        (lambda raw: raw["verdicts"].update(lost=[]), "got 'lost'"),
+        (lambda raw: raw.update(robust_accuracy=0.1), "50 of 100 survived, got 0.1"),
+        (lambda raw: raw.update(robust_accuracy=float("nan")), "50 of 100 survived, got nan"),
+    ],
+)
+def test_a_baseline_that_lacks_samples_is_damaged(tmp_path: Path, change: Any, said: str) -> None:
+    """Survivors that are not in the list cannot be lost: less of a baseline would let more pass."""
+    Baseline.of(measure(Threshold(), samples(100, 0.5))).save(tmp_path / "b.json")
+    raw = json.loads((tmp_path / "b.json").read_text())
+    change(raw)
+    (tmp_path / "b.json").write_text(json.dumps(raw))
+    with pytest.raises(StoreError, match=said):
+        Baseline.load(tmp_path / "b.json")
+
+
+def test_other_draws_are_not_like_with_like() -> None:
+    model, data = Threshold(), samples(100, 0.5)
+    baseline = Baseline.of(measure(model, data))
+    with pytest.raises(InputError, match="other draws \\(one each there, 2 each by expectation here\\)"):
+        compare(measure(model, data, eot=2), baseline)
+
+
 def test_a_baseline_needs_clean_verdicts(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ended in an error"):
         Baseline.of(measure(Poisoned(), samples(100, 1.0)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from robust.errors import InputError, StoreError
 from robust.files import replacing, why, why_unwritten
@@ -17,6 +17,7 @@ from robust.stats import check_fraction, mcnemar
 
 SCHEMA_VERSION: Final = 1
 _SHOWN: Final = 8  # sample ids in a message
+_ROUNDING: Final = 1e-9
 
 
 class Baseline(BaseModel):
@@ -36,6 +37,20 @@ class Baseline(BaseModel):
     model: dict[str, Any]
     versions: dict[str, str]
     verdicts: dict[str, list[int]]
+    eot: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        """Each sample is there once: one that is missing, after a merge say, would be held against nothing."""
+        ids = [i for listed in self.verdicts.values() for i in listed]
+        if strange := set(self.verdicts) - set(STATUSES):
+            raise ValueError(f"verdicts: expected {', '.join(STATUSES)}, got {min(strange)!r}")
+        if not len(ids) == len(set(ids)) == self.n:
+            raise ValueError(f"verdicts: {len(set(ids))} samples in {len(ids)} places, expected {self.n}")
+        stand = len(self.verdicts.get("survived", []))
+        if not (self.n and abs(self.robust_accuracy - stand / self.n) <= _ROUNDING):  # NaN is none either
+            raise ValueError(f"robust_accuracy: {stand} of {self.n} survived, got {self.robust_accuracy}")
+        return self
 
     @classmethod
     def of(cls, report: Report) -> Self:
@@ -68,6 +83,7 @@ class Baseline(BaseModel):
             data=report.data,
             model=report.model,
             versions=report.versions,
+            eot=report.eot,
             verdicts={
                 status: sorted(int(i) for i in table["sample_id"][table["status"] == status])
                 for status in STATUSES
@@ -232,6 +248,7 @@ def _refuse_unlike(report: Report, baseline: Baseline, name: str) -> None:
         "suite": (baseline.suite, report.suite),
         "attacks of the suite": (baseline.attacks, _attacks(report)),
         "seed": (baseline.seed, report.seed),
+        "draws": (_draws(baseline.eot), _draws(report.eot)),
     }
     unlike = [key for key, (then, now) in pairs.items() if then != now]
     if not unlike:
@@ -260,6 +277,10 @@ def _attacks(report: Report) -> list[dict[str, Any]]:
 def _source(data: dict[str, Any]) -> str:
     """The hash of all the data that samples were drawn from, shortened."""
     return f"sha256 {str(data.get('population_sha256', data.get('sha256')))[:12]}"
+
+
+def _draws(eot: dict[str, Any] | None) -> str:
+    return "one each" if eot is None else f"{eot.get('samples')} each by {eot.get('vote')}"
 
 
 def _threat(threat: dict[str, Any]) -> str:
