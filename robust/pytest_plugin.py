@@ -204,12 +204,24 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
             "robust: the marker asks for at_least, but the test never called robust.check(model, data)",
             pytrace=False,
         )
+    lost = [] if fixture is None else [record for record in fixture.records if _lost(record)]
+    if "at_least" in marked and lost:
+        pytest.fail(
+            f"robust: the marker asks for at_least, and a check ended as {lost[0]['outcome']!r} without ending the test: its "
+            "exception was caught, or raised in another thread; let it out, or give the options to check() alone",
+            pytrace=False,
+        )
     if marked and not called:
         pytest.fail(
             "robust: the marker's options reach nobody, as the test never called robust.check(model, data) or "
             "robust.evaluate(model, data)",
             pytrace=False,
         )
+
+
+def _lost(record: Record) -> bool:
+    """Whether a record is of a check that should have ended its test."""
+    return record["kind"] == "check" and record["outcome"] != "pass"
 
 
 def _drop_old_evidence(item: pytest.Item, fixture: Robustness) -> None:

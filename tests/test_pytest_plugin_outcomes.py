@@ -101,6 +101,30 @@ def test_a_test_that_passes_keeps_the_evidence_of_its_own_run(session: Session) 
     assert (kept / "report.json").is_file()
 
 
+SWALLOWED = """
+from concurrent.futures import ThreadPoolExecutor
+
+@pytest.mark.robust(threat=EPS, suite="quick", at_least=0.45)
+def test_in_a_thread(robust):
+    with ThreadPoolExecutor() as pool:
+        pool.submit(robust.check, Threshold(), samples(300, 0.1))
+
+@pytest.mark.robust(threat=EPS, suite="quick", at_least=0.45)
+def test_catches(robust):
+    try:
+        robust.check(Threshold(), samples(300, 0.1))
+    except BaseException:
+        pass
+"""
+
+
+def test_a_failure_that_does_not_end_a_marked_test_fails_it(session: Session) -> None:
+    session.write(SWALLOWED)
+    result = session.run()
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*a check ended as 'fail' without ending the test*"])
+
+
 def test_without_the_cache_evidence_goes_to_the_temporary_folder(session: Session) -> None:
     session.write(FAILS)
     result = session.run("-p", "no:cacheprovider")
