@@ -182,12 +182,12 @@ class Report:
     @property
     def forwards(self) -> int:
         """Forward passes of one sample, all together: clean, attacks, audit, diagnostics."""
-        return int(self.verdicts["forwards"].sum() + self.checks["forwards"])
+        return int(self.verdicts["forwards"].sum()) + int(self.checks["forwards"])
 
     @property
     def backwards(self) -> int:
         """Backward passes, all together."""
-        return int(self.verdicts["backwards"].sum() + self.checks["backwards"])
+        return int(self.verdicts["backwards"].sum()) + int(self.checks["backwards"])
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `--json` writes."""
@@ -266,6 +266,8 @@ class Report:
             StoreError: missing, damaged, or of a newer schema.
             InputError: no path.
         """
+        from robust.report_form import problem_of
+
         folder = given_path("report", "a folder", folder)
         examples = folder / "examples.safetensors"
         try:
@@ -276,7 +278,7 @@ class Report:
             kept_examples = load_file(examples) if examples.exists() else None
             if not isinstance(raw, dict):
                 raise ValueError(f"report.json holds {type(raw).__name__}, not an object")
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise _unreadable(folder, str(error)) from error
         if not isinstance(raw.get("schema_version"), int):
             raise _unreadable(folder, "report.json states no schema version")
@@ -285,6 +287,8 @@ class Report:
                 f"report: {folder} has schema version {raw['schema_version']!r}, this program reads "
                 f"{SCHEMA_VERSION}; upgrade robust-harness"
             )
+        if problem := problem_of(raw):
+            raise _unreadable(folder, f"report.json: {problem}")
         try:
             report = cls._of(raw, verdicts, kept_examples)
             ids = [] if kept_examples is None else kept_examples["sample_id"].tolist()
@@ -301,10 +305,10 @@ class Report:
     def _of(
         cls, raw: dict[str, Any], verdicts: pd.DataFrame, examples: dict[str, torch.Tensor] | None
     ) -> Self:
-        """The report that `to_dict` made an object of; LookupError and its kin where that lacks something."""
+        """The report that `to_dict` made an object of, in which `problem_of` finds nothing wrong."""
         threat = raw["threat"]
         return cls(
-            threat=Threat(threat["norm"], threat["eps"], (threat["bounds"][0], threat["bounds"][1])),
+            threat=Threat(threat["norm"], str(threat["eps"]), (threat["bounds"][0], threat["bounds"][1])),
             verdicts=verdicts,
             minimize=raw.get("minimize", False),
             examples=examples,

@@ -96,11 +96,15 @@ def test_a_damaged_report_is_told_in_one_line(
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("threat", None, "KeyError: 'threat'"),
-        ("attacks", None, "KeyError: 'attacks'"),
-        ("threat", {"norm": "linf", "eps": "0.1", "bounds": [0]}, "IndexError"),
+        ("threat", None, "report.json: threat: is missing"),
+        ("attacks", None, "report.json: attacks: is missing"),
+        (
+            "threat",
+            {"norm": "linf", "eps": "0.1", "bounds": [0]},
+            r"threat.bounds: expected two numbers, got \[0\]",
+        ),
         ("threat", {"norm": "l7", "eps": "0.1", "bounds": [0, 1]}, "threat norm"),
-        ("threat", 3, "TypeError"),
+        ("threat", 3, "threat: expected an object, got 3"),
     ],
 )
 def test_a_report_that_lacks_something_is_told_in_one_line(
