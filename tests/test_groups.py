@@ -21,6 +21,7 @@ import robust
 from robust.cli import main
 from robust.errors import DataError, InputError
 from robust.leaderboard import Record, Store, verify
+from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.site import publish
 from robust.report import Report
 from robust.sources import load_data, save_weights
@@ -161,3 +162,44 @@ def test_a_record_names_classes_as_the_report_does(net: nn.Module, digits: tuple
     record = Record.from_report(report, name="net", defense={"name": "none", "parameters": {}})
     assert [group.name for group in record.classes] == NAMES
     assert report.classes["name"].tolist() == NAMES
+
+
+@pytest.mark.parametrize(
+    ("groups", "ok", "mark", "said"),
+    [
+        (GROUPS, True, "ok", "2 groups"),
+        (sorted(GROUPS), None, "?", "samples are in others; were others given"),
+        (None, None, "?", "the table has none; were others given"),
+    ],
+)
+def test_groups_of_a_record_are_held_against_those_of_its_data(
+    net: nn.Module, digits: tuple[Tensor, Tensor], tmp_path: Path,
+    groups: list[str] | None, ok: bool | None, mark: str, said: str,
+) -> None:  # fmt: skip
+    np.savez(tmp_path / "set.npz", x=digits[0].numpy(), y=digits[1].numpy(), groups=np.array(GROUPS))
+    found = line_of_groups(net, str(tmp_path / "set.npz"), tmp_path, groups)
+    assert found is not None
+    assert (found.ok, str(found).split()[0]) == (ok, mark)
+    assert said in found.message
+
+
+def test_groups_that_the_data_has_not_are_beyond_verification(net: nn.Module, tmp_path: Path) -> None:
+    found = line_of_groups(net, "builtin:digits", tmp_path, ["a"] * 359)
+    assert found is not None
+    assert (found.ok, found.asked) == (None, False)
+    assert line_of_groups(net, "builtin:digits", tmp_path, None) is None
+
+
+def line_of_groups(net: nn.Module, spec: str, folder: Path, groups: list[str] | None) -> Outcome | None:
+    """What `verify` says of the groups of a record whose table has these."""
+    report = attack(net, load_data(spec))
+    table = report.verdicts = report.verdicts.drop(columns="group", errors="ignore")
+    if groups is not None:
+        table["group"] = groups
+    record = Record.from_report(report, name="net", defense={"name": "none", "parameters": {}})
+    Store(folder / "board").add(record, table)
+    target = robust.Target(net, device="cpu")
+    path = folder / "board" / "records" / f"{record.id}.json"
+    lines = list(verify(*Store.locate(path), target=target, rerun=8))
+    assert [line for line in lines if line.ok is False] == []
+    return next((line for line in lines if line.check == "data.groups"), None)

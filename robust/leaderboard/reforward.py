@@ -63,6 +63,26 @@ def check_data(
     )
 
 
+def check_groups(verdicts: pd.DataFrame, samples: Samples) -> Iterator[Outcome]:
+    """Whether the table's groups are those of the samples, which may also have been given apart; none where neither has any."""
+    own, said = samples.group_labels, verdicts["group"].tolist() if "group" in verdicts else None
+    if own == said:
+        if own is not None:
+            yield Outcome("data.groups", True, f"{len(set(own))} groups, each sample in that of the data")
+    elif own is None:
+        yield Outcome(
+            "data.groups", None, f"{samples.spec} has no groups of its own to hold the table's against"
+        )
+    else:
+        off = sum(a != b for a, b in zip(own, said or own, strict=True))
+        problem = f"{off} of {len(own)} samples are in others" if said else "the table has none"
+        yield Outcome.unverified(
+            "data.groups",
+            f"{samples.spec} has groups of its own, and {problem}; were others given with evaluate(groups=...) or "
+            "--groups, ask for them",
+        )
+
+
 def check_examples(
     store: Store,
     record: Record,

@@ -23,7 +23,7 @@ from robust.leaderboard.derive import derive
 from robust.leaderboard.outcome import Outcome
 from robust.leaderboard.record import Record
 from robust.leaderboard.recount import check_review
-from robust.leaderboard.reforward import check_data, check_examples, check_model, find_data
+from robust.leaderboard.reforward import check_data, check_examples, check_groups, check_model, find_data
 from robust.leaderboard.rerun import check_rerun
 from robust.leaderboard.store import Store
 from robust.target import Target
@@ -77,7 +77,10 @@ def verify(
     yield check_threat(record)
     yield check_name(record)
     samples, reason = find_data(record, data)
-    yield check_data(record, verdicts, samples, reason, asked=data is not None or target is not None)
+    asked = data is not None or target is not None
+    yield (same := check_data(record, verdicts, samples, reason, asked=asked))
+    if samples is not None and same.ok:
+        yield from check_groups(verdicts, samples)
     yield check_review(record, verdicts)
     yield from check_examples(store, record, verdicts, samples, target)
     yield from check_model(record, verdicts, samples, target)
