@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pandas as pd
 from torch import nn
 
 from robust import evaluate
-from robust.leaderboard import Record, Store, examples_bytes, verify
+from robust.leaderboard import Record, Store, examples_bytes, sha256, verify
 from robust.leaderboard.outcome import Outcome
 from robust.report import Report
 from robust.sources import load_data
@@ -71,6 +72,7 @@ def make_report(
             "prediction": [0] * wrong + [1] * clean,
             "status": statuses,
             "attack": ["pgd" if status == "broken" else "" for status in statuses],
+            "prediction_adv": [0] * (n - robust - error) + [1] * (robust + error),
             "distance": [0.5 if status == "broken" else float("nan") for status in statuses],
             "forwards": [30] * n,
             "backwards": [12] * n,
@@ -79,6 +81,7 @@ def make_report(
     attacks = [
         {
             "name": label.partition("(")[0], "label": label, "parameters": {"label": label, "sizes": (1, 2)},
+            "access": "gradient", "selection": {"near": None},
             "attacked": 0 if left is None else clean, "broke": 0 if left is None else clean - left,
             "survived": left or 0, "rejected": 0, "errors": 0, "forwards": 9, "backwards": 8, "seconds": 0.25,
         }
@@ -110,6 +113,38 @@ def sealed(record: Record, **changes: Any) -> Record:
     forged = Record.model_validate({**record.model_dump(mode="json"), **changes})
     assert Record.loads(forged.dumps()) == forged, "a record that claims too much is still read"
     return forged
+
+
+def as_schema_1(record: Record) -> str:
+    """The text of the file that a record without classes had before schema 2."""
+    content = record.model_dump(mode="json")
+    content["schema_version"] = 1
+    for key in ("classes", "groups", "fairness", "paper"):
+        del content[key]
+    kept = {
+        "model": "name spec architecture parameters weights_sha256",
+        "defense": "name parameters trained_threat",
+        "data": "spec sha256 n",
+        "threat": "norm eps radius bounds",
+        "cost": "forwards backwards seconds device",
+    }
+    for part, names in kept.items():
+        content[part] = {name: content[part][name] for name in names.split()}
+    old = ["name", "label", "parameters", "attacked", "broke", "survived", "forwards", "backwards", "seconds"]
+    content["attacks"] = [{name: attack[name] for name in old} for attack in content["attacks"]]
+    file = content["artefacts"]["verdicts_file_sha256"]
+    content["artefacts"] = {"verdicts_sha256": file, "examples_sha256": None}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    outcome = json.loads(canonical)
+    for key in ("created", "command", "environment"):
+        del outcome[key]
+    for key in ("seconds", "device"):
+        del outcome["cost"][key]
+    for attack in outcome["attacks"]:
+        del attack["seconds"]
+    id_ = sha256(json.dumps(outcome, sort_keys=True, separators=(",", ":")).encode())
+    whole = {"id": id_, "checksum": sha256(canonical), "record": json.loads(canonical)}
+    return json.dumps(whole, indent=1) + "\n"
 
 
 def filed(folder: Path, model: nn.Module, *, forge: bool = False, examples: bool = False) -> Path:

@@ -105,7 +105,7 @@ def _with(name: str, values: Any) -> pa.Table:
         (parquet(_with("forwards", [None, *range(99)])), "column forwards: 1 values are missing"),
         (parquet(_with("label", [10**15] * 100)), "column label: expected classes in"),
         (parquet(_with("prediction", [-2] * 100)), "column prediction: expected classes in"),
-        (parquet(TABLE.append_column("prediction_adv", pa.array([10**15] * 100))), "column prediction_adv: expected classes in"),
+        (parquet(_with("prediction_adv", [10**15] * 100)), "column prediction_adv: expected classes in"),
         (parquet(_with("status", [*TABLE["status"].to_pylist()[:-1], "robust"])),
          "column status: expected misclassified, broken, survived or error, got 'robust' for sample 99"),
         (parquet(_with("attack", ["a" * 10**8] + [""] * 99)), "expected at most 10000 bytes a row"),

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from forgeries import failed, file_alone, forge, outcomes
+from reports import as_schema_1
 from torch import nn
 
 from robust import evaluate
@@ -96,15 +97,27 @@ def test_survivors_of_an_attack_that_are_called_errors_are_caught(means_filed: P
     assert "attacks" in failed(outcomes(forge(means_filed, tmp_path, record=lose_one)))
 
 
+@pytest.mark.parametrize(("key", "value"), [("access", None), ("selection", {})])
+def test_a_record_that_leaves_out_what_attacks_saw_is_refused(
+    means_filed: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    found = outcomes(
+        forge(means_filed, tmp_path, record=lambda content: content["attacks"][1].update({key: value}))
+    )
+    assert failed(found) == {"record"}
+    assert f"attacks.1.{key}: missing, which no record of this schema leaves out" in found[0].message
+
+
+def test_a_table_that_leaves_out_what_examples_were_taken_for_is_refused(
+    means_filed: Path, tmp_path: Path
+) -> None:
+    """Without it no saved example is held to the class that it was taken for."""
+    dropped = forge(means_filed, tmp_path, table=lambda verdicts: verdicts.pop("prediction_adv"))
+    assert "rows" in failed(outcomes(dropped))
+
+
 def test_who_leaves_out_what_attacks_saw_is_spared_no_finding(tmp_path: Path, net: nn.Module) -> None:
-    """Random search alone makes a suspect verdict, which a record may not hide by naming no access."""
-
-    def hide(content: dict[str, Any]) -> None:
-        for attack in content["attacks"]:
-            attack["access"] = None
-        content["threat"]["knowledge"] = "decision"
-        content |= {"findings": [], "trust": "trusted"}
-
+    """Random search alone makes a suspect verdict, which a record may not hide by the schema that has no access."""
     report = evaluate(
         net, load_data("builtin:digits").limit(40), threat="linf:0.03", suite={"name": "square", "queries": 60},
         keep_examples=True, device="cpu",
@@ -112,7 +125,13 @@ def test_who_leaves_out_what_attacks_saw_is_spared_no_finding(tmp_path: Path, ne
     assert [finding["check"] for finding in report.findings] == ["black-box-alone"]
     filed = file_alone(report, tmp_path / "honest")
     assert not failed(outcomes(filed))
-    assert {"review", "threat"} <= failed(outcomes(forge(filed, tmp_path / "forged", record=hide)))
+    (path,) = (filed / "records").glob("*.json")
+    honest = Store(filed).read(path.name)
+    text = as_schema_1(honest.model_copy(update={"findings": [], "trust": "trusted"}))
+    path.with_name(f"{json.loads(text)['id']}.json").write_text(text)
+    path.unlink()
+    (review,) = (line for line in outcomes(filed) if line.check == "review")
+    assert (review.ok, "black-box-alone" in review.message) == (None, True)
 
 
 def test_passes_that_no_search_took_are_caught_by_a_rerun(

@@ -148,7 +148,7 @@ def threat_of(record: Record) -> Threat:
 def accesses(record: Record) -> list[str | None]:
     """The most that each attack sees: where the record does not say, what one of this name does; None of unknown ones.
 
-    A record that leaves it out, as older ones do, is spared no finding that rests on it.
+    A record of schema 1 may leave it out, and is spared no finding that rests on it.
     """
     return [entry.access or _access_of(entry.name) for entry in record.attacks]
 
@@ -191,5 +191,5 @@ def _made(stage: Stage, entry: AttackInfo) -> tuple[Any, ...]:
     """A stage as a record would say it; who is let at it only where this record says so."""
     attack = stage.attack
     selection = as_json(stage.selection) if entry.selection else {}
-    access = attack.access if entry.access else None  # older records do not say
+    access = attack.access if entry.access else None  # one of schema 1 may not
     return attack.name, attack.label, as_json(attack.parameters), selection, access

@@ -134,6 +134,8 @@ class Record(Part):
             "artefacts.verdicts_sha256": self.artefacts.verdicts_sha256,
             "classes": self.classes,
             "fairness": self.fairness or len(self.classes) < 2,
+            **{f"attacks.{i}.access": attack.access for i, attack in enumerate(self.attacks)},
+            **{f"attacks.{i}.selection": attack.selection for i, attack in enumerate(self.attacks)},
         }
         if missing := [path for path, value in said.items() if not value]:
             raise ValueError(f"{', '.join(missing)}: missing, which no record of this schema leaves out")
@@ -297,7 +299,7 @@ def _whole(content: dict[str, Any]) -> dict[str, Any]:
 def _content(report: Report, name: str, model: dict[str, Any]) -> dict[str, Any]:
     """What is not counted from the verdict table."""
     threat, described, spec = report.threat, report.model, str(report.data["spec"])
-    seen = [entry["access"] for entry in report.attacks if "access" in entry] or ["gradient"]
+    seen = [entry["access"] for entry in report.attacks if entry.get("access") in ACCESS] or ["gradient"]
     return {
         "model": {
             **model,

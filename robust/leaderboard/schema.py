@@ -129,7 +129,8 @@ class AttackInfo(Part):
     """One attack of the suite and what it did.
 
     `attacked` samples it was run on; of these `broke` fell, `survived` stood, the others ended in an
-    error. `rejected` claims did not stand up to the audit. `selection` says which samples it was shown.
+    error. `rejected` claims did not stand up to the audit. `selection` says which samples it was shown, `access`
+    the most that it saw; a record of schema 1 may leave these two out.
     """
 
     name: Name

@@ -109,6 +109,8 @@ def row_problems(record: Record, verdicts: pd.DataFrame) -> Iterator[str]:
         rules["broken though the prediction stayed the label"] = broken & (
             verdicts["prediction_adv"] == verdicts["label"]
         )
+    elif not record.migrated:
+        yield "no predictions under attack (column prediction_adv), which no table of this schema leaves out"
     if "nearest" in verdicts:
         nearest = verdicts["nearest"].to_numpy(float)
         rules["a nearest point at a negative distance"] = nearest < 0
