@@ -135,7 +135,7 @@ class Run:
         self._from_caller: Exception | None = None  # what the function that shows progress raised
         self._examples = Kept("adversarial examples")
         self.micro_batch = settings.micro_batch or 0
-        self.differentiable = True
+        self.differentiable, self.drift = True, 0.0
         self._few_logits: Tensor | None = None
         self._held = memory.give_back(0)  # bytes that the process holds, without what waits to be used again
 
@@ -150,7 +150,7 @@ class Run:
             self._examine()
         else:
             self.differentiable, self.search, self.engine = known.differentiable, known.search, known.engine
-            self.judge = known.judge
+            self.judge, self.drift = known.judge, known.drift
             if known.micro_batch < len(known.samples):
                 self.micro_batch = known.micro_batch
         if not self.micro_batch:
@@ -167,7 +167,7 @@ class Run:
         self.findings += seen.findings
         if seen.probabilities:
             self.target.take_for_probabilities()
-        self.differentiable = seen.differentiable
+        self.differentiable, self.drift = seen.differentiable, seen.drift
         self._few_logits = None if seen.probabilities else seen.logits
         self.checks |= {
             "forwards": seen.forwards,
@@ -475,10 +475,10 @@ class Run:
     def _audited(self, points: Tensor, x: Tensor, y: Tensor, threat: Threat) -> tuple[Audit, Tensor]:
         """`audit`, and once more for what it denies by rounding; Ctrl-C waits for it."""
         try:
-            return audit_twice(self.target, points, x, y, threat)
+            return audit_twice(self.target, points, x, y, threat, drift=self.drift)
         except KeyboardInterrupt:
             self.interrupted = True
-            return audit_twice(self.target, points, x, y, threat)
+            return audit_twice(self.target, points, x, y, threat, drift=self.drift)
 
     # -- helpers --------------------------------------------------------------------------------
 

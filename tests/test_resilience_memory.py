@@ -60,11 +60,11 @@ def test_short_memory_while_claims_are_judged_counts_nothing_twice(
     plain = evaluate(net, digits, suite=PGD(steps=3), batch_size=16)
     asked: list[int] = []
 
-    def short_once(*args: Any) -> tuple[Audit, Tensor]:
+    def short_once(*args: Any, **options: Any) -> tuple[Audit, Tensor]:
         asked.append(1)
         if len(asked) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return audit_twice(*args)
+        return audit_twice(*args, **options)
 
     monkeypatch.setattr(run_module, "audit_twice", short_once)
     report = evaluate(net, digits, suite=PGD(steps=3), batch_size=16)

@@ -36,6 +36,7 @@ class Preflight:
     probabilities: bool = False
     differentiable: bool = True
     blocked: bool = False  # gradients end at the faces of the box and begin just inside
+    drift: float = 0.0  # how far a logit moved with its batch, of the spread; 0 where that is a finding
     forwards: int = 0
     backwards: int = 0
     logits: Tensor | None = None  # of the few samples, where the same input gives the same again
@@ -133,8 +134,11 @@ def company(target: Target, x: Tensor, logits: Tensor, seen: Preflight) -> None:
     few = min(4, len(x))
     alone = torch.cat([ask(target, x[i : i + 1], seen) for i in range(few)])
     flipped = ask(target, x.flip(0), seen).flip(0)
-    found = in_company(target, torch.cat([alone, flipped]), torch.cat([logits[:few], logits]))
-    seen.findings += [found] if found else []
+    again, before = torch.cat([alone, flipped]), torch.cat([logits[:few], logits])
+    if found := in_company(target, again, before):
+        seen.findings.append(found)
+    else:
+        seen.drift = float(drift_of(again, before).max())
 
 
 @torch.no_grad()
