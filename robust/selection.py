@@ -52,6 +52,8 @@ def meets(stage: Stage, known: Known, draw: Callable[[], Tensor]) -> Tensor:
         met &= torch.stack(reasons).any(0) | (draw() < stage.share)
     if stage.unless_behind is not None:
         met &= ~(known.behind > stage.unless_behind)
+    if stage.turning is not None:
+        met &= known.agreement < stage.turning
     if stage.follows:
         met &= known.rose
     return met & known.closer if stage.closer else met
@@ -68,7 +70,6 @@ def _reasons(stage: Stage, known: Known) -> list[Tensor]:
         (stage.behind, lambda least: behind > least),
         (stage.flat, lambda least: share > least),
         (stage.shrunk, lambda most: known.farthest < most),
-        (stage.turning, lambda most: known.agreement < most),
     ]
     met = [of(value) for value, of in conditions if value is not None]
     if stage.longer is not None:

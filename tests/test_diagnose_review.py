@@ -157,36 +157,62 @@ def test_searches_for_the_nearest_point_pass_no_break_in_silence(
         assert "silent-success" not in {finding["check"] for finding in found}
 
 
+def searches(*rows: tuple[str, int, int, dict[str, Any]], steps: int = 40) -> list[dict[str, Any]]:
+    """Entries of a report's attacks: name, samples shown, broken, and the selection."""
+    return [
+        {"label": name, "name": name, "access": "gradient", "attacked": attacked, "broke": broke}
+        | {"rejected": 0, "silent": 0, "selection": selection, "parameters": {"steps": steps}}
+        for name, attacked, broke, selection in rows
+    ]
+
+
 @pytest.mark.parametrize(
     ("broke", "after", "correct", "fires"),
-    [(2, 1, 100, True), (2, 0, 100, False), (3, 9, 22, False), (3, 9, 23, True)],
+    [(2, 1, 100, True), (2, 0, 100, False), (3, 9, 27, False), (3, 9, 28, True)],
 )
-def test_what_small_steps_break_of_samples_whose_gradients_turn_is_told(
+def test_what_smaller_steps_break_of_samples_whose_gradients_turn_is_told(
     broke: int, after: int, correct: int, fires: bool
 ) -> None:
-    """With what is shown to those that they brought nearer; unless next to nothing stands."""
-    entries = [
-        {
-            "label": "pgd",
-            "name": "pgd",
-            "access": "gradient",
-            "attacked": given,
-            "broke": count,
-            "parameters": {},
-        }
-        | {"rejected": 0, "silent": 0, "selection": selection}
-        for given, count, selection in (
-            (100, 8, {}),
-            (50, broke, {"turning": 0.45}),
-            (9, after, {"follows": True}),
-            (9, 0, {}),
-            (9, 0, {"follows": True}),
-        )
-    ]
+    """With what is shown to those that they brought nearer, unless next to nothing stands; squares do not count."""
+    turning = {"turning": 0.45}
+    entries = searches(
+        ("pgd", 100, 8, {}),
+        ("pgd", 50, broke, turning),
+        ("pgd", 9, after, {"follows": True}),
+        ("apgd", 9, 0, turning),
+        ("square-ascent", 9, 5, turning),
+        ("pgd", 9, 0, {}),
+        ("pgd", 9, 0, {"follows": True}),
+    )
     found = review(entries, correct, cascade=True)
     assert [finding.check for finding in found] == ["turning-gradients"] * fires
     assert not fires or f"break {broke + after} of 50 samples" in found[0].message
     assert review(entries, correct, cascade=False) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "broke", "shown", "stands", "fires"),
+    [
+        (100, 3, 60, 3, True),
+        (99, 3, 60, 3, False),
+        (100, 2, 60, 3, False),
+        (100, 3, 61, 3, False),
+        (100, 3, 60, 2, False),
+    ],
+)
+def test_what_longer_ascents_break_is_told(
+    steps: int, broke: int, shown: int, stands: int, fires: bool
+) -> None:
+    """Of samples that shorter ones brought nearer; unless next to nothing stands."""
+    entries = searches(
+        ("apgd", 80, 4, {"near": 0.6}),
+        ("apgd", shown, broke, {"near": 0.5, "follows": True}),
+        ("pgd", 9, 5, {"follows": True}),
+        steps=steps,
+    )
+    found = review(entries, 4 + broke + 5 + stands, cascade=True)
+    assert [finding.check for finding in found] == ["longer-ascent-wins"] * fires
+    assert review(entries[:1], 100, cascade=True) == []
 
 
 @pytest.mark.parametrize(("ascended", "turned", "fires"), [(8, 5, True), (8, 4, False), (7, 7, False)])

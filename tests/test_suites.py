@@ -154,6 +154,7 @@ def test_stages_choose_by_how_much_gradients_turn(net: nn.Module, digits: tuple[
     assert chosen(turning=1.0) == []  # nothing ascended yet
     v.agreement[:10] = torch.linspace(-0.05, 0.85, 10)
     assert chosen(turning=0.4) == [i for i in right if i < 5]
+    assert chosen(turning=0.4, near=0.0) == []  # both must be
     run.attack(Stage(PGD(steps=7, random_start=False, loss="margin")), cascade=True)
     assert chosen(turning=0.4) == [i for i in chosen() if i < 5]  # the first ascent says it
     assert set(chosen(turning=1.01)) == set(chosen())

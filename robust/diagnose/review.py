@@ -16,6 +16,8 @@ from robust.diagnose.checks import Finding
 _OF_WHOLE_CHANGES: Final = ("sparse-rs", "swap-search")
 _APPROACHED: Final = 5  # samples; fewer tell nothing
 _ASCENDED: Final = 8
+_ASCENTS: Final = ("pgd", "apgd")
+_LONG: Final = 100  # steps
 _A_FEW: Final = 3  # samples, fewer of which tell nothing of the rest
 _FEW: Final = 50  # passes
 _FEW_OF_TWO: Final = 35  # where there is one boundary to search
@@ -100,6 +102,7 @@ def review(
     found += _flat(checks or {})
     found += _shrunk(checks or {}, correct)
     found += _turned(checks or {}) or (_by_small_steps(attacks, correct) if cascade else [])
+    found += _by_longer(attacks, correct) if cascade else []
     if not cascade:
         found += _compare(attacks, correct)
     return found
@@ -134,7 +137,7 @@ def _black_box(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]
 
 def _hidden(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
     """Does an attack break what all searches before saw far from any boundary, so that more of what stands may be near?"""
-    if correct - sum(entry["broke"] for entry in attacks) < _A_FEW:
+    if not _a_few_stand(attacks, correct):
         return
     for entry in attacks:
         shown = {condition for condition, value in entry.get("selection", {}).items() if value}
@@ -156,25 +159,49 @@ def _turned(counts: dict[str, float]) -> list[Finding]:
 
 
 def _by_small_steps(attacks: list[dict[str, Any]], correct: int) -> list[Finding]:
-    """Do small steps, on samples whose gradients turn, break what wider ones left?"""
-    if correct - sum(entry["broke"] for entry in attacks) < _A_FEW:
+    """Do ascents for samples whose gradients turn, by small steps and by such as adapt, break what wider ones left?"""
+    if not _a_few_stand(attacks, correct):
         return []
     for i, entry in enumerate(attacks):
-        if entry.get("selection", {}).get("turning") is None:
+        if not _turns(entry):
             continue
-        given, broke = (
-            entry["attacked"],
-            sum(a["broke"] for a in [entry, *takewhile(_follows, attacks[i + 1 :])]),
-        )
-        if broke >= max(_A_FEW, 0.05 * given):
-            told = f"small steps break {broke} of {given} samples whose gradients turned from one step to the next"
+        later = takewhile(lambda entry: _turns(entry) or _follows(entry), attacks[i + 1 :])
+        broke = sum(search["broke"] for search in (entry, *later) if search["name"] in _ASCENTS)
+        if broke >= max(_A_FEW, 0.05 * entry["attacked"]):
+            told = f"smaller steps break {broke} of {entry['attacked']} samples whose gradients turned from one step to the next"
             return [named.TURNING_GRADIENTS.finding(told)]
     return []
+
+
+def _by_longer(attacks: list[dict[str, Any]], correct: int) -> list[Finding]:
+    """Do long ascents break many that shorter ones brought nearer, so that longer ones would break more?"""
+    long = [
+        entry for entry in attacks if _follows(entry) and entry["name"] == "apgd" and _steps(entry) >= _LONG
+    ]
+    broke = sum(entry["broke"] for entry in long)
+    if not long or broke < max(_A_FEW, 0.05 * long[0]["attacked"]) or not _a_few_stand(attacks, correct):
+        return []
+    told = f"{_steps(long[0])} steps break {broke} of {long[0]['attacked']} samples that fewer brought nearer than all before"
+    return [named.LONGER_ASCENT_WINS.finding(told)]
+
+
+def _a_few_stand(attacks: list[dict[str, Any]], correct: int) -> bool:
+    return correct - sum(entry["broke"] for entry in attacks) >= _A_FEW
 
 
 def _follows(entry: dict[str, Any]) -> bool:
     """Whether it was shown only what the attack before brought nearer."""
     return bool(entry.get("selection", {}).get("follows"))
+
+
+def _turns(entry: dict[str, Any]) -> bool:
+    """Whether it was shown only samples whose gradients turned."""
+    return entry.get("selection", {}).get("turning") is not None
+
+
+def _steps(entry: dict[str, Any]) -> int:
+    steps = entry.get("parameters", {}).get("steps")
+    return steps if isinstance(steps, int) else 0
 
 
 def _second_opinion(counts: dict[str, float]) -> Iterator[Finding]:

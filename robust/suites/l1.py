@@ -38,6 +38,11 @@ def standard() -> list[Stage]:
         # Where any class may break: at small radii longer ascents find it, at larger ones an ascent towards each.
         Stage(APGD(steps=50, restarts=2), level=(0.1, 0)),
         Stage(MultiTargeted(steps=12, odi_steps=1, radii=(4, 1)), level=(0.1, 0)),
+        # Behind a code of each value, what begins outside comes in along slopes of other values' bumps. From inside, on
+        # cross-entropy, ascents gain for long there, and hardly anywhere else.
+        Stage(APGD(steps=30), near=0.6),
+        Stage(APGD(), near=0.5, follows=True),
+        Stage(APGD(targets=3), near=0.4, follows=True),
         *PROBED,
     ]
 

@@ -22,7 +22,8 @@ from robust.suites.shared import (
 )
 from robust.suites.stage import Stage
 
-_TURNING: Final = 0.35  # here gradients of nets trained for linf agree less, too
+_ALIKE: Final = 0.35  # here gradients of nets trained for linf agree less, too
+_TURNING: Final = turning(_ALIKE, near=0.1, nearer=0.04)
 
 # Towards single classes ascents begin outside, not within as in linf: on a rugged surface more of what is near is seen from
 # three times the radius.
@@ -78,10 +79,10 @@ def standard() -> list[Stage]:
         Stage(_FINER, within=1.13, ahead=0.1),
         _FROM_CLOSER,
         Stage(replace(_FAR, near=0.15, hops=4), near=0.13, ahead=0.1),
+        *_TURNING,
         Stage(OTHERS, near=0.05),
         *PROBED,
         Stage(_FEW_SQUARES, near=0.1),
-        *turning(_TURNING),
     ]
 
 
@@ -102,7 +103,7 @@ def below() -> list[Stage]:
         Stage(_FEW_SQUARES, near=0.1),
         Stage(PROBE, near=0.06, share=0.05),
         MOVED,
-        *turning(_TURNING),
+        *_TURNING,
     ]
 
 
@@ -115,6 +116,6 @@ def longer() -> list[Stage]:
         Stage(FAB(), near=0.95),
         Stage(replace(chain, targets=4, radii=(6, 4, 2.5, 1.6, 1.2, 1), hop_steps=20), near=0.4),
         Stage(replace(chain, targets=4, odi_steps=5, hop_steps=25), near=0.25),
-        Stage(SMALLER_STEPS, turning=_TURNING),
+        Stage(SMALLER_STEPS, turning=_ALIKE),
         *LONGER,
     ]

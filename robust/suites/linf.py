@@ -20,7 +20,8 @@ from robust.suites.shared import (
 )
 from robust.suites.stage import Stage
 
-_TURNING: Final = 0.45
+_ALIKE: Final = 0.6
+_TURNING: Final = turning(_ALIKE, near=0.3, nearer=0.1)
 
 # Within the ball: from an ascent that begins a little outside, hops that are wide pushes alone.
 _HOPS: Final = BasinHopping(
@@ -50,11 +51,11 @@ def standard() -> list[Stage]:
         FROM_PLATEAU,
         _ANY_CLASS,
         Stage(_FROM_OUTSIDE),
+        *_TURNING,
         # Three had their turn at all that is near.
         Stage(replace(OTHERS, skip=3), near=0.05),
         *PROBED,
         Stage(_UP_FROM_SQUARES, near=0.3),
-        *turning(_TURNING),
     ]
 
 
@@ -76,7 +77,7 @@ def below() -> list[Stage]:
         Stage(_UP_FROM_SQUARES, near=0.1),
         Stage(Square(queries=48, proposals=4), near=0.1),
         MOVED,
-        *turning(_TURNING),
+        *_TURNING,
     ]
 
 
@@ -86,6 +87,6 @@ def longer() -> list[Stage]:
     return [
         Stage(replace(chain, targets=9)),
         Stage(replace(chain, targets=4, radii=(1,), hop_steps=20, hops=40), near=0.25),
-        Stage(SMALLER_STEPS, turning=_TURNING),
+        Stage(SMALLER_STEPS, turning=_ALIKE),
         *LONGER,
     ]

@@ -72,14 +72,14 @@ def standard(threat: Threat) -> list[Stage]:
     into the ball, ascents from far outside inwards and FAB towards more classes where the two disagree or the boundary is
     near, steps towards nine classes, random search as a probe, and of what is near random search and ascents in turns. A
     survivor costs some tens to some hundreds of passes, the more the nearer it is, against some 9,760 of AutoAttack. l1
-    (version 33): 7 steps on the margin, and APGD, which comes in from outside, on the margin; random search for a few
+    (version 34): 7 steps on the margin, and APGD, which comes in from outside, on the margin; random search for a few
     values that change by much, and swaps of them where that came near; APGD on cross-entropy from 256 times the radius, and
     from two more starts where that came nearer; FAB where they came near, and towards three classes more where nearer;
     longer ascents from three and four starts of what is nearest; longer ones and steps towards nine classes where the
-    logits do not tell; squares as a probe. In all three 20 steps on the difference of logits ratio of what has its logits
-    shrink; in linf and l2 40 small steps of what has its gradients turn from step to step, and more of what these brought
-    nearer. l0 (version 31): sigma-zero, and random search for all; a search by swaps where
-    that came nearer, and near; swaps that gradients propose and sigma-zero for longer of what came near. spatial and
+    logits do not tell; ascents from inside while they bring it nearer; squares as a probe. In all three 20 steps on the
+    difference of logits ratio of what has its logits shrink; in linf and l2 40 small steps of what has its gradients turn
+    from step to step, more of what these brought nearer, and APGD and squares with ascents of what is near. l0 (version
+    31): sigma-zero, and random search for all; a search by swaps where that came nearer, and near; swaps that gradients propose and sigma-zero for longer of what came near. spatial and
     corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says whether gradients tell.
     """
     if threat.norm in _FAMILIES:
@@ -93,7 +93,8 @@ def thorough(threat: Threat) -> list[Stage]:
 
     linf and l2 (version 34): a longer ascent towards each class with hops where it came near, one or two long
     chains of hops of what is near, 500 small steps of what has its gradients turn, APGD on two losses and 1,000 queries of
-    random search for all; 5,000 queries where the 1,000 brought a sample nearer. l1 (version 33) and l0 (version 31): the long forms of the same attacks.
+    random search for all; 5,000 queries where the 1,000 brought a sample nearer. l1 (version 34) and l0 (version 31): the
+    long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:
         return standard(threat)

@@ -31,12 +31,18 @@ SMALL_STEPS: Final = PGD(steps=160, step_size=0.1, loss="margin", schedule="cosi
 SMALLER_STEPS: Final = replace(SMALL_STEPS, steps=500, step_size=0.05)
 
 
-def turning(cosine: float) -> list[Stage]:
-    """Small steps for samples whose gradients agree less than this, and smaller ones for what these brought nearer."""
+def turning(cosine: float, *, near: float, nearer: float) -> list[Stage]:
+    """For samples whose gradients agree less than this: small steps, smaller ones, steps that adapt, and squares with ascents.
+
+    Args:
+        near, nearer: the shares within which what gradients do not mislead on gets the last two.
+    """
     return [
         Stage(replace(SMALL_STEPS, steps=40, step_size=0.15), turning=cosine, unless_behind=0.15),
         Stage(SMALL_STEPS, near=0.5, follows=True),
         Stage(replace(SMALL_STEPS, steps=320, step_size=0.07), near=0.4, follows=True),
+        Stage(APGD(), near=near, turning=cosine, unless_behind=0.05),
+        Stage(SquareAscent(rounds=4, queries=96, steps=48), near=nearer, turning=cosine, unless_behind=0.05),
     ]
 
 

@@ -28,8 +28,8 @@ class Stage:
             more than this over 1 - eps / distance. Gradients inside mislead there.
         longer: (passes, share, multiple): only samples on which a minimum-norm search spent more than so many passes, for
             it ends early where it has no hope (of several classes all passes count), and which came within that share or
-            were seen broken within that multiple of eps. Of near, within, beyond, ahead, behind, longer, flat, level,
-            shrunk and turning any will do.
+            were seen broken within that multiple of eps. Of near, within, beyond, ahead, behind, longer, flat, level and
+            shrunk any will do.
         flat: only samples of which all searches so far left more than this share of the clean margin: gradients inside may
             be those of a plateau.
         level: (lead, share): only samples whose other classes are level at the sample, the leading one ahead of the mean of the
@@ -37,9 +37,9 @@ class Stage:
             class is near cannot be told from the logits.
         shrunk: only samples of which every class, the farthest too, came within this share of the clean gap of the farthest, of
             three classes and more: the logits shrink, and no boundary comes near by that.
-        turning: only samples whose gradients turned from one step to the next: in the later half of the first ascent from
-            the sample they agree to a mean cosine under this.
         share: of the other samples, those whose random draw is under this share are seen too.
+        turning: of all these, only samples whose gradients turned from one step to the next: in the later half of the first
+            ascent from the sample they agree to a mean cosine under this.
         unless_behind: of all these, none that is behind by more than this.
         follows: only samples that the stage before brought nearer than they were.
         closer: only samples of which the stage before saw an adversarial point nearer than those before.
@@ -55,8 +55,8 @@ class Stage:
     flat: float | None = None
     level: tuple[float, float] | None = None
     shrunk: float | None = None
-    turning: float | None = None
     share: float = 0.0
+    turning: float | None = None
     unless_behind: float | None = None
     follows: bool = False
     closer: bool = False
