@@ -44,6 +44,21 @@ def mnist_windows() -> nn.Module:
     )  # fmt: skip
 
 
+class _Bumps(nn.Module):
+    """A code of each value, (N, 8, H, W): radial basis functions about .08 wide, of which a value is near one or two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        centres = torch.linspace(0, 1, 8, device=x.device).view(1, 8, 1, 1)
+        return torch.exp(-(((x - centres) / 0.08) ** 2))
+
+
+def mnist_bumps() -> nn.Module:
+    """Three linear layers behind a code of each value."""
+    return nn.Sequential(
+        _Bumps(), nn.Flatten(), nn.Linear(8 * 784, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+    )  # fmt: skip
+
+
 def mnist_deep() -> nn.Module:
     """Four convolutions, two of them strided: a small cousin of the nets that verifiers are tried on."""
     return nn.Sequential(

@@ -75,6 +75,8 @@ NETS = {
     # Gradients of these turn from step to step; version 34 of the suite was chosen with the first in view.
     "mnist-spectrum-.02": Net(f"{_NETS}mnist_spectrum", "mnist", "linf:0.02", ("linf:0.01", "linf:0.02", "l2:0.1", "l2:0.2"), False, 12),
     "mnist-windows-.02": Net(f"{_NETS}mnist_windows", "mnist", "linf:0.02", ("linf:0.01", "linf:0.02", "l2:0.1", "l2:0.2"), True, 12),
+    # Behind a code of each value starts from outside are misled in l1; version 34 was chosen with such nets in view.
+    "mnist-bumps": Net(f"{_NETS}mnist_bumps", "mnist", None, ("linf:0.1", "linf:0.2", "l2:0.5", "l2:1", "l1:4", "l1:6"), False, 6, defense="none"),
     # Which class is near cannot be told from the logits of these; version 23 was chosen with the first in view.
     "mnist-squares-mlp": Net(f"{_NETS}mnist_mlp", "mnist", None, ("linf:0.05", "linf:0.1", "l2:0.5", "l2:1"), False, 100, defense=squares.Squares.name),
     "mnist-squares-b": Net(f"{_NETS}mnist_b", "mnist", None, ("linf:0.05", "linf:0.1", "l2:0.5", "l2:1"), True, 20, defense=squares.Squares.name),
