@@ -127,6 +127,8 @@ class Run:
             "flat": 0,
             "ascended": 0,
             "turned": 0,
+            "seen": 0,
+            "ahead": 0,
         }
         self.verdicts = Verdicts(len(samples))
         self._breaks = Breaks.wanted_by(stages, samples)

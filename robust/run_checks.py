@@ -33,6 +33,7 @@ _SHRUNK_FEW, _FEW_CLASSES = 0.05, 4  # of so few all may honestly come near
 _ALIKE: Final = (
     0.5  # cosine of successive gradients, in linf: in the others those of honest nets agree as little
 )
+_AHEAD: Final = 0.15
 _FLAT_NORMS: Final = ("linf", "l2", "l1")  # in which there are ascents
 
 
@@ -103,7 +104,7 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
     random = any(found.check == "randomized" for found in run.findings)
     if not ascents or random or run.threat.norm not in _FLAT_NORMS or not run.differentiable:
         return
-    _count_margins(run)
+    _count_margins(run, stages)
     if run.threat.norm not in _SECOND.norms or not any(attack.stays_inside for attack in ascents):
         return
     start = time.perf_counter()
@@ -113,10 +114,11 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
     run.checks["seconds"] += time.perf_counter() - start
 
 
-def _count_margins(run: Run) -> None:
+def _count_margins(run: Run, stages: Sequence[Stage]) -> None:
     """Survivors whose logits shrank; those broken near by, and those of them whose margin tells nothing of it.
 
-    And of all samples that the first ascent left, those whose gradients turned from step to step.
+    Of all samples that the first ascent left, those whose gradients turned from step to step; of survivors that were seen
+    broken, those nearer by what searches inside show.
     """
     known, survived = run.verdicts.known(run.threat.radius), run.verdicts.status == SURVIVED
     approached = survived & (known.distance <= _APPROACHED)
@@ -124,6 +126,10 @@ def _count_margins(run: Run) -> None:
     run.checks["shrunk"] += int((survived & (known.farthest < most)).sum())
     run.checks["approached"] += int(approached.sum())
     run.checks["flat"] += int((approached & (known.share > _FLAT)).sum())
+    if run.threat.norm == "l2" and any(stage.ahead is not None for stage in stages):  # has searches that tell
+        seen = survived & known.distance.isfinite()
+        run.checks["seen"] += int(seen.sum())
+        run.checks["ahead"] += int((seen & (known.behind < -_AHEAD)).sum())
     if run.threat.norm == "linf":
         run.checks["ascended"] += int((~known.agreement.isnan()).sum())
         run.checks["turned"] += int((known.agreement < _ALIKE).sum())

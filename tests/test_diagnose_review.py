@@ -193,29 +193,37 @@ def test_what_smaller_steps_break_of_samples_whose_gradients_turn_is_told(
 @pytest.mark.parametrize(
     ("steps", "broke", "shown", "stands", "fires"),
     [
-        (100, 3, 60, 3, True),
-        (99, 3, 60, 3, False),
-        (100, 2, 60, 3, False),
-        (100, 3, 61, 3, False),
-        (100, 3, 60, 2, False),
+        (40, 2, 60, 3, True),
+        (39, 2, 60, 3, False),
+        (40, 1, 60, 3, False),
+        (40, 2, 61, 3, False),
+        (40, 2, 60, 2, False),
     ],
 )
-def test_what_longer_ascents_break_is_told(
+def test_what_longer_ascents_from_inside_break_is_told(
     steps: int, broke: int, shown: int, stands: int, fires: bool
 ) -> None:
-    """Of samples that shorter ones brought nearer; unless next to nothing stands."""
+    """Of samples that came near, unless next to nothing stands; what comes in from outside, or sees all, does not count."""
     entries = searches(
+        ("apgd", 80, 4, {}),
         ("apgd", 80, 4, {"near": 0.6}),
-        ("apgd", shown, broke, {"near": 0.5, "follows": True}),
-        ("pgd", 9, 5, {"follows": True}),
+        ("apgd", shown, broke, {"near": 0.6}),
+        ("apgd", 9, 1, {"near": 0.4, "follows": True}),
+        ("pgd", 9, 5, {"near": 0.5, "follows": True}),
         steps=steps,
     )
-    found = review(entries, 4 + broke + 5 + stands, cascade=True)
+    entries[1]["parameters"]["outside"] = 4
+    found = review(entries, 4 + 4 + broke + 1 + 5 + stands, cascade=True)
     assert [finding.check for finding in found] == ["longer-ascent-wins"] * fires
-    assert review(entries[:1], 100, cascade=True) == []
 
 
 @pytest.mark.parametrize(("ascended", "turned", "fires"), [(8, 5, True), (8, 4, False), (7, 7, False)])
 def test_gradients_that_turn_of_most_samples_are_told(ascended: int, turned: int, fires: bool) -> None:
     found = review([], 0, cascade=False, checks={"ascended": ascended, "turned": turned})
+    assert [finding.check for finding in found] == ["turning-gradients"] * fires
+
+
+@pytest.mark.parametrize(("seen", "ahead", "fires"), [(10, 3, True), (10, 2, False), (7, 7, False)])
+def test_searches_inside_far_ahead_of_those_outside_are_told(seen: int, ahead: int, fires: bool) -> None:
+    found = review([], 0, cascade=True, checks={"seen": seen, "ahead": ahead})
     assert [finding.check for finding in found] == ["turning-gradients"] * fires

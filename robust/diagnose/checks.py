@@ -257,16 +257,16 @@ TURNING_GRADIENTS = _declare(
     "turning-gradients",
     rule="in linf, of the samples that a first PGD from x of 7 steps and more left (at least 8), over half had gradients that from one step to "
     "the next, on its second half, agree to a cosine under 0.5 on average; or, in linf and l2, smaller steps that are shown only samples of "
-    "which they agree less break 5 % and more (at least 3) of them",
+    "which they agree less break 5 % and more (at least 3) of them; or, in `standard` and `thorough` in l2, over a fifth of the samples that "
+    "stand and were seen broken outside (at least 8) have kept a share of their margin that is by 0.15 under 1 - eps / distance",
     detects="a surface that bends sharply over less than the threat, as behind logarithms of small magnitudes: ascents with wide steps "
-    "zigzag under its tops",
+    "zigzag under its tops, and searches from outside do not find the way in",
     advice="run the suite 'thorough' or 'autoattack', or PGD with many small steps (steps=500, step_size=0.05)",
     severity="suspect",
 )
 LONGER_ASCENT_WINS = _declare(
     "longer-ascent-wins",
-    rule="APGD of 100 steps and more, shown what a search before brought nearer than all others, breaks 5 % and more (at least 3) of that "
-    "(in `standard` in l1)",
+    rule="APGD of 40 steps and more from inside, shown what came near, breaks 5 % and more (at least 3) of that (in `standard` in l1)",
     detects="ascents that have not converged, as behind a code of each value, where the slope of one bump says nothing of the next: where "
     "longer ones break many, still longer ones break more",
     advice="run the suite 'thorough', or APGD with more steps and restarts",

@@ -17,7 +17,7 @@ _OF_WHOLE_CHANGES: Final = ("sparse-rs", "swap-search")
 _APPROACHED: Final = 5  # samples; fewer tell nothing
 _ASCENDED: Final = 8
 _ASCENTS: Final = ("pgd", "apgd")
-_LONG: Final = 100  # steps
+_LONG: Final = 40  # steps
 _A_FEW: Final = 3  # samples, fewer of which tell nothing of the rest
 _FEW: Final = 50  # passes
 _FEW_OF_TWO: Final = 35  # where there is one boundary to search
@@ -78,7 +78,8 @@ def review(
         cascade: each attack saw only the survivors of those before it.
         checks: counts of the second opinion: survivors asked about, and those that random search brought nearer; survivors
             that were seen broken near by, and those of them whose margins are flat; survivors whose logits shrank;
-            samples that the first ascent left, and those of them whose gradients turned.
+            samples that the first ascent left, and those of them whose gradients turned; survivors seen broken outside, and
+            those of them that searches inside show nearer.
     """
     rejecting = [entry for entry in attacks if entry["rejected"]]
     silent = [entry for entry in attacks if entry["silent"] > max(1, 0.01 * entry["attacked"])]
@@ -101,7 +102,11 @@ def review(
         found += _second_opinion(checks or {})
     found += _flat(checks or {})
     found += _shrunk(checks or {}, correct)
-    found += _turned(checks or {}) or (_by_small_steps(attacks, correct) if cascade else [])
+    found += (
+        _turned(checks or {})
+        or _ahead(checks or {})
+        or (_by_small_steps(attacks, correct) if cascade else [])
+    )
     found += _by_longer(attacks, correct) if cascade else []
     if not cascade:
         found += _compare(attacks, correct)
@@ -158,6 +163,15 @@ def _turned(counts: dict[str, float]) -> list[Finding]:
     return [named.TURNING_GRADIENTS.finding(told)]
 
 
+def _ahead(counts: dict[str, float]) -> list[Finding]:
+    """Do searches inside show boundaries nearer than any that was seen outside?"""
+    seen, ahead = int(counts.get("seen", 0)), int(counts.get("ahead", 0))
+    if seen < _ASCENDED or ahead <= 0.2 * seen:
+        return []
+    told = f"{ahead} of {seen} samples that stand are much nearer a boundary by what searches inside show than any break that was seen"
+    return [named.TURNING_GRADIENTS.finding(told)]
+
+
 def _by_small_steps(attacks: list[dict[str, Any]], correct: int) -> list[Finding]:
     """Do ascents for samples whose gradients turn, by small steps and by such as adapt, break what wider ones left?"""
     if not _a_few_stand(attacks, correct):
@@ -174,15 +188,22 @@ def _by_small_steps(attacks: list[dict[str, Any]], correct: int) -> list[Finding
 
 
 def _by_longer(attacks: list[dict[str, Any]], correct: int) -> list[Finding]:
-    """Do long ascents break many that shorter ones brought nearer, so that longer ones would break more?"""
-    long = [
-        entry for entry in attacks if _follows(entry) and entry["name"] == "apgd" and _steps(entry) >= _LONG
-    ]
+    """Do long ascents from inside break many near samples that all others left, so that longer ones would break more?"""
+    long = [entry for entry in attacks if _is_long(entry)]
     broke = sum(entry["broke"] for entry in long)
     if not long or broke < max(_A_FEW, 0.05 * long[0]["attacked"]) or not _a_few_stand(attacks, correct):
         return []
-    told = f"{_steps(long[0])} steps break {broke} of {long[0]['attacked']} samples that fewer brought nearer than all before"
+    told = f"APGD of {_LONG} steps and more breaks {broke} of {long[0]['attacked']} near samples that all searches before left"
     return [named.LONGER_ASCENT_WINS.finding(told)]
+
+
+def _is_long(entry: dict[str, Any]) -> bool:
+    """Whether it is APGD of many steps from inside, for samples that came near."""
+    near = entry.get("selection", {}).get("near") is not None and not _turns(entry)
+    parameters = entry.get("parameters", {})
+    steps = parameters.get("steps")
+    inside = parameters.get("outside") is None and isinstance(steps, int) and steps >= _LONG
+    return entry["name"] == "apgd" and near and inside
 
 
 def _a_few_stand(attacks: list[dict[str, Any]], correct: int) -> bool:
@@ -197,11 +218,6 @@ def _follows(entry: dict[str, Any]) -> bool:
 def _turns(entry: dict[str, Any]) -> bool:
     """Whether it was shown only samples whose gradients turned."""
     return entry.get("selection", {}).get("turning") is not None
-
-
-def _steps(entry: dict[str, Any]) -> int:
-    steps = entry.get("parameters", {}).get("steps")
-    return steps if isinstance(steps, int) else 0
 
 
 def _second_opinion(counts: dict[str, float]) -> Iterator[Finding]:

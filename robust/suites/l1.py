@@ -40,8 +40,8 @@ def standard() -> list[Stage]:
         Stage(MultiTargeted(steps=12, odi_steps=1, radii=(4, 1)), level=(0.1, 0)),
         # Behind a code of each value, what begins outside comes in along slopes of other values' bumps. From inside, on
         # cross-entropy, ascents gain for long there, and hardly anywhere else.
-        Stage(APGD(steps=30), near=0.6),
-        Stage(APGD(), near=0.5, follows=True),
+        Stage(APGD(steps=40), near=0.6),
+        Stage(APGD(), near=0.2),
         Stage(APGD(targets=3), near=0.4, follows=True),
         *PROBED,
     ]

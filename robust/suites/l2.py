@@ -16,6 +16,7 @@ from robust.suites.shared import (
     PROBE,
     PROBED,
     SHRUNK,
+    SMALL_STEPS,
     SMALLER_STEPS,
     TO_BOUNDARY,
     turning,
@@ -24,6 +25,13 @@ from robust.suites.stage import Stage
 
 _ALIKE: Final = 0.35  # here gradients of nets trained for linf agree less, too
 _TURNING: Final = turning(_ALIKE, near=0.1, nearer=0.04)
+
+# Where searches inside say that the boundary is much nearer than any point seen outside, minimum-norm searches fail, as on a
+# surface that bends over less than the way; there long ascents by small steps gain.
+_FAR_AHEAD: Final = [
+    Stage(SMALL_STEPS, ahead=0.15),
+    Stage(replace(SMALL_STEPS, steps=320, step_size=0.07), near=0.5, follows=True),
+]
 
 # Towards single classes ascents begin outside, not within as in linf: on a rugged surface more of what is near is seen from
 # three times the radius.
@@ -80,6 +88,7 @@ def standard() -> list[Stage]:
         _FROM_CLOSER,
         Stage(replace(_FAR, near=0.15, hops=4), near=0.13, ahead=0.1),
         *_TURNING,
+        *_FAR_AHEAD,
         Stage(OTHERS, near=0.05),
         *PROBED,
         Stage(_FEW_SQUARES, near=0.1),

@@ -78,8 +78,9 @@ def standard(threat: Threat) -> list[Stage]:
     longer ascents from three and four starts of what is nearest; longer ones and steps towards nine classes where the
     logits do not tell; ascents from inside while they bring it nearer; squares as a probe. In all three 20 steps on the
     difference of logits ratio of what has its logits shrink; in linf and l2 40 small steps of what has its gradients turn
-    from step to step, more of what these brought nearer, and APGD and squares with ascents of what is near. l0 (version
-    31): sigma-zero, and random search for all; a search by swaps where that came nearer, and near; swaps that gradients propose and sigma-zero for longer of what came near. spatial and
+    from step to step (l2: or searches inside far ahead of breaks outside), more of what these brought nearer, and APGD and
+    squares with ascents of what is near. l0 (version 31): sigma-zero, and random search for all; a search by swaps where
+    that came nearer, and near; swaps that gradients propose and sigma-zero for longer of what came near. spatial and
     corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says whether gradients tell.
     """
     if threat.norm in _FAMILIES:
