@@ -4,7 +4,8 @@
 
 Of `standard`: samples that stand though every class came within a small share of the farthest (`shrinking-logits` is told from 5 %
 of those classified correctly on); samples whose gradients turned, of those that a first ascent left (`turning-gradients`, over
-half, in linf), and what small steps broke of those that they were shown (5 %, at least 3); the share of the points of an ascent where
+half, in linf); of survivors seen broken outside those that searches inside are far ahead of (the same, over a fifth, in l2); what
+small steps broke of those that they were shown (the same, 5 %, at least 3); the share of the points of an ascent where
 the margin does not rise along its gradient (`masked-ascent`, over 10 %; "-" where too few stand); survivors whose margin tells
 nothing of a boundary that is near (`flat-margins`, over half of 5 and more); survivors that random search brought nearer, of those
 asked about (`black-box-wins`, from a tenth on, at least 2). And what is told.
@@ -23,7 +24,7 @@ import robust
 from robust.report import Report
 
 _HEADS = (
-    "model and threat", "stand", "shrunk", "turned", "by small steps", "no rise", "flat", "nearer", "told",
+    "model and threat", "stand", "shrunk", "turned", "ahead", "by small steps", "no rise", "flat", "nearer", "told",
 )  # fmt: skip
 
 
@@ -38,6 +39,7 @@ def measured(case: str, limit: int) -> list[str]:
         f"{report.statuses['survived']} of {report.clean_correct}",
         f"{seen['shrunk']:.0f}",
         f"{seen['turned']:.0f} of {seen['ascended']:.0f}" if threat.norm == "linf" else "-",
+        f"{seen['ahead']:.0f} of {seen['seen']:.0f}" if threat.norm == "l2" else "-",
         _by_small_steps(report),
         "-" if level is None else f"{level:.3f}",
         f"{seen['flat']:.0f} of {seen['approached']:.0f}",
