@@ -159,7 +159,7 @@ def _turned(counts: dict[str, float]) -> list[Finding]:
     ascended, turned = int(counts.get("ascended", 0)), int(counts.get("turned", 0))
     if ascended < _ASCENDED or turned <= ascended / 2:
         return []
-    told = f"of {turned} of {ascended} samples gradients turned from one step of the first ascent to the next"
+    told = f"the gradients of {turned} of {ascended} samples turned from one step of the first ascent to the next"
     return [named.TURNING_GRADIENTS.finding(told)]
 
 
