@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -17,6 +17,21 @@ from robust.target import Target
 from robust.threat import Threat
 
 THREAT = Threat("linf", "0.2")
+ENTERED: list[Target] = []
+
+
+def entered(target: Target) -> Target:
+    target.__enter__()
+    ENTERED.append(target)
+    return target
+
+
+@pytest.fixture(autouse=True)
+def left() -> Iterator[None]:
+    """Targets are left with the test: else what they replace in torch would stay so until they are collected."""
+    yield
+    while ENTERED:
+        ENTERED.pop().__exit__(None, None, None)
 
 
 @pytest.fixture
@@ -25,8 +40,7 @@ def oracle(net: nn.Module, digits: tuple[Tensor, Tensor]) -> Callable[..., Oracl
     target = Target(net, device="cpu")
 
     def make(**options: object) -> Oracle:
-        target.__enter__()
-        return Oracle(target, x, y, torch.arange(len(x)), THREAT, **options)  # type: ignore[arg-type]
+        return Oracle(entered(target), x, y, torch.arange(len(x)), THREAT, **options)  # type: ignore[arg-type]
 
     return make
 
@@ -324,10 +338,8 @@ def _scripted(*answers: list[Tensor], lags: bool, judge: Target | None = None) -
     """Of one query after the other, the rows' logits; all labels are 0."""
     rows = [torch.stack(answer) for answer in answers]
     x = (torch.arange(len(answers[0])) / 10)[:, None].repeat(1, 3)
-    target = Target(Scripted(rows), device="cpu")
-    target.__enter__()
     return Oracle(
-        target,
+        entered(Target(Scripted(rows), device="cpu")),
         x,
         torch.zeros(len(x), dtype=torch.int64),
         torch.arange(len(x)),
