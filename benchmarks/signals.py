@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import argparse
 from itertools import takewhile
-from pathlib import Path
 
-from tabulate import tabulate
-from verdict import case_of, hardware
+from verdict import case_of, write_figures
 
 import robust
 from robust.report import Report
@@ -65,12 +63,8 @@ def main() -> None:
     parser.add_argument("--results", metavar="NAME")
     options = parser.parse_args()
     rows = [measured(case, options.limit) for case in options.case]
-    table = tabulate(rows, _HEADS, "github", disable_numparse=True)
-    foot = f"{hardware()}\nCommand: python benchmarks/signals.py --limit {options.limit}, with the cases named in the rows."
-    text = f"# What checks that watch a run measure\n\n{table}\n\n{foot}\n"
-    print(text)
-    if options.results:
-        (Path(__file__).parent / "results" / f"{options.results}.md").write_text(text, encoding="utf-8")
+    command = f"signals.py --limit {options.limit}"
+    write_figures("What checks that watch a run measure", _HEADS, rows, command, options.results)
 
 
 if __name__ == "__main__":

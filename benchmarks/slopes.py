@@ -11,11 +11,9 @@ those that the gradient says ("-" where the surface is not straight). And the pa
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
-from tabulate import tabulate
-from verdict import case_of, hardware
+from verdict import case_of, write_figures
 
 from robust.diagnose import slope
 from robust.target import Target
@@ -44,12 +42,8 @@ def main() -> None:
     heads = (
         "model and threat", "share of the steepest", "times what the gradient says", "lasting", "cosine", "passes",
     )  # fmt: skip
-    table = tabulate([measured(case) for case in options.case], heads, "github", disable_numparse=True)
-    foot = f"{hardware()}\nCommand: python benchmarks/slopes.py, with the cases named in the rows."
-    text = f"# Slopes of honest models\n\n{table}\n\n{foot}\n"
-    print(text)
-    if options.results:
-        (Path(__file__).parent / "results" / f"{options.results}.md").write_text(text, encoding="utf-8")
+    rows = [measured(case) for case in options.case]
+    write_figures("Slopes of honest models", heads, rows, "slopes.py", options.results)
 
 
 if __name__ == "__main__":

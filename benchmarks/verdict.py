@@ -29,6 +29,7 @@ import public_a3
 import public_l0
 import published
 import torch
+from tabulate import tabulate
 from torch import Tensor, nn
 
 import robust
@@ -207,6 +208,18 @@ def hardware() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}."
+
+
+def write_figures(
+    title: str, heads: Sequence[str], rows: list[list[str]], command: str, results: str | None
+) -> None:
+    """Print a table with what it was measured on and by, and write it to results/ where it is given a name there."""
+    table = tabulate(rows, heads, "github", disable_numparse=True)
+    foot = f"{hardware()}\nCommand: python benchmarks/{command}, with the cases named in the rows."
+    text = f"# {title}\n\n{table}\n\n{foot}\n"
+    print(text)
+    if results:
+        (Path(__file__).parent / "results" / f"{results}.md").write_text(text, encoding="utf-8")
 
 
 def compare(case: str, options: argparse.Namespace) -> list[str]:

@@ -30,9 +30,7 @@ class Ledger:
     forwards: Tensor
     backwards: Tensor
     x_adv: Tensor  # the adversarial point with the least distance; x where none was seen
-    agreement: (
-        Tensor  # mean cosine of successive gradients late in an ascent from x; nan where none was measured
-    )
+    agreement: Tensor  # mean cosine of successive gradients late in an ascent; nan where none was measured
 
     @property
     def margin(self) -> Tensor:

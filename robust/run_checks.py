@@ -30,10 +30,9 @@ _APPROACHED: Final = 2.0  # radii
 _FLAT: Final = 0.95  # of the clean margin
 _SHRUNK: Final = 0.15  # of the farthest clean gap
 _SHRUNK_FEW, _FEW_CLASSES = 0.05, 4  # of so few all may honestly come near
-_ALIKE: Final = (
-    0.5  # cosine of successive gradients, in linf: in the others those of honest nets agree as little
-)
-_AHEAD: Final = 0.15
+# Cosine of successive gradients, in linf: in the other norms those of honest nets agree as little.
+_ALIKE: Final = 0.5
+_AHEAD: Final = 0.15  # of the clean margin, by which searches inside are ahead
 _FLAT_NORMS: Final = ("linf", "l2", "l1")  # in which there are ascents
 
 

@@ -498,12 +498,17 @@ def test_a_suite_of_the_wrong_type_is_named(
 
 @pytest.mark.parametrize("threat", ["linf:0.1", "l2:1"])
 def test_curves_go_towards_several_classes_as_single_evaluations_do(threat: str) -> None:
-    """The likeliest class need not be the nearest: without, curves of recurrent nets lay above single evaluations."""
+    """The likeliest class need not be the nearest: without, curves of recurrent nets lay above single evaluations.
+
+    And without small steps where gradients turn, those of nets behind logarithms.
+    """
     below = resolve_below("standard", Threat.parse(threat))
     _, whole = resolve("standard", Threat.parse(threat))
     towards = next(stage for stage in whole if stage.attack.name == "multitargeted")
     assert below is not None
     assert towards in below
+    small = [stage for stage in whole if stage.turning is not None]
+    assert small == [stage for stage in below if stage.turning is not None] != []
 
 
 @pytest.mark.parametrize("threat", ["linf:0.1", "l2:1"])

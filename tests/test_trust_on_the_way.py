@@ -162,6 +162,20 @@ PASSED: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+@pytest.mark.parametrize("threat", ["linf:0.004", "l2:0.04"])
+def test_small_steps_break_what_all_before_left_where_gradients_turn(threat: str) -> None:
+    model, (x, y) = trained_behind(Spectrum(), 40)
+    report, found = seen(model, (x[:128], y[:128]), threat)
+    small = [entry for entry in report.attacks if (entry["parameters"].get("step_size") or 1) <= 0.15]
+    assert sum(entry["broke"] for entry in small) > 5
+    assert found == ["turning-gradients"]
+    assert (report.checks["ahead"] > 0) == (threat[:2] == "l2")  # searches inside, of breaks seen outside
+    model, (x, y) = trained_behind(nn.Flatten(), 40)
+    honest, _ = seen(model, (x[:128], y[:128]), "l2:0.5")
+    assert honest.checks["seen"] > 50
+    assert honest.checks["ahead"] == 0
+
+
 @pytest.mark.parametrize(("front", "long"), [(Bumps(), True), (nn.Flatten(), False)])
 def test_what_long_ascents_break_behind_a_code_of_each_value_is_told(front: nn.Module, long: bool) -> None:
     """In l1, where ascents from outside come in along slopes of other bumps."""
