@@ -41,8 +41,10 @@ def standard() -> list[Stage]:
         # Behind a code of each value, what begins outside comes in along slopes of other values' bumps. From inside, on
         # cross-entropy, ascents gain for long there, and hardly anywhere else.
         Stage(APGD(steps=40), near=0.6),
-        Stage(APGD(), near=0.2),
+        Stage(APGD(restarts=3), near=0.3, follows=True),
         Stage(APGD(targets=3), near=0.4, follows=True),
+        # What is nearest it is the starts that tell of, there and elsewhere.
+        Stage(APGD(restarts=4), near=0.1),
         *PROBED,
     ]
 
