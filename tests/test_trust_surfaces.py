@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
-from wrapped import Apply, Wrap, levels, rectified, seen_first, straight_through, trained_with
+from wrapped import Apply, Wrap, levels, rectified, seen_first, straight_through, trained, trained_with
 
 import robust
-from robust.diagnose import roughness
+from robust.diagnose import roughness, scattering
 from robust.target import Target
 from robust.threat import Threat
 
@@ -176,3 +177,54 @@ def test_steps_are_looked_for_where_the_threat_has_a_scale(
     threat: str, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     assert "rough-surface" not in seen_first(Wrap(net, levels(15)), digits, threat)
+
+
+class Glimpses(nn.Module):
+    """Four queries, each of which looks at the patch that answers it best, by a softmax that is made sharper once it is trained."""
+
+    temperature = 0.05
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.place = nn.Linear(9, 32), nn.Parameter(0.3 * torch.randn(36, 32))
+        self.query, self.head = nn.Parameter(torch.randn(32, 4) / 32**0.5), nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = (self.patch(nn.functional.unfold(x, 3).transpose(1, 2)) + self.place).relu()
+        where = (seen @ self.query / self.temperature).softmax(1)
+        out: Tensor = self.head((where.transpose(1, 2) @ seen).flatten(1))
+        return out
+
+
+@functools.cache
+def glimpses() -> nn.Module:
+    return trained(Glimpses)
+
+
+def at_temperature(value: float) -> nn.Module:
+    model = copy.copy(glimpses())
+    model.temperature = value  # type: ignore[assignment]
+    return model
+
+
+@pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.5"])
+def test_a_selection_that_switches_within_the_threat_is_told(
+    threat: str, digits: tuple[Tensor, Tensor]
+) -> None:
+    assert seen_first(at_temperature(0.01), digits, threat) == ["scattered-gradients"]
+    assert seen_first(at_temperature(0.005), digits, threat) == ["scattered-gradients"]
+    assert seen_first(at_temperature(0.1), digits, threat) == []
+
+
+@pytest.mark.parametrize(("eps", "share"), [("0.1", 1.0), ("0.0001", 0.0)])
+def test_gradients_scatter_where_waves_are_finer_than_the_threat(
+    eps: str, share: float, digits: tuple[Tensor, Tensor]
+) -> None:
+    """A gradient of cosines of every pixel, whose signs are as good as random two radii off, or the same."""
+    x = 0.25 + digits[0] / 2
+    waves = nn.Sequential(
+        nn.Flatten(), Apply(lambda z: (100 * z).sin().sum(1, keepdim=True) * torch.tensor([1.0, 0.0]))
+    )
+    with Target(waves.eval(), device="cpu") as target:
+        for norm, radius in (("linf", eps), ("l2", repr(8 * float(eps)))):
+            assert scattering.scattered(target, x, 0 * digits[1], Threat.parse(f"{norm}:{radius}")) == share

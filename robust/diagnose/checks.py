@@ -141,6 +141,17 @@ ROUGH_SURFACE = _declare(
     "no more",
     severity="suspect",
 )
+SCATTERED_GRADIENTS = _declare(
+    "scattered-gradients",
+    rule="along its gradient, as for rough-surface, the margin's third differences add up to > 40 % of its first ones, and for > 25 % "
+    "of the samples its gradients at four random points, pixels moved by up to 2 eps (at most a fifth of the box), agree to a "
+    "cosine under 0.5 on average; looked at where eps moves a pixel by over 3 % of the box, under linf and l2",
+    detects="a net that switches within the threat between what it looks at, as attention by a softmax of small temperature, sharp "
+    "selection of patches or units: each gradient is that of one selection, and attacks end at the best of that",
+    advice="attack the same net with a softer selection, such as a higher temperature, and carry the examples over, or average "
+    "gradients over noise wider than the threat; 'thorough' may see no more",
+    severity="suspect",
+)
 ZERO_GRADIENT = _declare(
     "zero-gradient",
     rule="the margin's input gradient is exactly zero for > 15 % of the samples, or for as many at random points of the threat "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust import copies
 from robust.attacks.geometry import random_start
-from robust.diagnose import checks, roughness, slope
+from robust.diagnose import checks, roughness, scattering, slope
 from robust.diagnose.answers import AGAIN, COMPANY, SHARE, Preflight, ask, drift_of, rounding
 from robust.errors import RobustError, told
 from robust.failures import out_of_memory
@@ -153,6 +153,22 @@ def _rough(target: Target, x: Tensor, y: Tensor, threat: Threat | None, seen: Pr
             checks.ROUGH_SURFACE.finding(
                 f"moving pixels by up to {found.reach:.2g} along its gradient, the margin goes in steps or waves: its third differences "
                 f"are {found.share:.0%} of what it moves"
+            )
+        )
+        return
+    if threat is not None and found.share > scattering.UNEVEN:
+        _scattered(target, x, y, threat, seen)
+
+
+def _scattered(target: Target, x: Tensor, y: Tensor, threat: Threat, seen: Preflight) -> None:
+    """Of a surface that bends much: do gradients around a sample go one way?"""
+    share = scattering.scattered(target, x, y, threat)
+    seen.forwards += scattering.POINTS * len(x) * target.draws
+    seen.backwards += scattering.POINTS * len(x) * target.draws
+    if share > scattering.MOST:
+        seen.findings.append(
+            checks.SCATTERED_GRADIENTS.finding(
+                f"gradients at random points around a sample agree to a cosine under {scattering.ALIKE:g} for {share:.0%} of the samples"
             )
         )
 
