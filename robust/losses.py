@@ -57,6 +57,12 @@ def mifpe(logits: Tensor, y: Tensor) -> Tensor:
     return ce(logits / (top[:, :1] - top[:, 1:]).clamp_min(1e-12), y)
 
 
+@LOSSES.register("logit")
+def logit(logits: Tensor, y: Tensor) -> Tensor:
+    """The label's logit, negated: it does not say which class comes near, so none of them can mislead it."""
+    return -logits.gather(1, y[:, None]).squeeze(1)
+
+
 @LOSSES.register("probability")
 def probability(logits: Tensor, y: Tensor) -> Tensor:
     """Margin between softmax probabilities, p_max_other - p_y (PMA)."""

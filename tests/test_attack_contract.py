@@ -46,6 +46,7 @@ CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attac
     "gradient-swaps": {"rounds": 5, "proposals": 4},
     "swap-search": {"queries": 300, "alone": 64, "kept": 8, "fresh": 4, "swaps": 8, "at_once": 4},
     "square": {"queries": 300, "proposals": 2},
+    "outer-boundary": {"steps": 6, "lines": 2},
     "square-ascent": {"rounds": 2, "queries": 60, "proposals": 2, "steps": 8},
     "vfga": {"draws": 4},
     "transfer": {"surrogate": f"{Path(__file__).parent / 'surrogate.py'}:digits"},

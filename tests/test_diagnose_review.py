@@ -149,6 +149,25 @@ def test_what_seemed_far_and_breaks_is_told(net: nn.Module, digits: tuple[Tensor
     assert review(report.attacks, report.clean_correct, cascade=True) == []
 
 
+@pytest.mark.parametrize(
+    ("broke", "shown", "stands", "fires"),
+    [(2, 60, 3, True), (1, 60, 3, False), (2, 61, 3, False), (2, 60, 2, False)],
+)
+def test_what_searches_that_follow_no_other_class_break_is_told(
+    broke: int, shown: int, stands: int, fires: bool
+) -> None:
+    """The label's logit is brought down, and then it is looked at from far out; where all are shown to them, others could have."""
+    entries = searches(
+        ("outer-boundary", 100, 40, {}),
+        ("pgd", shown, broke, {"flat": 0.5}),
+        ("apgd", 9, 5, {"flat": 0.95}),
+        ("outer-boundary", 9, 1, {"closer": True}),
+    )
+    entries[1]["parameters"]["loss"] = "logit"
+    found = review(entries, 40 + broke + 5 + 1 + stands, cascade=True)
+    assert [finding.check for finding in found] == ["hidden-boundary"] * fires
+
+
 def test_searches_for_the_nearest_point_pass_no_break_in_silence(
     net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:

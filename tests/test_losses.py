@@ -20,6 +20,7 @@ def test_known_values() -> None:
     torch.testing.assert_close(LOSSES["ce"](LOGITS, Y), expected)
     scaled = LOGITS / torch.tensor([[2.0], [1.0]])
     torch.testing.assert_close(LOSSES["mifpe"](LOGITS, Y), LOSSES["ce"](scaled, Y))
+    assert LOSSES["logit"](LOGITS, Y).tolist() == [-3.0, -4.0]
     p = LOGITS.softmax(1)
     torch.testing.assert_close(
         LOSSES["probability"](LOGITS, Y), torch.stack([p[0, 1] - p[0, 0], p[1, 1] - p[1, 2]])
@@ -32,7 +33,7 @@ def test_rises_towards_misclassification_with_a_finite_gradient(name: str, class
     right = torch.linspace(1, 0, classes)[None].clone()
     right[0, 0] = 3.0
     wrong = right.clone()
-    wrong[0, 1] = 6.0
+    wrong[0, :2] = torch.tensor([2.0, 6.0])
     y = torch.zeros(1, dtype=torch.int64)
     right.requires_grad_()
     loss = LOSSES[name](right, y)

@@ -19,6 +19,7 @@ from robust.attacks.md import MD
 from robust.attacks.mifgsm import MIFGSM
 from robust.attacks.multitargeted import MultiTargeted
 from robust.attacks.noise import Noise
+from robust.attacks.outer_boundary import OuterBoundary
 from robust.attacks.patch import PatchPGD
 from robust.attacks.pdpgd import PDPGD
 from robust.attacks.pgd import PGD
@@ -59,6 +60,7 @@ __all__ = [
     "HopSkipJump",
     "MultiTargeted",
     "Noise",
+    "OuterBoundary",
     "PatchPGD",
     "RayS",
     "SigmaZero",

@@ -19,7 +19,7 @@ class FGSM(Attack):
     """One step of length eps along the steepest direction (Goodfellow et al. 2015, arXiv 1412.6572).
 
     Args:
-        loss: "ce", "margin", "dlr", "mifpe" or "probability".
+        loss: "ce", "margin", "dlr", "mifpe", "logit" or "probability".
         start: "x" as in the paper; "uniform", a random point of the threat set (Wong et al. 2020, arXiv
             2001.03994); "wide", one of twice its radius (N-FGSM, de Jorge et al. 2022, arXiv 2202.01181).
         step_size: in units of eps, > 0. The last point is projected onto the threat set.

@@ -28,7 +28,7 @@ class MIFGSM(Attack):
         decay: of the sum of gradients, >= 0.
         normalize: every gradient counts alike in the sum, brought to unit l1 norm as in the paper; else by its size,
             so that those near the boundary, where cross-entropy is steep, count most.
-        loss: "ce", "margin", "dlr", "mifpe" or "probability".
+        loss: "ce", "margin", "dlr", "mifpe", "logit" or "probability".
         targets: 0 against any class; else one run for each of so many nearest classes.
     """
 

@@ -27,7 +27,7 @@ class PatchPGD(Attack):
     Args:
         steps: gradient steps a place, >= 1.
         places: how many are tried, >= 1.
-        loss: "ce", "margin", "dlr", "mifpe" or "probability".
+        loss: "ce", "margin", "dlr", "mifpe", "logit" or "probability".
     """
 
     name: ClassVar[str] = "patch"

@@ -31,7 +31,7 @@ class PGD(Attack):
         schedule: "constant", or "cosine": from step_size down to a tenth of it (A3, Liu et al. 2022).
         restarts: independent random starts, >= 1.
         random_start: start at a random point of the threat set, else at x.
-        loss: "ce", "margin", "dlr", "mifpe" or "probability".
+        loss: "ce", "margin", "dlr", "mifpe", "logit" or "probability".
     """
 
     name: ClassVar[str] = "pgd"

@@ -32,7 +32,7 @@ class Transfer(Attack):
         steps: gradient steps on the surrogate, >= 1.
         step_size: in units of eps; None for 2.5 / steps.
         momentum: share of the summed gradients that stays, >= 0.
-        loss: "ce", "margin", "dlr", "mifpe" or "probability".
+        loss: "ce", "margin", "dlr", "mifpe", "logit" or "probability".
     """
 
     name: ClassVar[str] = "transfer"

@@ -218,9 +218,10 @@ AUDIT = _declare(
 HIDDEN_BOUNDARY = _declare(
     "hidden-boundary",
     rule="in l2, an attack that is shown only samples that no search saw broken within 2.5 times the radius breaks 5 % and more (at "
-    "least 3) of them, and 3 samples or more stand in the end",
-    detects="boundaries that only one search finds its way in to, as of some nets trained to be certified in another norm: what it did "
-    "not reach may yet be within reach",
+    "least 3) of them; or, in linf, l2 and l1, ascents on the label's own logit and outer-boundary break as many of what ascents on margins "
+    "left over half of the clean margin of; and 3 samples or more stand in the end",
+    detects="boundaries that only one search finds its way in to, as of some nets trained to be certified in another norm, or of a class "
+    "that follows the label's logit and never takes over: what it did not reach may yet be within reach",
     advice="run the suite 'thorough', which looks towards every class, or 'autoattack'",
     severity="suspect",
 )

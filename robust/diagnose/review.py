@@ -144,6 +144,13 @@ def _hidden(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
     """Does an attack break what all searches before saw far from any boundary, so that more of what stands may be near?"""
     if not _a_few_stand(attacks, correct):
         return
+    unmisled = [entry for entry in attacks if _sees_no_other_class(entry)]
+    broke = sum(entry["broke"] for entry in unmisled)
+    if unmisled and broke >= max(_A_FEW, 0.05 * unmisled[0]["attacked"]):
+        yield named.HIDDEN_BOUNDARY.finding(
+            f"searches that do not follow other classes break {broke} of {unmisled[0]['attacked']} samples that ascents on margins left far"
+        )
+        return
     for entry in attacks:
         shown = {condition for condition, value in entry.get("selection", {}).items() if value}
         if shown == {"beyond"} and entry["broke"] >= max(_A_FEW, 0.05 * entry["attacked"]):
@@ -152,6 +159,12 @@ def _hidden(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
                 f"{entry['selection']['beyond']:g} times the radius"
             )
             return
+
+
+def _sees_no_other_class(entry: dict[str, Any]) -> bool:
+    """Whether it brought down the label's logit, or came from far out, for samples that others had left far."""
+    chosen = any(entry.get("selection", {}).get(condition) for condition in ("flat", "closer"))
+    return chosen and (entry["name"] == "outer-boundary" or entry["parameters"].get("loss") == "logit")
 
 
 def _turned(counts: dict[str, float]) -> list[Finding]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from robust.attacks import APGD, FAB, PGD, MultiTargeted, SparseRS, SwapSearch
-from robust.suites.shared import PROBED, SHRUNK, TO_BOUNDARY, WIDENED
+from robust.attacks import APGD, FAB, PGD, MultiTargeted, OuterBoundary, SparseRS, SwapSearch
+from robust.suites.shared import FAR_OUT, FARTHER_OUT, LABEL, PROBED, SHRUNK, TO_BOUNDARY, WIDENED
 from robust.suites.stage import Stage, for_all
 
 # In l1 a few values that change by much: where they come near, and nearer than ascents did, swaps of one for another. On some
@@ -25,6 +25,7 @@ def standard() -> list[Stage]:
         Stage(PGD(steps=7, loss="margin", schedule="cosine", random_start=False)),
         *SHRUNK,
         Stage(APGD(steps=15, loss="margin", outside=4)),
+        LABEL,
         Stage(_BY_FEW_VALUES),
         Stage(_SWAPS, near=0.35, follows=True),
         Stage(_FAR_OUTSIDE),
@@ -45,6 +46,8 @@ def standard() -> list[Stage]:
         Stage(APGD(targets=3), near=0.4, follows=True),
         # What is nearest it is the starts that tell of, there and elsewhere.
         Stage(APGD(restarts=4), near=0.1),
+        FAR_OUT,
+        FARTHER_OUT,
         *PROBED,
     ]
 
@@ -52,6 +55,13 @@ def standard() -> list[Stage]:
 def longer() -> list[Stage]:
     """What `thorough` adds: the long forms of the same searches, towards every class."""
     wide = MultiTargeted(steps=60, restarts=3, random_start=True, radii=(3, 2, 1))
-    searches = APGD(restarts=5), replace(_WIDE_STARTS, steps=60, restarts=9), APGD(targets=9), FAB(), wide
+    searches = (
+        APGD(restarts=5),
+        replace(_WIDE_STARTS, steps=60, restarts=9),
+        APGD(targets=9),
+        FAB(),
+        wide,
+        OuterBoundary(),
+    )
     swaps = [replace(_SWAPS, queries=8000, pace=None, spread=spread) for spread in (1, 1.5)]
     return [*for_all(*searches), *(Stage(search, near=0.4) for search in swaps), *WIDENED]

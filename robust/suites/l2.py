@@ -7,7 +7,10 @@ from typing import Final
 
 from robust.attacks import DDN, FAB, PGD, BasinHopping, SquareAscent
 from robust.suites.shared import (
+    FAR_OUT,
+    FARTHER_OUT,
     FROM_PLATEAU,
+    LABEL,
     LONGER,
     MIFPE,
     MOVED,
@@ -75,6 +78,7 @@ def standard() -> list[Stage]:
         *SHRUNK,
         Stage(TO_BOUNDARY),
         _CLASSES_OUTSIDE,
+        LABEL,
         OFF_PLATEAU,
         replace(FROM_PLATEAU, near=0.9),
         *_FROM_AFAR,
@@ -89,6 +93,8 @@ def standard() -> list[Stage]:
         Stage(replace(_FAR, near=0.15, hops=4), near=0.13, ahead=0.1),
         *_TURNING,
         *_FAR_AHEAD,
+        FAR_OUT,
+        FARTHER_OUT,
         Stage(OTHERS, near=0.05),
         *PROBED,
         Stage(_FEW_SQUARES, near=0.1),
@@ -113,6 +119,8 @@ def below() -> list[Stage]:
         Stage(PROBE, near=0.06, share=0.05),
         MOVED,
         *_TURNING,
+        LABEL,
+        FAR_OUT,
     ]
 
 

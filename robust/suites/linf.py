@@ -7,7 +7,10 @@ from typing import Final
 
 from robust.attacks import PGD, BasinHopping, MultiTargeted, Square, SquareAscent
 from robust.suites.shared import (
+    FAR_OUT,
+    FARTHER_OUT,
     FROM_PLATEAU,
+    LABEL,
     LONGER,
     MIFPE,
     MOVED,
@@ -47,11 +50,14 @@ def standard() -> list[Stage]:
         *SHRUNK,
         Stage(replace(MIFPE, steps=8)),
         _CLASSES,
+        LABEL,
         OFF_PLATEAU,
         FROM_PLATEAU,
         _ANY_CLASS,
         Stage(_FROM_OUTSIDE),
         *_TURNING,
+        FAR_OUT,
+        FARTHER_OUT,
         # Three had their turn at all that is near.
         Stage(replace(OTHERS, skip=3), near=0.05),
         *PROBED,
@@ -78,6 +84,8 @@ def below() -> list[Stage]:
         Stage(Square(queries=48, proposals=4), near=0.1),
         MOVED,
         *_TURNING,
+        LABEL,
+        FAR_OUT,
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from robust.attacks import APGD, FAB, PGD, MultiTargeted, Square, SquareAscent
+from robust.attacks import APGD, FAB, PGD, MultiTargeted, OuterBoundary, Square, SquareAscent
 from robust.suites.stage import Stage, for_all
 
 MIFPE: Final = PGD(steps=10, loss="mifpe", schedule="cosine")
@@ -46,6 +46,13 @@ def turning(cosine: float, *, near: float, nearer: float) -> list[Stage]:
     ]
 
 
+# Where a class follows the label's at a distance, and never takes over, margins and ascents on them go after it. Of what they
+# leave over half of the label's own logit is brought down, until others lead; and it is looked at from where lines to noise
+# cross the boundary, which no logit at the sample can hide.
+LABEL: Final = Stage(PGD(steps=6, loss="logit", schedule="cosine", random_start=False), flat=0.5)
+FAR_OUT: Final = Stage(OuterBoundary(steps=3, lines=1, reach=3), flat=0.5)
+FARTHER_OUT: Final = Stage(OuterBoundary(steps=8), within=1.5, closer=True)
+
 # It may be any of the other classes, too.
 OTHERS: Final = MultiTargeted(steps=8, odi_steps=1)
 
@@ -62,4 +69,8 @@ WIDENED: Final = [
 ]
 
 # What `thorough` has in linf and l2 after the long chains.
-LONGER: Final = [*for_all(APGD(), APGD(loss="dlr")), Stage(SquareAscent(rounds=12), near=0.4), *WIDENED]
+LONGER: Final = [
+    *for_all(APGD(), APGD(loss="dlr"), OuterBoundary()),
+    Stage(SquareAscent(rounds=12), near=0.4),
+    *WIDENED,
+]
