@@ -101,6 +101,11 @@ class Target:
             raise ModelError(
                 "model: expected parameters with values, got some on the device 'meta'; call to_empty(device='cpu') and load the weights"
             )
+        if any(parameter.is_inference() for parameter in model.parameters()):
+            raise ModelError(
+                "model: expected parameters that gradients can pass, got some made under torch.inference_mode; give "
+                "copy.deepcopy(model), made outside of it"
+            )
         self.model = model
         self.bounds = bounds
         self.device = resolve_device(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -264,6 +265,17 @@ def test_a_model_whose_parameters_have_no_values_yet_is_refused(digits: Digits) 
         robust.evaluate(nn.Linear(64, 10, device="meta"), digits, threat="linf:0.1", device="cpu")
     lazy(digits[0])
     assert robust.evaluate(lazy, digits, threat="linf:0.1", suite="fgsm", device="cpu").n == len(digits[1])
+
+
+def test_a_model_made_in_inference_mode_is_refused_and_left_as_it_was(digits: Digits) -> None:
+    # Its parameters cannot be frozen and thawed, nor saved for a backward pass.
+    with torch.inference_mode():
+        made = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ModelError, match=r"made under torch.inference_mode; give copy.deepcopy\(model\)"):
+        robust.evaluate(made, digits, threat="linf:0.1", suite="fgsm", device="cpu")
+    assert all(parameter.requires_grad for parameter in made.parameters())
+    n = robust.evaluate(copy.deepcopy(made), digits, threat="linf:0.1", suite="fgsm", device="cpu").n
+    assert n == len(digits[1])
 
 
 @pytest.mark.parametrize("option", ["cascade", "keep_examples", "minimize"])
