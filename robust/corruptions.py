@@ -101,7 +101,7 @@ def corruption_accuracy(
     target = model if isinstance(model, Target) else Target(model, bounds=bounds or (0.0, 1.0), device=device)
     samples = as_samples(data, bounds=target.bounds)
     right = {kind: [0] * len(severities) for kind in CORRUPTIONS}
-    with target, torch.no_grad(), naming_failures():
+    with target.sparing_randomness(), target, torch.no_grad(), naming_failures():
         for rows in torch.arange(len(samples)).split(batch_size):
             x, y = samples.rows(rows).to(target.device), samples.y[rows].to(target.device)
             for kind, counts in right.items():

@@ -104,6 +104,11 @@ class EOT(Target):
     def found_probabilities(self, value: bool) -> None:
         self.inner.found_probabilities = value
 
+    @property
+    def draws_from_all(self) -> bool:
+        """See Target.draws_from_all."""
+        return self.inner.draws_from_all
+
     def searcher(self) -> Self:
         """The same expectation by fewer draws, and other ones."""
         other = copy.copy(self)

@@ -70,7 +70,7 @@ def examine(target: Target, samples: Samples, *, seed: int = 0) -> list[Line]:
         ModelError: it fails on the samples, or gives anything but (N, C) floats.
     """
     few = samples.limit(min(len(samples), _SAMPLES), seed)
-    with target, naming_failures():
+    with target.sparing_randomness(), target, naming_failures():
         x = few.rows(slice(None)).clamp(*target.bounds).to(target.device)
         patient = _Patient(target, x, few.y.to(target.device))
         head = slice(0, diagnose.PREFLIGHT_SAMPLES)

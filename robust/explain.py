@@ -200,7 +200,7 @@ def losses(report: Report, samples: Samples, target: Target) -> Figure:
     figure, axes = _figure(6.4, 3.6)
     correct = np.flatnonzero((report.verdicts.prediction == report.verdicts.label).to_numpy())[:_TRACED]
     rows = torch.from_numpy(correct)
-    with target:
+    with target.sparing_randomness(), target:
         x, y, ids = (t.to(target.device) for t in (samples.rows(rows), samples.y[rows], samples.ids[rows]))
         survived = torch.from_numpy((report.verdicts.status == "survived").to_numpy(copy=True))[rows]
         subject = diagnose.Subject(target, report.threat, x, y, ids, survived, [_TRACE], 64, report.seed)
@@ -220,7 +220,7 @@ def _seen(report: Report, target: Target | None, x: torch.Tensor, label: int) ->
     name = _shorten(report.class_name(label), 20)
     if target is None:
         return name
-    with target, torch.no_grad():
+    with target.sparing_randomness(), target, torch.no_grad():
         return f"{name}, {float(target.logits(x.to(target.device)).softmax(1)[0, label]):.0%}"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -35,6 +36,66 @@ def own_randomness(devices: Sequence[torch.device | int] = ()) -> Iterator[None]
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
+
+
+class States:
+    """The global generators' states now: torch's of the CPU and, if that is a GPU, the device, numpy's and random's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._torch, self._cuda = torch.get_rng_state(), self._of_device()
+        self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+
+    def _of_device(self) -> torch.Tensor | None:
+        return torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
+
+    def moved(self) -> bool:
+        """Whether somebody has drawn or seeded since."""
+        now = States(self._device)
+        same = torch.equal(now._torch, self._torch) and now._python == self._python
+        if self._cuda is not None and now._cuda is not None:
+            same = same and torch.equal(now._cuda, self._cuda)
+        return not (same and all(map(np.array_equal, now._numpy, self._numpy)))
+
+    def restore(self) -> None:
+        """Have them as they were."""
+        torch.set_rng_state(self._torch)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+
+
+@dataclass
+class _Spared:
+    states: States
+    owed: bool = False  # by somebody who ended earlier
+
+
+_OPEN: Final[list[_Spared]] = []  # in the order in which they began
+
+
+@contextmanager
+def spared(device: torch.device, drawn: Callable[[], bool]) -> Iterator[None]:
+    """The generators come back as they were at the start if, at the end, somebody is said to have drawn from them.
+
+    Not otherwise: a thread beside may have, for its own ends. Of several that are open at once, in threads, whoever ends last
+    puts back what the first found.
+    """
+    with _LOCK:
+        mine = _Spared(States(device))
+        _OPEN.append(mine)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            later = _OPEN[_OPEN.index(mine) + 1 :]
+            _OPEN.remove(mine)
+            if drawn() or mine.owed:
+                if later:
+                    later[0].states, later[0].owed = mine.states, True
+                else:
+                    mine.states.restore()
 
 
 def reseed(seed: int, *, cuda: bool) -> None:

@@ -179,7 +179,7 @@ def certify(
     samples = as_samples(data, bounds=target.bounds)
     tell(wide_noise(sigma, target.bounds))
     start, rows, not_finite = time.perf_counter(), [], 0
-    with target, torch.no_grad(), naming_failures():
+    with target.sparing_randomness(), target, torch.no_grad(), naming_failures():
         for i in range(len(samples)):
             x = samples.rows([i]).to(target.device)
             noise = Streams(seed, samples.ids[i : i + 1].to(target.device), ("certify",))

@@ -23,6 +23,7 @@ from robust.failures import named
 from robust.in_front import Behind, Normalization, prepared, read_moments
 from robust.loans import Loan, lent
 from robust.pooling import quick_pooling
+from robust.randomness import States, spared
 from robust.reentrant import differentiable_checkpoints
 from robust.tf32 import without_tf32
 from robust.threat import pair_of_bounds
@@ -117,6 +118,7 @@ class Target:
         self._tf32 = tf32
         self._retraceable: Target | None = None
         self._overwrites: bool | None = None  # whether the model writes into its input, once a pass has told
+        self._draws: bool | None = None  # whether it moves the global generators, likewise
         self._uses: dict[int, _Use] = {}  # by the thread that is in
 
     def __repr__(self) -> str:
@@ -228,8 +230,11 @@ class Target:
         if self._overwrites is not False:
             x = x.clone()
         before = None if x.is_inference() else x._version  # inference tensors do not tell
+        states = States(self.device) if self._draws is None else None
         with callers_device():
             out = self.model(x)
+        if states is not None:
+            self._draws = states.moved()
         if before is not None and self._overwrites is None:
             self._overwrites = x._version > before
         return out
@@ -238,6 +243,15 @@ class Target:
     def overwrites(self) -> bool:
         """Whether the model writes into its input, as its first pass has told."""
         return bool(self._overwrites)
+
+    @property
+    def draws_from_all(self) -> bool:
+        """Whether the model draws from the global generators, or seeds them, as its first pass has told."""
+        return bool(self._draws)
+
+    def sparing_randomness(self) -> AbstractContextManager[None]:
+        """To be in for the whole of what a caller asked for: however the model draws, the caller's generators are as they were."""
+        return spared(self.device, lambda: self.draws_from_all)
 
     def passing(self) -> AbstractContextManager[None]:
         """To be in for a pass of a search: it is quickest so, and off by rounding from what the model alone answers."""

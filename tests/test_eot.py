@@ -12,8 +12,10 @@ from torch import Tensor, nn
 import robust
 from robust.attacks import RayS
 from robust.errors import InputError
+from robust.gate.check import check
 from robust.losses import margin
 from robust.oracle import Oracle
+from robust.randomness import spared
 from robust.target import Target
 from robust.threat import Threat
 
@@ -72,6 +74,62 @@ def test_the_same_whatever_the_batch_and_the_global_states(
         assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
     assert torch.equal(alone, first[[3, 1]])
     assert torch.equal(flipped, first)
+
+
+class Seeding(nn.Module):
+    """The same noise at every pass, by a seed of its own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        out: Tensor = self.model(x + 0.1 * torch.randn(x.shape[1:]))
+        return out
+
+
+@pytest.mark.parametrize("eot", [None, 3])
+@pytest.mark.parametrize("kind", [*KINDS, "seeding"])
+def test_a_model_that_draws_leaves_the_callers_generators_as_they_were(
+    kind: str, eot: int | None, net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    model = Seeding(net) if kind == "seeding" else Noisy(net, kind=kind)
+    data = digits[0][:6], digits[1][:6]
+    how = {"threat": "linf:0.1", "suite": "fgsm", "device": "cpu", "eot": eot}
+    for ask in (
+        lambda: robust.evaluate(model, data, **how),
+        lambda: check(model, data, at_least=0.01, **how),
+        lambda: robust.certify(model, data, sigma=0.1, n0=2, n=4, device="cpu"),
+    ):
+        states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        ask()
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert random.getstate() == states[1]
+        assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
+
+
+def test_of_evaluations_in_threads_the_last_to_end_puts_back_what_the_first_found() -> None:
+    state = torch.get_rng_state()
+    first = spared(torch.device("cpu"), lambda: True)
+    second = spared(torch.device("cpu"), lambda: False)
+    first.__enter__()
+    torch.rand(3)
+    second.__enter__()
+    first.__exit__(None, None, None)
+    torch.rand(3)
+    second.__exit__(None, None, None)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_where_the_model_draws_nothing_what_others_draw_meanwhile_stays_drawn(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    state = torch.get_rng_state()
+    robust.evaluate(
+        net, digits, threat="linf:0.1", suite="fgsm", device="cpu", progress=lambda _: torch.rand(1) and None
+    )
+    assert not torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("kind", ["values", "batch"])

@@ -130,7 +130,7 @@ def check(
     order = shuffled(samples, seed, limit)
     plan = Plan(threat, name, stages, full_checks=diagnose == "full")
     sizes = looks(limit) if gate == "sequential" else [limit]
-    with target:
+    with target.sparing_randomness(), target:
         found = search(target, order, plan, settings, sizes=sizes, rule=rule)
     used = order.take(slice(0, found.n))
     report = join(
