@@ -46,9 +46,13 @@ def test_a_smoke_test_works_under_every_threat_for_no_more_passes(
     assert quick.forwards + quick.backwards <= standard.forwards + standard.backwards
 
 
+# The label's logit is brought down; a line's end, its halvings, and three points from where it crosses the boundary.
+FAR = (6 + 1) + (1 + 6 + 3)
+
+
 @pytest.mark.parametrize(
     ("norm", "passes", "more"),
-    [("linf", 11 + 9 + 7 + 13 + 55, 0), ("l2", 8 + 12 + 8 + 55 + 26 + 53, 25 + 51 + 61)],
+    [("linf", 11 + 9 + 7 + 13 + 55 + FAR, 0), ("l2", 8 + 12 + 8 + 55 + 26 + 53 + FAR, 25 + 51 + 61)],
 )
 def test_what_is_far_from_its_boundary_costs_little(
     norm: str, passes: int, more: int, net: nn.Module, digits: tuple[Tensor, Tensor]
@@ -60,7 +64,7 @@ def test_what_is_far_from_its_boundary_costs_little(
     report = robust.evaluate(net, digits, threat=f"{norm}:0.001", suite="standard", device="cpu")
     survivors = report.verdicts[report.verdicts.status == "survived"]
     assert len(survivors) > 50
-    assert survivors.forwards.median() == 1 + passes
+    assert 1 + passes <= survivors.forwards.median() <= 2 + passes
     assert survivors.forwards.max() <= 1 + passes + more + 200  # random search sees a few per cent
     assert survivors.backwards.max() <= passes + more
 
@@ -433,7 +437,7 @@ def test_what_margins_do_not_see_from_a_plateau_is_broken(threat: str) -> None:
     x, y = torch.full((16, 1, 8, 8), 0.5), torch.zeros(16, dtype=torch.int64)
     report = robust.evaluate(Plateau(), (x, y), threat=threat, device="cpu")
     assert report.robust_accuracy == 0
-    (off,) = (attack for attack in report.attacks if attack["selection"].get("flat"))
+    (off,) = (attack for attack in report.attacks if attack["selection"].get("flat") == 0.95)
     assert off["broke"] >= 1
     assert off["survived"] == 0
 

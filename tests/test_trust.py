@@ -107,7 +107,8 @@ def test_margins_that_tell_nothing_of_a_near_boundary_are_told(
     ]
     assert [finding["check"] for finding in reports[0].findings] == []
     # Once, though it shows before the attacks and in what they saw.
-    assert [f["check"] for f in reports[1].findings if f["check"] != "rough-surface"] == ["flat-margins"]
+    rough = {"rough-surface", "scattered-gradients"}
+    assert [f["check"] for f in reports[1].findings if f["check"] not in rough] == ["flat-margins"]
     assert reports[1].checks["approached"] >= reports[1].checks["flat"] > 5
 
 
