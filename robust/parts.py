@@ -214,6 +214,8 @@ def join(
     verdicts = pd.concat([part.verdicts for part in parts], ignore_index=True)
     whole = all(_attacked_to_the_end(part, plan) for part in parts)
     detached = any(finding.check == diagnose.DETACHED.name for finding in findings)
+    if whole and not plan.minimize:  # of which radii below eps are read, too
+        findings = diagnose.spared(findings, verdicts, checks)
     if whole and not detached and plan.threat.family is None:
         findings += diagnose.review_passes(verdicts, parts[0].draws)
         if diagnose.verdict(findings) != "unreliable":

@@ -129,6 +129,8 @@ class Run:
             "turned": 0,
             "seen": 0,
             "ahead": 0,
+            "sampled": 0,
+            "reached": 0,
         }
         self.verdicts = Verdicts(len(samples))
         self._breaks = Breaks.wanted_by(stages, samples)

@@ -33,6 +33,8 @@ _SHRUNK_FEW, _FEW_CLASSES = 0.05, 4  # of so few all may honestly come near
 # Cosine of successive gradients, in linf: in the other norms those of honest nets agree as little.
 _ALIKE: Final = 0.5
 _AHEAD: Final = 0.15  # of the clean margin, by which searches inside are ahead
+_OF_FEATURES: Final = 4  # at most: of more, random points are not all over the threat
+_SAMPLED: Final = 128  # of the whole, about
 _FLAT_NORMS: Final = ("linf", "l2", "l1")  # in which there are ascents
 
 
@@ -104,6 +106,10 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
     if not ascents or random or run.threat.norm not in _FLAT_NORMS or not run.differentiable:
         return
     _count_margins(run, stages)
+    start = time.perf_counter()
+    if run.samples.x.shape[1:].numel() <= _OF_FEATURES:
+        _without_crashing(run, "random_points", partial(_try_random_points, run))
+        run.checks["seconds"] += time.perf_counter() - start
     if run.threat.norm not in _SECOND.norms or not any(attack.stays_inside for attack in ascents):
         return
     start = time.perf_counter()
@@ -111,6 +117,21 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
         if not _without_crashing(run, "second_opinion", partial(_search_blindly, run, part)):
             break
     run.checks["seconds"] += time.perf_counter() - start
+
+
+def _try_random_points(run: Run) -> None:
+    """Of few features: do random points of the threat, which are all over it, break what stands?
+
+    Whose are drawn depends on the sample and the size of the whole alone. `diagnose.review` and `spared` judge the counts.
+    """
+    draw = Streams(run.settings.seed, run.samples.ids, ("random points",)).uniform((1,)).squeeze(1)
+    drawn = (run.verdicts.status == SURVIVED) & (draw < _SAMPLED / len(run.whole))
+    sampled = reached = 0
+    for rows in in_parts(drawn.nonzero().squeeze(1), run.micro_batch):
+        broken = diagnose.broken_at_random(run.target, run.threat, *run.load(rows), seed=run.settings.seed)
+        sampled, reached = sampled + len(rows), reached + int(broken.sum())
+    run.checks["sampled"], run.checks["reached"] = sampled, reached
+    run.checks["forwards"] += diagnose.NOISE_DRAWS * sampled * run.target.draws
 
 
 def _count_margins(run: Run, stages: Sequence[Stage]) -> None:

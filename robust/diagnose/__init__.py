@@ -25,8 +25,10 @@ from robust.diagnose.checks import (
 from robust.diagnose.checks import page as checks_page
 from robust.diagnose.preflight import PREFLIGHT_SAMPLES, preflight
 from robust.diagnose.probes import (
+    NOISE_DRAWS,
     PROBED,
     Subject,
+    broken_at_random,
     doubled_budget,
     monotone,
     not_converged,
@@ -34,7 +36,7 @@ from robust.diagnose.probes import (
     step_size,
     unbounded,
 )
-from robust.diagnose.review import review, review_access, review_passes
+from robust.diagnose.review import review, review_access, review_passes, spared
 from robust.diagnose.transfer import transfer
 
 BRIEF = (unbounded, transfer, ascents)
@@ -49,6 +51,7 @@ __all__ = [
     "DETACHED",
     "FULL",
     "INTERRUPTED",
+    "NOISE_DRAWS",
     "NON_FINITE",
     "NO_START",
     "PREFLIGHT_SAMPLES",
@@ -59,11 +62,13 @@ __all__ = [
     "Preflight",
     "Subject",
     "afterwards",
+    "broken_at_random",
     "checks_page",
     "in_company",
     "preflight",
     "review",
     "review_access",
     "review_passes",
+    "spared",
     "verdict",
 ]  # fmt: skip

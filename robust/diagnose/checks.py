@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from robust.registry import Registry
 from robust.report import Trust
@@ -120,10 +120,15 @@ PARTIAL_GRADIENT = _declare(
     "like it",
     severity="suspect",
 )
+_OF_WHAT_STANDS: Final = (
+    ". An evaluation at one eps says nothing of it where fewer than 3 samples, and no more than 5 %, stand in the end, nor where "
+    "random points bear the number out (black-box-wins)"
+)
 SHATTERED_GRADIENT = _declare(
     "shattered-gradient",
     rule="with pixels moved by eps (at most a tenth of the box) along its gradient, the margin rises by under 30 % of what "
-    "it does by a thousandth of the box, step for step; looked at where eps is over 1.5 % of the box, under linf and l2",
+    "it does by a thousandth of the box, step for step; looked at where eps is over 1.5 % of the box, under linf and l2"
+    f"{_OF_WHAT_STANDS}",
     detects="a surface of waves or steps finer than the threat: gradients say what is a step away, and attacks end in the "
     "nearest of many maxima",
     advice="attack without what makes the waves (BPDA), average gradients over noise, or use score and decision attacks",
@@ -134,7 +139,8 @@ ROUGH_SURFACE = _declare(
     rule="at nine points along its gradient, up to three times eps each way (no pixel by more than a tenth of the box), the "
     "margin's third differences add up to > 60 % of its first ones, on average; and its gain changes by > 6 % of all that it "
     "moves more than by one rise and fall (the median), or of its steepest interval's gain > 20 % are left when the interval "
-    "is halved six times, as at a jump; looked at where eps moves a pixel by over 3 % of the box, under linf and l2",
+    "is halved six times, as at a jump; looked at where eps moves a pixel by over 3 % of the box, under linf and l2"
+    f"{_OF_WHAT_STANDS}",
     detects="a surface that goes in steps, jumps or waves that are fine beside the threat, whatever gradient it gives: rounded "
     "activations or inputs of few levels, a thermometer's code, k winners that take all; attacks end on the nearest high step",
     advice="attack without what makes the steps and carry the examples over, or search the steps themselves; 'thorough' may see "
@@ -145,7 +151,8 @@ SCATTERED_GRADIENTS = _declare(
     "scattered-gradients",
     rule="along its gradient, as for rough-surface, the margin's third differences add up to > 40 % of its first ones, and for > 25 % "
     "of the samples its gradients at four random points, pixels moved by up to 2 eps (at most a fifth of the box), agree to a "
-    "cosine under 0.5 on average; looked at where eps moves a pixel by over 3 % of the box, under linf and l2",
+    "cosine under 0.5 on average; looked at where eps moves a pixel by over 3 % of the box, under linf and l2"
+    f"{_OF_WHAT_STANDS}",
     detects="a net that switches within the threat between what it looks at, as attention by a softmax of small temperature, sharp "
     "selection of patches or units: each gradient is that of one selection, and attacks end at the best of that",
     advice="attack the same net with a softer selection, such as a higher temperature, and carry the examples over, or average "
@@ -243,7 +250,9 @@ BLACK_BOX_WINS = _declare(
     rule="score and decision attacks break 5 % and more (at least 2) of the samples that they were given after the gradient "
     "attacks of the suite, or of all that stood, where they were given those that were near or moved last; or, of some 16 and more survivors "
     "of attacks inside the threat of 10 steps and more, above all such as many passes were spent on, 48 queries of random search "
-    "bring 10 % and more (at least 2) nearer than all gradients did, by over a tenth of the clean margin",
+    "bring 10 % and more (at least 2) nearer than all gradients did, by over a tenth of the clean margin; or, of 4 features and fewer, "
+    "1,000 random points inside the threat break 5 % and more (at least 2) of the survivors among some 128 samples: where they break "
+    "fewer of at least 3, they bear the number out, and being nearer says nothing",
     detects="masked gradients: the surface can be descended, but not by its derivative",
     advice="run the suite 'thorough', and look at what forward does to gradients",
 )
@@ -270,7 +279,8 @@ TURNING_GRADIENTS = _declare(
     rule="in linf, of the samples that a first PGD from x of 7 steps and more left (at least 8), over half had gradients that from one step to "
     "the next, on its second half, agree to a cosine under 0.5 on average; or, in linf and l2, smaller steps that are shown only samples of "
     "which they agree less break 5 % and more (at least 3) of them; or, in `standard` and `thorough` in l2, over a fifth of the samples that "
-    "stand and were seen broken outside (at least 8) have kept a share of their margin that is by 0.15 under 1 - eps / distance",
+    "stand and were seen broken outside (at least 8) have kept a share of their margin that is by 0.15 under 1 - eps / distance. "
+    "An evaluation at one eps says nothing of it where random points bear the number out (black-box-wins)",
     detects="a surface that bends sharply over less than the threat, as behind logarithms of small magnitudes: ascents with wide steps "
     "zigzag under its tops, and searches from outside do not find the way in",
     advice="run the suite 'thorough' or 'autoattack', or PGD with many small steps (steps=500, step_size=0.05)",
@@ -296,7 +306,8 @@ SPARSE_SEARCH_WINS = _declare(
 UNBOUNDED = _declare(
     "unbounded",
     rule="within the whole box (linf, eps its width) 30 steps on the margin leave 15 % and more (at least 2) of up to 32 samples "
-    "standing, though the model takes other samples, their negatives or noise for another class",
+    "standing, though the model takes other samples, their negatives or noise for another class; of 16 features and fewer, 256 random "
+    "points of the box, too",
     detects="masked gradients: the whole box holds other samples too, which the model takes for other classes",
     advice="run score and decision attacks; look at what forward does to gradients",
 )

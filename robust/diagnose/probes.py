@@ -25,9 +25,12 @@ from robust.threat import Threat
 
 PROBED: Final = 64  # correctly classified samples at most
 _FEW: Final = 16
-_NOISE_DRAWS: Final = 1000
+NOISE_DRAWS: Final = 1000
 _BOX: Final = PGD(steps=30, loss="margin", schedule="cosine", step_size=0.5, random_start=False)
 _STUCK: Final = 0.15  # in the box; nets trained for verified bounds are constant around some
+# Of so few features classes alternate within the box, and one ascent ends on a top of its own; but random points are all over it.
+_FEW_FEATURES: Final = 16
+_BOX_DRAWS: Final = 256
 
 
 @dataclass
@@ -126,8 +129,14 @@ def unbounded(subject: Subject) -> Finding | None:
     low, high = subject.threat.bounds
     rows = torch.arange(min(32, len(subject)))
     ledger = subject.search(_BOX, rows, threat=Threat("linf", repr(high - low), subject.threat.bounds))
-    left = int((~ledger.broken & ~ledger.failed).sum())
-    if left < max(2, _STUCK * len(rows)) or _one_class(subject):
+    standing = ~ledger.broken & ~ledger.failed
+    least = max(2, _STUCK * len(rows))
+    if int(standing.sum()) < least or _one_class(subject):
+        return None
+    if subject.x[0].numel() <= _FEW_FEATURES:
+        standing &= _in_all_the_box(subject, rows)
+    left = int(standing.sum())
+    if left < least:
         return None
     return checks.UNBOUNDED.finding(f"{left} of {len(rows)} samples withstand a search of the whole box")
 
@@ -142,6 +151,16 @@ def _one_class(subject: Subject) -> bool:
     subject.forwards += len(points) * subject.target.draws
     classes = torch.cat([subject.target.logits(part).argmax(1) for part in points.split(subject.micro_batch)])
     return bool((classes == classes[0]).all())
+
+
+@torch.no_grad()
+def _in_all_the_box(subject: Subject, rows: Tensor) -> Tensor:
+    """Which samples are of the only class that the model gives at random points of the box: (M,) bool."""
+    streams = Streams(subject.seed, torch.arange(_BOX_DRAWS, device=subject.x.device), ("check/box",))
+    points = streams.uniform(subject.x.shape[1:], *subject.threat.bounds).to(subject.x.dtype)
+    subject.forwards += len(points) * subject.target.draws
+    classes = torch.cat([subject.target.logits(part).argmax(1) for part in points.split(subject.micro_batch)])
+    return (classes[None, :] == subject.y[rows, None]).all(1)
 
 
 def not_converged(subject: Subject) -> Finding | None:
@@ -214,27 +233,33 @@ def monotone(subject: Subject) -> Finding | None:
     )
 
 
-@torch.no_grad()
 def random_noise(subject: Subject) -> Finding | None:
     """Do random points inside the threat break what gradients left?"""
     rows = subject.survivors(_FEW)
     random = subject.target.randomized  # thousands of points would profit from lucky draws
     if random or not len(rows) or all(attack.access != "gradient" for attack in subject.attacks):
         return None
-    x, y = subject.x[rows], subject.y[rows]
-    broken = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
-    for draw in range(_NOISE_DRAWS):
-        point = random_start(
-            x, subject.threat, Streams(subject.seed, subject.ids[rows], ("check/noise", draw))
-        )
-        broken |= subject.target.logits(point).argmax(1) != y
-    subject.forwards += _NOISE_DRAWS * len(rows) * subject.target.draws
+    samples = (subject.x[rows], subject.y[rows], subject.ids[rows])
+    broken = broken_at_random(subject.target, subject.threat, *samples, seed=subject.seed)
+    subject.forwards += NOISE_DRAWS * len(rows) * subject.target.draws
     count = int(broken.sum())
     if count < min(2, len(rows)):
         return None
     return checks.RANDOM_NOISE.finding(
-        f"{_NOISE_DRAWS} random points inside the threat break {count} of {len(rows)} samples that the suite left"
+        f"{NOISE_DRAWS} random points inside the threat break {count} of {len(rows)} samples that the suite left"
     )
+
+
+@torch.no_grad()
+def broken_at_random(
+    target: Target, threat: Threat, x: Tensor, y: Tensor, ids: Tensor, *, seed: int
+) -> Tensor:
+    """Which samples are misclassified at one of 1,000 random points inside the threat: (N,) bool."""
+    broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for draw in range(NOISE_DRAWS):
+        point = random_start(x, threat, Streams(seed, ids, ("check/noise", draw)))
+        broken |= target.logits(point).argmax(1) != y
+    return broken
 
 
 def _notable(n: int) -> float:

@@ -21,6 +21,9 @@ _LONG: Final = 40  # steps
 _A_FEW: Final = 3  # samples, fewer of which tell nothing of the rest
 _FEW: Final = 50  # passes
 _FEW_OF_TWO: Final = 35  # where there is one boundary to search
+_SURFACES: Final = {
+    check.name for check in (named.SHATTERED_GRADIENT, named.ROUGH_SURFACE, named.SCATTERED_GRADIENTS)
+}
 _WITHOUT_GRADIENTS: Final = {"score", "decision"}  # older records name no access
 
 
@@ -42,6 +45,24 @@ def review_passes(verdicts: pd.DataFrame, draws: int) -> list[Finding]:
     return [
         named.SHORT_SEARCH.finding(f"{few} of {len(verdicts)} samples stand after {most} passes or fewer")
     ]
+
+
+def spared(findings: list[Finding], verdicts: pd.DataFrame, checks: dict[str, float]) -> list[Finding]:
+    """The findings without those of a surface on which ascents are misled, where next to nothing stands or random points say the same.
+
+    Args:
+        findings: of a whole suite.
+        verdicts: the report's table.
+        checks: counts of samples that stand and had random points, where these are all over the threat, and of those that
+            such points broke.
+    """
+    standing = int((verdicts["status"] == "survived").sum())
+    needless: set[str] = set()
+    if standing < _A_FEW and standing <= 0.05 * len(verdicts):
+        needless = _SURFACES
+    elif _borne_out(checks):
+        needless = {*_SURFACES, named.TURNING_GRADIENTS.name}
+    return [finding for finding in findings if finding.check not in needless]
 
 
 def review_access(verdicts: pd.DataFrame, attacks: list[dict[str, Any]]) -> list[Finding]:
@@ -99,7 +120,7 @@ def review(
         found += _black_box(attacks, correct)
         found += _hidden(attacks, correct)
     if not any(finding.check == named.BLACK_BOX_WINS.name for finding in found):
-        found += _second_opinion(checks or {})
+        found += list(_second_opinion(checks or {})) or _at_random(checks or {})
     found += _flat(checks or {})
     found += _shrunk(checks or {}, correct)
     found += (
@@ -237,11 +258,30 @@ def _second_opinion(counts: dict[str, float]) -> Iterator[Finding]:
     """Does random search come nearer than all gradient attacks to samples that they left?"""
     asked, nearer = int(counts.get("asked", 0)), int(counts.get("nearer", 0))
     crossed = int(counts.get("crossed", 0))
-    if nearer >= max(2, 0.1 * asked):
+    if nearer >= max(2, 0.1 * asked) and (crossed > 1 or not _borne_out(counts)):
         across = f", {crossed} of them across the boundary though they count as survived" if crossed else ""
         yield named.BLACK_BOX_WINS.finding(
             f"48 queries of random search bring {nearer} of {asked} samples nearer than all gradients did{across}"
         )
+
+
+def _at_random(counts: dict[str, float]) -> Iterator[Finding]:
+    """Of few features: do random points break what gradients left?"""
+    sampled, reached = int(counts.get("sampled", 0)), int(counts.get("reached", 0))
+    if reached >= _reached_enough(sampled):
+        yield named.BLACK_BOX_WINS.finding(
+            f"random points inside the threat break {reached} of {sampled} samples that count as survived"
+        )
+
+
+def _reached_enough(sampled: int) -> float:
+    return max(2, 0.05 * sampled)
+
+
+def _borne_out(counts: dict[str, float]) -> bool:
+    """Whether random points, where they are all over the threat, broke next to nothing of what stands."""
+    sampled, reached = int(counts.get("sampled", 0)), int(counts.get("reached", 0))
+    return sampled >= _A_FEW and reached < _reached_enough(sampled)
 
 
 def _flat(counts: dict[str, float]) -> Iterator[Finding]:
