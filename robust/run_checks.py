@@ -54,6 +54,9 @@ def after_attacks(run: Run, stages: Sequence[Stage], *, whole: bool, first: bool
     found = len(run.findings)
     if first:
         look_again(run)
+    if whole:
+        random_points(run, stages)
+    if first:
         probe(run, stages, full=full)
     return found
 
@@ -106,10 +109,6 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
     if not ascents or random or run.threat.norm not in _FLAT_NORMS or not run.differentiable:
         return
     _count_margins(run, stages)
-    start = time.perf_counter()
-    if run.samples.x.shape[1:].numel() <= _OF_FEATURES:
-        _without_crashing(run, "random_points", partial(_try_random_points, run))
-        run.checks["seconds"] += time.perf_counter() - start
     if run.threat.norm not in _SECOND.norms or not any(attack.stays_inside for attack in ascents):
         return
     start = time.perf_counter()
@@ -119,8 +118,19 @@ def second_opinion(run: Run, stages: Sequence[Stage]) -> None:
     run.checks["seconds"] += time.perf_counter() - start
 
 
+def random_points(run: Run, stages: Sequence[Stage]) -> None:
+    """Of few features: do random points of the threat, which are all over it, break what stands?"""
+    changing = {diagnose.RANDOMIZED.name, diagnose.STATEFUL.name} & {found.check for found in run.findings}
+    few = run.samples.x.shape[1:].numel() <= _OF_FEATURES
+    ascents = any(_ascends(stage.attack) for stage in stages)
+    if few and ascents and not changing and run.threat.norm in _FLAT_NORMS and run.differentiable:
+        start = time.perf_counter()
+        _without_crashing(run, "random_points", partial(_try_random_points, run))
+        run.checks["seconds"] += time.perf_counter() - start
+
+
 def _try_random_points(run: Run) -> None:
-    """Of few features: do random points of the threat, which are all over it, break what stands?
+    """Counts what they break.
 
     Whose are drawn depends on the sample and the size of the whole alone. `diagnose.review` and `spared` judge the counts.
     """

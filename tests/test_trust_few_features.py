@@ -204,6 +204,7 @@ FINDINGS = [
         "rough-surface",
         "scattered-gradients",
         "turning-gradients",
+        "masked-ascent",
         "flat-margins",
     )
 ]
@@ -212,8 +213,8 @@ FINDINGS = [
 @pytest.mark.parametrize(
     ("standing", "n", "checks", "left"),
     [
-        (0, 100, {}, ["turning-gradients", "flat-margins"]),
-        (2, 100, {}, ["turning-gradients", "flat-margins"]),
+        (0, 100, {}, ["turning-gradients", "masked-ascent", "flat-margins"]),
+        (2, 100, {}, ["turning-gradients", "masked-ascent", "flat-margins"]),
         (3, 100, {}, None),
         (2, 20, {}, None),  # a tenth
         (30, 100, {"sampled": 30, "reached": 1}, ["flat-margins"]),

@@ -268,7 +268,8 @@ SHRINKING_LOGITS = _declare(
 MASKED_ASCENT = _declare(
     "masked-ascent",
     rule="of up to 16 samples that stand (at least 4) and have a gradient, at > 10 % of the points that 8 steps on the margin come by the "
-    "margin does not rise along its gradient, with no pixel moved by more than 0.3 % of the box, nor by more than 3 % (linf, l2 and l1)",
+    "margin does not rise along its gradient, with no pixel moved by more than 0.3 % of the box, nor by more than 3 % (linf, l2 and l1). "
+    "An evaluation at one eps says nothing of it where random points bear the number out (black-box-wins)",
     detects="gradients that are right at the samples and vanish or mislead on the way to the boundary: an answer without a gradient "
     "where the first is unsure, a backward that changes near it",
     advice="attack the part that answers at the samples and carry the examples over, give the rest a substitute gradient (BPDA), or use "

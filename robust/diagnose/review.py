@@ -61,7 +61,7 @@ def spared(findings: list[Finding], verdicts: pd.DataFrame, checks: dict[str, fl
     if standing < _A_FEW and standing <= 0.05 * len(verdicts):
         needless = _SURFACES
     elif _borne_out(checks):
-        needless = {*_SURFACES, named.TURNING_GRADIENTS.name}
+        needless = {*_SURFACES, named.TURNING_GRADIENTS.name, named.MASKED_ASCENT.name}
     return [finding for finding in findings if finding.check not in needless]
 
 
