@@ -528,3 +528,37 @@ def test_thorough_goes_on_in_curves_as_in_single_evaluations(threat: str) -> Non
 @pytest.mark.parametrize("threat", ["l1:4", "l0:3", "patch:3x4"])
 def test_without_searches_that_begin_at_a_break_curves_have_the_suite_itself(threat: str) -> None:
     assert resolve_below("standard", Threat.parse(threat)) is None
+
+
+class Gaussians(nn.Module):
+    """How near a hundred centres are."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.rand(100, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(-torch.cdist(x, self.centres).square() / (2 * 0.01 * x.shape[1]))
+
+
+def test_in_l2_nets_of_gaussian_units_on_few_features_are_as_weak_as_targeted_ascents_say() -> None:
+    """Another class than that in the lead breaks, and of samples that did not come as near as where images break."""
+    generator = torch.Generator().manual_seed(99)
+    centres, classes = torch.rand(40, 20, generator=generator), torch.randint(4, (40,), generator=generator)
+    drawn = torch.randint(40, (2150,), generator=generator)
+    x = (centres[drawn] + 0.06 * torch.randn(2150, 20, generator=generator)).clamp(0, 1)
+    y = classes[drawn]
+    torch.manual_seed(2)
+    net = nn.Sequential(Gaussians(20), nn.Linear(100, 4))
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for step in range(1200):
+        rows = slice(100 * (step % 20), 100 * (step % 20 + 1))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
+        optimizer.step()
+    data = x[2000:], y[2000:]
+    report = robust.evaluate(net, data, threat="l2:0.626", device="cpu")
+    aimed = robust.evaluate(net, data, threat="l2:0.626", suite=APGD(targets=3), device="cpu")
+    assert report.statuses["survived"] <= aimed.statuses["survived"] + 1
+    (late,) = (entry for entry in report.attacks if entry["selection"]["near"] == 0.15)
+    assert late["broke"] > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from robust.attacks import DDN, FAB, PGD, BasinHopping, SquareAscent
+from robust.attacks import APGD, DDN, FAB, PGD, BasinHopping, SquareAscent
 from robust.suites.shared import (
     FAR_OUT,
     FARTHER_OUT,
@@ -96,6 +96,8 @@ def standard() -> list[Stage]:
         FAR_OUT,
         FARTHER_OUT,
         Stage(OTHERS, near=0.05),
+        # On nets of Gaussian units, as for tables of few columns, longer ones towards the likeliest break what is not that near.
+        Stage(APGD(steps=20, targets=3), near=0.15),
         *PROBED,
         Stage(_FEW_SQUARES, near=0.1),
     ]
