@@ -112,7 +112,8 @@ def main() -> None:
         )
     )
     balls = [name for name in names if not name.startswith(("verdict-l1", "verdict-l0"))]
-    print(f"\nIn linf and l2: {together(balls)}")
+    if balls:
+        print(f"\nIn linf and l2: {together(balls)}")
 
 
 if __name__ == "__main__":
