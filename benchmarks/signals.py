@@ -5,7 +5,8 @@
 Of `standard`: samples that stand though every class came within a small share of the farthest (`shrinking-logits` is told from 5 %
 of those classified correctly on); samples whose gradients turned, of those that a first ascent left (`turning-gradients`, over
 half, in linf); of survivors seen broken outside those that searches inside are far ahead of (the same, over a fifth, in l2); what
-small steps broke of those that they were shown (the same, 5 %, at least 3); the share of the points of an ascent where
+small steps broke of those that they were shown (the same, 5 %, at least 3); what searches broke that follow no other class, of those
+that they were shown (`hidden-boundary`, the same); the share of the points of an ascent where
 the margin does not rise along its gradient (`masked-ascent`, over 10 %; "-" where too few stand); survivors whose margin tells
 nothing of a boundary that is near (`flat-margins`, over half of 5 and more); survivors that random search brought nearer, of those
 asked about (`black-box-wins`, from a tenth on, at least 2). And what is told.
@@ -19,10 +20,10 @@ from itertools import takewhile
 from verdict import case_of, write_figures
 
 import robust
-from robust.report import Report
+from robust.report import AttackInfo, Report
 
 _HEADS = (
-    "model and threat", "stand", "shrunk", "turned", "ahead", "by small steps", "no rise", "flat", "nearer", "told",
+    "model and threat", "stand", "shrunk", "turned", "ahead", "by small steps", "past classes", "no rise", "flat", "nearer", "told",
 )  # fmt: skip
 
 
@@ -39,6 +40,7 @@ def measured(case: str, limit: int) -> list[str]:
         f"{seen['turned']:.0f} of {seen['ascended']:.0f}" if threat.norm == "linf" else "-",
         f"{seen['ahead']:.0f} of {seen['seen']:.0f}" if threat.norm == "l2" else "-",
         _by_small_steps(report),
+        _past_classes(report),
         "-" if level is None else f"{level:.3f}",
         f"{seen['flat']:.0f} of {seen['approached']:.0f}",
         f"{seen['nearer']:.0f} of {seen['asked']:.0f}",
@@ -54,6 +56,16 @@ def _by_small_steps(report: Report) -> str:
     first, *rest = report.attacks[turns.index(True) :]
     after = takewhile(lambda entry: entry["selection"].get("follows"), rest)
     return f"{first['broke'] + sum(entry['broke'] for entry in after)} of {first['attacked']}"
+
+
+def _past_classes(report: Report) -> str:
+    """What steps on the label's logit and searches from far out broke of what they were shown."""
+    past = [entry for entry in report.attacks if _follows_no_class(entry)]
+    return f"{sum(entry['broke'] for entry in past)} of {past[0]['attacked']}"
+
+
+def _follows_no_class(entry: AttackInfo) -> bool:
+    return entry["name"] == "outer-boundary" or entry["parameters"].get("loss") == "logit"
 
 
 def main() -> None:

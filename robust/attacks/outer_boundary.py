@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from robust.errors import InputError
 from robust.losses import margin
 from robust.oracle import Access, Oracle, State
 
-_ENDS = 3  # of a line that are tried
+_ENDS: Final = 3  # of a line that are tried
 
 
 @ATTACKS.register("outer-boundary")
@@ -25,9 +25,9 @@ class OuterBoundary(Attack):
 
     The line's crossing is found by halving. From there goes a step to the nearest point on the linearised boundary and a
     little beyond it, as FAB's (Croce & Hein 2020, arXiv 1907.02044) would from x: where that is misclassified, the plane there
-    is next, else half of the way back. Gradients are followed from misclassified points alone, so it is not seen what logits say at x, nor
-    where ascents from there lead: some follow another class, which never takes over. Starts are as decision attacks have them
-    (Chen et al. 2020, arXiv 1904.02144); a sample that no end of a line is misclassified for is left alone.
+    is next, else half of the way back. Gradients are followed from misclassified points alone: what logits say at x does not
+    matter, nor where ascents from there lead, such as after a class that never takes over. Lines begin as decision attacks
+    do (Chen et al. 2020, arXiv 1904.02144); a sample that no end of a line is misclassified for is left alone.
 
     Args:
         steps: onto planes and back, >= 1; each costs a forward and a backward.
@@ -40,7 +40,7 @@ class OuterBoundary(Attack):
     name: ClassVar[str] = "outer-boundary"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     access: ClassVar[Access] = "gradient"
-    paper: ClassVar[str] = "our own"
+    paper: ClassVar[str] = "Croce & Hein 2020b"
     minimum_norm: ClassVar[bool] = True
 
     steps: int = 20
