@@ -9,6 +9,9 @@ from torch import Tensor, nn
 import robust
 from robust.attacks import PGD, Attack, OuterBoundary
 from robust.errors import InputError
+from robust.oracle import Oracle
+from robust.target import Target
+from robust.threat import Threat
 
 
 class Followers(nn.Module):
@@ -85,6 +88,23 @@ def test_a_sample_without_a_misclassified_end_is_left_alone_after_three_queries_
     (entry,) = report.attacks
     assert (entry["forwards"], entry["backwards"]) == (4 * 2 * 3, 0)
     assert report.statuses["survived"] == 4
+
+
+class Middle(nn.Module):
+    """The second class in the middle of the box, the first all around."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        away = (x.flatten(1) - 0.5).abs().amax(1)
+        return torch.stack([away - 0.2, 0.2 - away], 1)
+
+
+def test_samples_with_and_without_a_misclassified_end_go_side_by_side() -> None:
+    x = torch.tensor([0.5, 0.1, 0.45, 0.9]).view(4, 1, 1, 1).expand(4, 1, 2, 2).contiguous()
+    y = torch.tensor([1, 0, 1, 0])
+    with Target(Middle(), device="cpu") as target:
+        oracle = Oracle(target, x, y, torch.arange(4), Threat("linf", "0.3"))
+        OuterBoundary(lines=2)(oracle)
+        assert oracle.ledger.broken.tolist() == [True, False, True, False]
 
 
 @pytest.mark.parametrize(("reach", "points"), [(1.0, 3), (None, 9)])

@@ -61,7 +61,10 @@ class OuterBoundary(Attack):
 
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
-        s.x_adv = oracle.x
+        s.x_adv = s.end = s.base = (
+            oracle.x
+        )  # all there is from the start, for those that rest come back with it
+        s.near = s.far = s.least = torch.zeros_like(oracle.y, dtype=oracle.x.dtype)
         for line in oracle.steps(self.lines):
             self._find_end(oracle, s, line)
             oracle.rest(~s.found)
@@ -86,8 +89,7 @@ class OuterBoundary(Attack):
 
     def _halve(self, oracle: Oracle, s: State) -> None:
         """Draw s.x_adv back along its line to where it is just misclassified."""
-        s.end, s.near = s.x_adv, torch.zeros_like(oracle.y, dtype=oracle.x.dtype)
-        s.far = torch.ones_like(s.near)
+        s.end, s.near, s.far = s.x_adv, torch.zeros_like(s.near), torch.ones_like(s.far)
         for _ in oracle.steps(self.halvings):
             middle = (s.near + s.far) / 2
             point = torch.lerp(oracle.x, s.end, per_row(middle, s.end))
@@ -97,7 +99,7 @@ class OuterBoundary(Attack):
 
     def _walk(self, oracle: Oracle, s: State) -> None:
         """From s.x_adv, misclassified, ever nearer to x."""
-        s.base, s.least = s.x_adv, torch.full_like(s.near, torch.inf)
+        s.base, s.least = s.x_adv, torch.full_like(s.least, torch.inf)
         for step in oracle.steps(self.steps + 1):
             gradient, gap, logits = oracle.gradient(s.x_adv, margin)
             wrong = logits.argmax(1) != oracle.y
