@@ -65,6 +65,7 @@ BOUNDED: dict[str, dict[str, object]] = {
     "md": {"steps": 20, "runs": 1, "targets": 9},
     "mifgsm": {"steps": 10, "targets": 9},
     "multitargeted": {"steps": 20, "odi_steps": 2},
+    "outer-boundary": {"steps": 12, "lines": 12, "overshoot": 1.001},
     "pgd": {"steps": 40, "restarts": 10, "loss": "margin"},
     "pma": {"steps": 20, "runs": 1, "targets": 9},
     "sparse-rs": {"queries": 600},

@@ -15,13 +15,14 @@ from robust.errors import InputError
 from robust.losses import margin
 from robust.oracle import Access, Oracle, State
 
-_ENDS: Final = 3  # of a line that are tried
+_ENDS: Final = 4  # of a line that are tried
+_UPHILL: Final = 3  # which of them
 
 
 @ATTACKS.register("outer-boundary")
 @dataclass(frozen=True)
 class OuterBoundary(Attack):
-    """The point nearest to x on the boundary's plane, as seen from where a line to a random image crosses it. Minimum norm.
+    """The point nearest to x on the boundary's plane, as seen from where a line to a random image crosses it.
 
     The line's crossing is found by halving. From there goes a step to the nearest point on the linearised boundary and a
     little beyond it, as FAB's (Croce & Hein 2020, arXiv 1907.02044) would from x: where that is misclassified, the plane there
@@ -41,7 +42,6 @@ class OuterBoundary(Attack):
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2", "l1")
     access: ClassVar[Access] = "gradient"
     paper: ClassVar[str] = "Croce & Hein 2020b"
-    minimum_norm: ClassVar[bool] = True
 
     steps: int = 20
     lines: int = 3
@@ -59,6 +59,11 @@ class OuterBoundary(Attack):
         if self.reach is not None and self.reach <= 0:
             raise InputError(f"outer-boundary: reach: expected a multiple of eps > 0, got {self.reach}")
 
+    @property
+    def stays_inside(self) -> bool:
+        """Whether every visited point lies in the threat set: not here."""
+        return False
+
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
         s.x_adv = s.end = s.base = (
@@ -74,18 +79,22 @@ class OuterBoundary(Attack):
         return s.x_adv
 
     def _find_end(self, oracle: Oracle, s: State, line: int) -> None:
-        """Misclassified ends of lines, s.x_adv, where s.found: noise, the farther ends of the box, black and white noise."""
-        low, high = oracle.threat.bounds
+        """Misclassified ends of lines, s.x_adv, where s.found: noise, the box's farther ends, noise of its ends, those uphill."""
         s.found = torch.zeros_like(oracle.y, dtype=torch.bool)
         for attempt in oracle.steps(_ENDS):
-            noise = oracle.random("end", line, attempt).uniform(oracle.x.shape[1:], low, high)
-            point = noise
-            if attempt:
-                middle = oracle.x if attempt == 1 else noise
-                point = torch.where(middle < (low + high) / 2, high, low)
+            point = self._end(oracle, line, attempt)
             wrong = oracle.decide(point)
             s.x_adv, s.found = choose(wrong, point, s.x_adv), wrong
             oracle.rest(wrong)
+
+    def _end(self, oracle: Oracle, line: int, attempt: int) -> Tensor:
+        low, high = oracle.threat.bounds
+        if attempt == _UPHILL:
+            return torch.where(oracle.gradient(oracle.x, margin).gradient > 0, high, low)
+        noise = oracle.random("end", line, attempt).uniform(oracle.x.shape[1:], low, high)
+        if attempt == 0:
+            return noise
+        return torch.where((oracle.x if attempt == 1 else noise) < (low + high) / 2, high, low)
 
     def _halve(self, oracle: Oracle, s: State) -> None:
         """Draw s.x_adv back along its line to where it is just misclassified."""
