@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import argparse
 from itertools import takewhile
+from typing import Any
 
 from verdict import case_of, write_figures
 
 import robust
-from robust.report import AttackInfo, Report
+from robust.report import Report
 
 _HEADS = (
     "model and threat", "stand", "shrunk", "turned", "ahead", "by small steps", "past classes", "no rise", "flat", "nearer", "told",
@@ -64,7 +65,7 @@ def _past_classes(report: Report) -> str:
     return f"{sum(entry['broke'] for entry in past)} of {past[0]['attacked']}"
 
 
-def _follows_no_class(entry: AttackInfo) -> bool:
+def _follows_no_class(entry: dict[str, Any]) -> bool:
     return entry["name"] == "outer-boundary" or entry["parameters"].get("loss") == "logit"
 
 
