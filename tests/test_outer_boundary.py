@@ -49,7 +49,7 @@ def standing(attack: Attack, threat: str) -> int:
 
 @pytest.mark.parametrize("threat", ["linf:0.4", "l2:0.56", "l1:0.8"])
 def test_a_class_that_follows_the_label_hides_no_boundary(threat: str) -> None:
-    """In linf the sums are 2 eps short of 1, so 0.375 is far enough for the first sample, 0.35 for the second."""
+    """In linf the boundary is 0.375 away from the first sample and 0.35 from the second, half of what their sums lack of 1."""
     assert standing(PGD(steps=50, loss="margin", random_start=False), threat) == 2
     assert standing(OuterBoundary(), threat) == 0
 

@@ -26,9 +26,10 @@ class OuterBoundary(Attack):
 
     The line's crossing is found by halving. From there goes a step to the nearest point on the linearised boundary and a
     little beyond it, as FAB's (Croce & Hein 2020, arXiv 1907.02044) would from x: where that is misclassified, the plane there
-    is next, else half of the way back. Gradients are followed from misclassified points alone: what logits say at x does not
-    matter, nor where ascents from there lead, such as after a class that never takes over. Lines begin as decision attacks
-    do (Chen et al. 2020, arXiv 1904.02144); a sample that no end of a line is misclassified for is left alone.
+    is next, else half of the way back. Planes are those at misclassified points alone: what logits say at x does not matter,
+    nor where ascents from there lead, such as after a class that never takes over. Lines begin as decision attacks do (Chen
+    et al. 2020, arXiv 1904.02144), at the box's ends uphill of x where noise and others are not misclassified; a sample that
+    no end is misclassified for is left alone.
 
     Args:
         steps: onto planes and back, >= 1; each costs a forward and a backward.
@@ -66,9 +67,8 @@ class OuterBoundary(Attack):
 
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
-        s.x_adv = s.end = s.base = (
-            oracle.x
-        )  # all there is from the start, for those that rest come back with it
+        # All there is from the start: rows that rest come back with it.
+        s.x_adv = s.end = s.base = oracle.x
         s.near = s.far = s.least = torch.zeros_like(oracle.y, dtype=oracle.x.dtype)
         for line in oracle.steps(self.lines):
             self._find_end(oracle, s, line)
