@@ -166,8 +166,8 @@ def _count_margins(run: Run, stages: Sequence[Stage]) -> None:
 
 
 def _ascends(attack: Attack) -> bool:
-    """Whether it raises margins inside the threat, if it comes there: minimum-norm searches need not."""
-    return attack.access == "gradient" and not attack.minimum_norm and getattr(attack, "steps", 0) >= 10
+    """Whether it is an ascent of some length."""
+    return attack.access == "gradient" and attack.ascends and getattr(attack, "steps", 0) >= 10
 
 
 def _doubtful(run: Run) -> Tensor:

@@ -74,6 +74,14 @@ def test_nothing_is_hidden_where_no_class_follows(net: nn.Module, digits: tuple[
     assert report.findings == []
 
 
+def test_alone_it_says_nothing_of_margins_which_it_does_not_raise(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    report = robust.evaluate(net, digits, threat="linf:0.06", suite="outer-boundary", device="cpu")
+    assert report.statuses["survived"] > 30
+    assert report.findings == []
+
+
 class Sure(nn.Module):
     """One class everywhere in the box."""
 

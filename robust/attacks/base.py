@@ -57,6 +57,11 @@ class Attack(ABC):
         return not self.minimum_norm
 
     @property
+    def ascends(self) -> bool:
+        """Whether it raises margins inside the threat, if it comes there: minimum-norm searches need not."""
+        return not self.minimum_norm
+
+    @property
     def begins_at_break(self) -> bool:
         """Whether it begins at the nearest adversarial point that attacks before it saw beyond the threat."""
         return False

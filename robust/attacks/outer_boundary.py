@@ -65,6 +65,11 @@ class OuterBoundary(Attack):
         """Whether every visited point lies in the threat set: not here."""
         return False
 
+    @property
+    def ascends(self) -> bool:
+        """It looks for the boundary alone."""
+        return False
+
     def run(self, oracle: Oracle) -> Tensor:
         s = oracle.state()
         # All there is from the start: rows that rest come back with it.
