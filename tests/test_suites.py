@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
-
 import pytest
 import torch
 from torch import Tensor, nn
+from toy import Corner
 
 import robust
-from robust.attacks import APGD, FAB, FGSM, PGD, Attack
+from robust.attacks import APGD, FAB
 from robust.defenses import make_defense
 from robust.errors import InputError, UnsupportedError
-from robust.oracle import Access, Oracle
-from robust.run import Run, Settings
-from robust.sources import as_samples, spool
-from robust.suites import SUITES, Stage, resolve, resolve_below
-from robust.target import Target
+from robust.suites import SUITES, resolve, resolve_below
 from robust.threat import Threat
 
 
@@ -80,214 +73,12 @@ def test_two_classes_are_enough(norm: str, net: nn.Module, digits: tuple[Tensor,
     assert report.statuses["error"] == 0
 
 
-def looked_at(net: nn.Module, digits: tuple[Tensor, Tensor]) -> Run:
-    """A run whose samples are classified, and attacked with nothing yet."""
-    run = Run(
-        Target(net, device="cpu"), as_samples(digits, bounds=(0.0, 1.0)), Threat("l2", "0.1"), Settings()
-    )
-    with run.target:
-        run.look()
-    return run
-
-
-def chosen_of(run: Run, **choice: Any) -> list[int]:
-    """Positions of the samples that a stage with these conditions is to see."""
-    found: list[int] = run._chosen(Stage(FGSM(), **choice), cascade=True).nonzero().squeeze(1).tolist()
-    return found
-
-
-def test_stages_choose_by_how_near_a_break_was_seen(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    run = looked_at(net, digits)
-    run.verdicts.reach[:20], run.verdicts.reach[20:40] = 0.105, 0.5  # of the others no break was seen
-    right = run.verdicts.prediction == run.samples.y
-
-    chosen = partial(chosen_of, run)
-
-    def standing(*ranges: range) -> list[int]:
-        return [i for part in ranges for i in part if right[i]]
-
-    assert chosen() == standing(range(64))
-    assert chosen(within=1.07) == standing(range(20))
-    assert chosen(beyond=12) == standing(range(40, 64))
-    assert chosen(within=1.07, beyond=12) == standing(range(20), range(40, 64))
-    assert chosen(beyond=4) == standing(range(20, 64))
-    assert chosen(ahead=0.1) == []
-    run.verdicts.gaps[20:40] *= 0.5  # as if at 2 eps; none was seen within 5
-    assert chosen(ahead=0.1) == standing(range(20, 40))
-    run.verdicts.spent[:5] = 46
-    # As if all other classes were as far.
-    run.verdicts.clean_gaps[40:50] = run.verdicts.clean_margin[40:50, None]
-    run.verdicts.clean_gaps[range(40, 50), run.samples.y[40:50]] = -torch.inf
-    run.verdicts.gaps[45:50] *= 0.5
-    assert chosen(level=(0.01, 0.8)) == standing(range(40, 45))
-    assert chosen(level=(0.01, 0)) == standing(range(40, 50))
-    assert chosen(level=(torch.inf, 0)) == standing(range(64))
-    assert chosen(longer=(31, 9, 9)) == standing(range(5))
-    assert chosen(longer=(31, 0.1, 1.07)) == standing(range(5))  # broken within so many eps
-    assert chosen(longer=(31, 0.1, 0.9)) == []  # neither that, nor brought within that share
-    run.attack(
-        Stage(FGSM()), cascade=True
-    )  # no minimum-norm search: it says nothing of who was settled early
-    assert set(chosen(longer=(31, 9, 9))) == set(standing(range(5))) & set(chosen())
-    run.attack(Stage(FAB(steps=1, targets=1)), cascade=True)  # the longest search counts, not the latest
-    assert set(chosen(longer=(31, 9, 9))) == set(standing(range(5))) & set(chosen())
-
-
-def test_stages_choose_by_how_near_the_farthest_class_came(
-    net: nn.Module, digits: tuple[Tensor, Tensor]
-) -> None:
-    run = looked_at(net, digits)
-    v = run.verdicts
-    right = (v.prediction == run.samples.y).nonzero().squeeze(1).tolist()
-    chosen = partial(chosen_of, run)
-    lowest = v.gaps.masked_fill(v.gaps == -torch.inf, torch.inf).argmin(1)
-    v.gaps[:10] *= 0.1
-    v.gaps[torch.arange(5), lowest[:5]] *= 9  # one class alone stays where it was
-    assert chosen(shrunk=0.15) == [i for i in right if 5 <= i < 10]
-    v.gaps[6, lowest[6]] = v.clean_gaps[6, lowest[6]] = -1e9  # ruled out: it tells nothing
-    assert chosen(shrunk=0.2) == [i for i in right if 5 <= i < 10]
-    v.gaps, v.clean_gaps = v.gaps[:, :2], v.clean_gaps[:, :2]
-    assert chosen(shrunk=0.99) == []  # there the farthest class is the nearest
-
-
-def test_stages_choose_by_how_much_gradients_turn(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    run = looked_at(net, digits)
-    v = run.verdicts
-    right = (v.prediction == run.samples.y).nonzero().squeeze(1).tolist()
-    chosen = partial(chosen_of, run)
-    assert chosen(turning=1.0) == []  # nothing ascended yet
-    v.agreement[:10] = torch.linspace(-0.05, 0.85, 10)
-    assert chosen(turning=0.4) == [i for i in right if i < 5]
-    assert chosen(turning=0.4, near=0.0) == []  # both must be
-    run.attack(Stage(PGD(steps=7, random_start=False, loss="margin")), cascade=True)
-    assert chosen(turning=0.4) == [i for i in chosen() if i < 5]  # the first ascent says it
-    assert set(chosen(turning=1.01)) == set(chosen())
-
-
-def test_stages_choose_by_where_gradients_mislead(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    """A break at twice eps says half of the margin; searches inside that are left with more of it are behind."""
-    run = looked_at(net, digits)
-    run.verdicts.reach[:10] = 0.2
-    run.verdicts.gaps[:5] *= 0.55
-    right = (run.verdicts.prediction == run.samples.y).nonzero().squeeze(1).tolist()
-
-    chosen = partial(chosen_of, run)
-
-    assert chosen(behind=0.3) == [i for i in right if 5 <= i < 10]
-    assert chosen(behind=0.01) == [i for i in right if i < 10]
-    assert chosen(within=3, unless_behind=0.3) == [i for i in right if i < 5]
-    assert chosen(unless_behind=0.3) == [i for i in right if not 5 <= i < 10]
-    assert chosen(flat=0.95) == [i for i in right if i >= 5]
-    assert chosen(flat=0.5, near=0.6) == right
-    assert chosen(shrunk=0.5) == []
-    run.attack(Stage(FAB(steps=3, targets=1)), cascade=True)
-    assert set(chosen(closer=True)) == {i for i in chosen() if run.verdicts.reach[i] < (0.2 if i < 10 else 9)}
-    run.attack(Stage(FGSM(), near=-1.0), cascade=True)  # shown to none: nothing came closer
-    assert chosen(closer=True) == []
-
-
-class _Rounded(nn.Module):
-    """Moves in steps wider than the threat; what it gives is rounded otherwise in every size of batch."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net((4 * x).round() / 4)
-        return out * (1 - 1e-6 * (len(x) % 7))
-
-
-def test_what_is_rounded_otherwise_has_not_come_nearer(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    run = looked_at(_Rounded(net), ((4 * digits[0]).round() / 4, digits[1]))
-    before = run.verdicts.margin
-    run.attack(Stage(FGSM()), cascade=True)
-    assert bool((run.verdicts.margin > before).any())
-    assert chosen_of(run, follows=True) == []
-
-
-class _Corner(nn.Module):
-    """Another class where either of two values is over .6."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        gap = x.flatten(1).amax(1) - 0.6
-        return torch.stack([torch.zeros_like(gap), gap], 1)
-
-
-@dataclass(frozen=True)
-class _Asks(Attack):
-    """Asks about one point, and notes where it was told to begin."""
-
-    name: ClassVar[str] = "asks"
-    norms: ClassVar[tuple[str, ...]] = ("l2",)
-    access: ClassVar[Access] = "score"
-    paper: ClassVar[str] = "-"
-    stays_inside: ClassVar[bool] = False  # type: ignore[misc]
-    began: ClassVar[list[list[float]]] = []
-    at: tuple[float, float] = (0, 0)
-    begins_at_break: bool = False  # type: ignore[assignment]
-
-    def run(self, oracle: Oracle) -> Tensor:
-        self.began.extend(oracle.start.flatten(1).tolist())
-        oracle.logits(torch.tensor(self.at).view(1, 1, 1, 2).expand_as(oracle.x).clone())
-        return oracle.x
-
-
-@pytest.mark.parametrize("memory", [0, 1 << 24])
-@pytest.mark.parametrize("farther_first", [True, False])
-@pytest.mark.parametrize("cascade", [True, False])
-def test_a_search_begins_at_the_nearest_break_that_earlier_stages_saw(
-    memory: int, farther_first: bool, cascade: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(spool, "IN_MEMORY", memory)
-    _Asks.began.clear()
-    near, far = (
-        _Asks((0.65, 0.25)),
-        _Asks((0.25, 0.75)),
-    )  # .4 and .5 from the first sample, over .6 from the other
-    suite = [*([far, near] if farther_first else [near, far]), _Asks(begins_at_break=True)]
-    x = torch.tensor([[0.25, 0.25], [0.0, 0.0]]).view(2, 1, 1, 2)
-    run = Run(
-        Target(_Corner(), device="cpu"), as_samples((x, torch.zeros(2, dtype=torch.int64)), bounds=(0.0, 1.0)),
-        Threat("l2", "0.2"), Settings(),
-        stages=[Stage(attack, within=2.6 if attack.begins_at_break else None) for attack in suite],
-    )  # fmt: skip
-    with run.target:
-        run.look()
-        for attack in suite:
-            run.attack(Stage(attack), cascade=cascade)
-    first = [0.45, 0.25] if cascade else [0.25, 0.25]  # alone, an attack starts from nothing
-    found = {round(sum(point), 4): point for point in _Asks.began[-2:]}
-    assert found[round(sum(first), 4)] == pytest.approx(first)
-    assert found[0.0] == [0.0, 0.0]  # too far to be kept
-    assert sorted(_Asks.began[:4]) == [[0.0, 0.0]] * 2 + [[0.25, 0.25]] * 2
-
-
-def test_what_begins_at_breaks_depends_on_neither_batch_order_nor_where_they_are_kept(
-    net: nn.Module, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    samples = as_samples(digits, bounds=(0.0, 1.0)).limit(40)
-
-    def statuses(**options: Any) -> list[str]:
-        shown = options.pop("of", samples)
-        report = robust.evaluate(net, shown, threat="l2:0.5", device="cpu", precision="float32", **options)
-        begun = [entry["attacked"] for entry in report.attacks if entry["parameters"].get("inward")]
-        assert begun[0] > 0
-        return report.verdicts.sort_values("sample_id").status.tolist()  # type: ignore[no-any-return]
-
-    reference = statuses()
-    assert statuses(batch_size=3) == reference
-    assert statuses(of=samples.take(torch.arange(39, -1, -1))) == reference
-    monkeypatch.setattr(spool, "IN_MEMORY", 0)
-    assert statuses() == reference
-
-
 def test_two_classes_leave_nothing_to_a_search_of_others() -> None:
     x, y = torch.tensor([[0.2, 0.2]]).view(1, 1, 1, 2), torch.zeros(1, dtype=torch.int64)
     others = FAB(targets=6, skip=2)
-    (spent,) = robust.evaluate(_Corner(), (x, y), threat="l2:0.1", suite=[others], device="cpu").attacks
+    (spent,) = robust.evaluate(Corner(), (x, y), threat="l2:0.1", suite=[others], device="cpu").attacks
     assert (spent["forwards"], spent["backwards"]) == (0, 0)
-    report = robust.evaluate(_Corner(), (x.repeat(8, 1, 1, 1), y.repeat(8)), threat="l2:0.01", device="cpu")
+    report = robust.evaluate(Corner(), (x.repeat(8, 1, 1, 1), y.repeat(8)), threat="l2:0.01", device="cpu")
     assert "short-search" not in {finding["check"] for finding in report.findings}
 
 
@@ -327,35 +118,6 @@ def test_a_suite_of_some_norms_is_refused_by_its_own_name_under_others(threat: s
         UnsupportedError, match=r"suite 'autoattack' has 'apgd', .*'standard' is for every threat"
     ):
         resolve("autoattack", Threat.parse(threat))
-
-
-class Gated(nn.Module):
-    """Two classes; a hundred of 784 values count, and none of them before it is over .7: three make the second class."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        counts = torch.randperm(784, generator=torch.Generator().manual_seed(0)) < 100
-        self.weight = nn.Parameter(counts / 0.3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        score = (torch.relu(x.flatten(1) - 0.7) * self.weight).sum(1) - 2.5
-        return torch.stack([-score, score], 1)
-
-
-def test_in_l1_starts_far_outside_see_what_the_papers_radii_do_not() -> None:
-    samples = torch.zeros(20, 1, 28, 28), torch.zeros(20, dtype=torch.int64)
-    paper = robust.evaluate(Gated(), samples, threat="l1:3.5", suite=APGD(restarts=5), device="cpu")
-    report = robust.evaluate(Gated(), samples, threat="l1:3.5", suite="standard", device="cpu")
-    assert report.robust_accuracy < paper.robust_accuracy - 0.2
-    assert report.trust != "trusted"  # every one can be broken
-
-
-def test_in_l0_random_search_sees_what_gradients_do_not() -> None:
-    samples = torch.zeros(20, 1, 28, 28), torch.zeros(20, dtype=torch.int64)
-    descent = robust.evaluate(Gated(), samples, threat="l0:6", suite="sigma-zero", device="cpu")
-    report = robust.evaluate(Gated(), samples, threat="l0:6", suite="standard", device="cpu")
-    assert report.robust_accuracy == 0 < descent.robust_accuracy
-    assert report.trust != "trusted"
 
 
 def test_standard_breaks_no_less_than_its_parts(net: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
@@ -422,56 +184,6 @@ def test_small_numbers_of_classes_have_fewer_targets() -> None:
     assert report.verdicts.forwards.max() <= 1 + 11 + 11 + 2 * (14 + 26 + 4 * 28) + 100 + 2000 + 6 * 150
 
 
-class Plateau(nn.Module):
-    """Brighter leads over the edge, but until then the label gains more by it than the class that lies behind."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        bright = x.flatten(1).mean(1) - 0.5
-        edge = 100 * (bright - 0.08).clamp_min(0)
-        rest = torch.full_like(bright, -0.1)
-        return torch.stack([1 + 0.05 * bright, 0.01 * bright + edge, rest, 2 * rest], 1)
-
-
-@pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.8"])
-def test_what_margins_do_not_see_from_a_plateau_is_broken(threat: str) -> None:
-    x, y = torch.full((16, 1, 8, 8), 0.5), torch.zeros(16, dtype=torch.int64)
-    report = robust.evaluate(Plateau(), (x, y), threat=threat, device="cpu")
-    assert report.robust_accuracy == 0
-    (off,) = (attack for attack in report.attacks if attack["selection"].get("flat") == 0.95)
-    assert off["broke"] >= 1
-    assert off["survived"] == 0
-
-
-class LevelClasses(nn.Module):
-    """Nine classes are as unlikely as one another, and gain alike, each along its own signs; the least likely alone has an edge."""
-
-    def __init__(self, length: float) -> None:
-        super().__init__()
-        signs = torch.randint(0, 2, (9, 64), generator=torch.Generator().manual_seed(1)) * 2.0 - 1
-        self.along = signs / length
-
-    def forward(self, x: Tensor) -> Tensor:
-        moved = (x.flatten(1) - 0.5) @ self.along.T
-        edge = 6 * (moved[:, 8:] - 0.5).clamp_min(0)
-        label = torch.ones_like(edge)
-        return torch.cat([label, 0.2 + 0.15 * moved[:, :8], 0.199 + 0.15 * moved[:, 8:] + edge], 1)
-
-
-@pytest.mark.parametrize(("threat", "length"), [("linf:0.1", 64 * 0.1), ("l2:0.8", 8 * 0.8)])
-def test_where_the_logits_tell_no_class_from_another_all_are_tried(threat: str, length: float) -> None:
-    """Ascents on any loss of all classes go along the signs of several, and steps towards a few likeliest classes miss the one."""
-    generator = torch.Generator().manual_seed(0)
-    x = 0.5 + 0.002 * torch.randn(12, 1, 8, 8, generator=generator)
-    data = x, torch.zeros(12, dtype=torch.int64)
-    report = robust.evaluate(LevelClasses(length), data, threat=threat, device="cpu")
-    assert report.robust_accuracy == 0
-    (towards_nine,) = (
-        attack for attack in report.attacks if attack["selection"].get("level") and attack["broke"]
-    )
-    assert towards_nine["label"] == "apgd(steps=5,targets=9)"
-    assert towards_nine["broke"] == 12
-
-
 @pytest.mark.parametrize(
     ("suite", "got"),
     [
@@ -528,37 +240,3 @@ def test_thorough_goes_on_in_curves_as_in_single_evaluations(threat: str) -> Non
 @pytest.mark.parametrize("threat", ["l1:4", "l0:3", "patch:3x4"])
 def test_without_searches_that_begin_at_a_break_curves_have_the_suite_itself(threat: str) -> None:
     assert resolve_below("standard", Threat.parse(threat)) is None
-
-
-class Gaussians(nn.Module):
-    """How near a hundred centres are."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.centres = nn.Parameter(torch.rand(100, features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.exp(-torch.cdist(x, self.centres).square() / (2 * 0.01 * x.shape[1]))
-
-
-def test_in_l2_nets_of_gaussian_units_on_few_features_are_as_weak_as_targeted_ascents_say() -> None:
-    """Another class than that in the lead breaks, and of samples that did not come as near as where images break."""
-    generator = torch.Generator().manual_seed(99)
-    centres, classes = torch.rand(40, 20, generator=generator), torch.randint(4, (40,), generator=generator)
-    drawn = torch.randint(40, (2150,), generator=generator)
-    x = (centres[drawn] + 0.06 * torch.randn(2150, 20, generator=generator)).clamp(0, 1)
-    y = classes[drawn]
-    torch.manual_seed(2)
-    net = nn.Sequential(Gaussians(20), nn.Linear(100, 4))
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    for step in range(1200):
-        rows = slice(100 * (step % 20), 100 * (step % 20 + 1))
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(net(x[rows]), y[rows]).backward()
-        optimizer.step()
-    data = x[2000:], y[2000:]
-    report = robust.evaluate(net, data, threat="l2:0.626", device="cpu")
-    aimed = robust.evaluate(net, data, threat="l2:0.626", suite=APGD(targets=3), device="cpu")
-    assert report.statuses["survived"] <= aimed.statuses["survived"] + 1
-    (late,) = (entry for entry in report.attacks if entry["selection"]["near"] == 0.15)
-    assert late["broke"] > 0

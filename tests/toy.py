@@ -28,6 +28,14 @@ class Threshold(nn.Module):
         return torch.stack([-score, score], 1)
 
 
+class Corner(nn.Module):
+    """Another class where either of two values is over .6."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gap = x.flatten(1).amax(1) - 0.6
+        return torch.stack([torch.zeros_like(gap), gap], 1)
+
+
 def samples(n: int, robust: float, wrong: float = 0.0) -> tuple[Tensor, Tensor]:
     """n images (n, 1, 2, 2): a share `robust` withstands linf:0.1, a share `wrong` has the wrong label.
 
