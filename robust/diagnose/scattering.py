@@ -20,7 +20,7 @@ from robust.target import Target
 from robust.threat import Threat
 
 # Of a net that bends as much as here is asked for, hardly a sample's agree less; of nets trained for large radii in linf more
-# samples' do, and these bend little.
+# samples' do, and these bend little (benchmarks/results/surfaces-cpu.md).
 UNEVEN: Final = 0.4
 MOST: Final = 0.25
 ALIKE: Final = 0.5
