@@ -7,7 +7,8 @@ of those classified correctly on); samples whose gradients turned, of those that
 half, in linf); of survivors seen broken outside those that searches inside are far ahead of (the same, over a fifth, in l2); what
 small steps broke of those that they were shown (the same, 5 %, at least 3); what searches broke that follow no other class, of those
 that they were shown (`hidden-boundary`, the same); the share of the points of an ascent where
-the margin does not rise along its gradient (`masked-ascent`, over 10 %; "-" where too few stand); survivors whose margin tells
+the margin does not rise along its gradient (`masked-ascent`, over 10 %; "-" where too few stand), and the cosine of the slopes around
+its end and those that gradients say (the same, under 0.9); survivors whose margin tells
 nothing of a boundary that is near (`flat-margins`, over half of 5 and more); survivors that random search brought nearer, of those
 asked about (`black-box-wins`, from a tenth on, at least 2). And what is told.
 """
@@ -24,7 +25,7 @@ import robust
 from robust.report import Report
 
 _HEADS = (
-    "model and threat", "stand", "shrunk", "turned", "ahead", "by small steps", "past classes", "no rise", "flat", "nearer", "told",
+    "model and threat", "stand", "shrunk", "turned", "ahead", "by small steps", "past classes", "no rise", "alike", "flat", "nearer", "told",
 )  # fmt: skip
 
 
@@ -33,7 +34,6 @@ def measured(case: str, limit: int) -> list[str]:
     name, model, samples, threat = case_of(case, limit)
     report = robust.evaluate(model, samples, threat=threat, suite="standard", device="cpu")
     seen = report.checks
-    level = seen.get("ascent_level")
     return [
         f"{name} {threat}",
         f"{report.statuses['survived']} of {report.clean_correct}",
@@ -42,7 +42,7 @@ def measured(case: str, limit: int) -> list[str]:
         f"{seen['ahead']:.0f} of {seen['seen']:.0f}" if threat.norm == "l2" else "-",
         _by_small_steps(report),
         _past_classes(report),
-        "-" if level is None else f"{level:.3f}",
+        *(f"{seen[key]:.3f}" if key in seen else "-" for key in ("ascent_level", "ascent_alike")),
         f"{seen['flat']:.0f} of {seen['approached']:.0f}",
         f"{seen['nearer']:.0f} of {seen['asked']:.0f}",
         ", ".join(finding["check"] for finding in report.findings) or "-",

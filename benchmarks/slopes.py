@@ -5,7 +5,7 @@ python benchmarks/slopes.py [--results NAME] --case MODEL,WEIGHTS,DATA,THREAT [-
 Medians of six samples, or of twelve where six leave a doubt: the slope along the gradient as a share of the steepest; how many times as fast as the gradient
 says the margin rises along it nearby ("-" where in proportion, or the surface is not straight there); what of that lasts
 over the threat's scale ("-" where the threat is too small to tell); and the cosine of the slopes along random directions and
-those that the gradient says ("-" where the surface is not straight). And the passes that it took, both ways.
+those that the gradient says ("-" where the surface is not straight), which is to be over 0.97. And the passes that it took, both ways.
 """
 
 from __future__ import annotations
@@ -29,9 +29,12 @@ def measured(case: str) -> list[str]:
         with torch.no_grad():
             right = target.logits(x).argmax(1) == y
         found = slope.uphill(target, x[right], y[right], threat)
-    figures = (found.share, found.excess, found.lasting, found.alike)
-    told = ("-" if figure != figure else f"{figure:.2f}" for figure in figures)
-    return [f"{name} {threat}", *told, str(found.forwards + found.backwards)]
+    figures = [_text(figure, 2) for figure in (found.share, found.excess, found.lasting)]
+    return [f"{name} {threat}", *figures, _text(found.alike, 3), str(found.forwards + found.backwards)]
+
+
+def _text(figure: float, digits: int) -> str:
+    return "-" if figure != figure else f"{figure:.{digits}f}"
 
 
 def main() -> None:

@@ -49,17 +49,17 @@ class Cascade(nn.Module):
 
 
 class Turned(nn.Module):
-    """A net whose gradient is turned round where its margin is small, and there alone."""
+    """A net whose gradient is changed where its margin is small, turned round by default, and there alone."""
 
-    def __init__(self, net: nn.Module, least: float) -> None:
+    def __init__(self, net: nn.Module, least: float, change: Callable[[Tensor], Tensor] = torch.neg) -> None:
         super().__init__()
-        self.net, self.least = net, least
+        self.net, self.least, self.change = net, least, change
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             first, second = self.net(x).topk(2, dim=1).values.unbind(1)
         sure = (first - second > self.least).view(-1, 1, 1, 1)
-        out: Tensor = self.net(torch.where(sure, x, with_gradient(torch.neg)(x)))
+        out: Tensor = self.net(torch.where(sure, x, with_gradient(self.change)(x)))
         return out
 
 
@@ -112,6 +112,21 @@ def test_a_backward_that_turns_near_the_boundary_is_told(
 ) -> None:
     _, found = seen(Turned(net, least=9.0), digits, "linf:0.08")
     assert "masked-ascent" in found
+
+
+def test_a_backward_that_is_wrong_in_part_near_the_boundary_is_told(
+    net: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Along it the margin rises everywhere, so that it is seen all around the ends of ascents alone."""
+
+    def noisy(gradient: Tensor) -> Tensor:
+        noise = torch.randn(gradient[0].shape, generator=torch.Generator().manual_seed(1))
+        return gradient + 2 * gradient.square().flatten(1).mean(1).sqrt().view(-1, 1, 1, 1) * noise
+
+    report, found = seen(Turned(net, 9.0, noisy), digits, "linf:0.08")
+    assert found == ["masked-ascent"]
+    assert report.checks["ascent_level"] <= 0.1
+    assert report.checks["ascent_alike"] < 0.8
 
 
 class Spectrum(nn.Module):

@@ -136,10 +136,26 @@ def test_signs_in_place_of_a_gradient_are_no_slope_but_lead_uphill(
     assert seen_first(Wrap(net, with_gradient(torch.sign)), digits) == ["partial-gradient"]
 
 
+def small_slopes(gradient: Tensor, share: float, instead: float) -> Tensor:
+    """So much times their value in place of the slopes that are the smallest of an image, a share of them."""
+    size = gradient.flatten(1).abs()
+    bound = size.quantile(share, dim=1).view(-1, 1, 1, 1)
+    return torch.where(gradient.abs() < bound, instead * gradient, gradient)
+
+
+def in_part_noise(gradient: Tensor) -> Tensor:
+    noise = torch.randn(gradient[0].shape, generator=torch.Generator().manual_seed(1))
+    return gradient + 0.3 * gradient.square().flatten(1).mean(1).sqrt().view(-1, 1, 1, 1) * noise
+
+
 PARTLY: dict[str, Callable[[Tensor], Tensor]] = {
     "every other pixel": lambda g: g * (torch.arange(64).view(8, 8) % 2),
     "turned round at a quarter of the pixels": lambda g: g * (1 - 2 * (torch.arange(64).view(8, 8) % 4 == 0).float()),
     "one half of the picture": lambda g: g * (torch.arange(8) < 4),
+    "without the small slopes": lambda g: small_slopes(g, 0.8, 0),
+    "small slopes turned round": lambda g: small_slopes(g, 0.5, -1),
+    "in part noise": in_part_noise,
+    "of a steeper image": lambda g: g * g.abs(),
 }  # fmt: skip
 
 

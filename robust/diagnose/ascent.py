@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robust.attacks import PGD
 from robust.attacks.geometry import ahead, per_row
-from robust.diagnose import checks
+from robust.diagnose import checks, slope
 from robust.diagnose.answers import drift_of, in_half, margins_at, rounding
 from robust.diagnose.checks import Finding
 from robust.diagnose.probes import Subject
@@ -23,14 +23,17 @@ _STEPS, _EVERY = 8, 2  # of an ascent on the margin, and after how many of them 
 # Of the box, the pixel of the largest slope: what rounds shows its slope by the farther one.
 _MOVES: Final = (0.003, 0.03)
 _MOST: Final = 0.1  # of the points
+_ENDS: Final = 8  # of the survivors: the ends of their ascents are looked at all around
+ALIKE: Final = 0.9  # cosine there; of honest models from .95 (benchmarks/results/slopes-cpu.md)
 
 
 def ascents(subject: Subject) -> Finding | None:
-    """Climb the margin from samples that stand: does it rise along the gradients met on the way?
+    """Climb the margin from samples that stand: does it rise along the gradients met on the way, and are they right at the end?
 
-    Each is held against differences of two forwards. Samples that have no gradient of their own do not count. Passed by
-    models that are randomised, quantised or compute in half precision: such differences are noise or rounding. The share
-    of the points where it does not rise goes to the subject's figures: ascent_level.
+    The way is held against differences of two forwards, some ends against slopes along random directions. Samples that have no
+    gradient of their own do not count. Passed by models that are randomised, quantised or compute in half precision: such
+    differences are noise or rounding. The share of the points where the margin does not rise, and the cosine at the ends, go to
+    the subject's figures: ascent_level, ascent_alike.
     """
     rows = subject.survivors(_ROWS)
     if (
@@ -45,22 +48,35 @@ def ascents(subject: Subject) -> Finding | None:
     noisy = float(drift_of(again, logits)) > rounding(subject.target, logits)
     if noisy or in_half(subject.target, logits):
         return None
-    level = torch.cat([_climb(subject, part) for part in in_parts(rows, subject.micro_batch)])
-    level = level[~level.isnan()]
-    if len(level) < _ENOUGH:
+    climbs = [_climb(subject, part) for part in in_parts(rows, subject.micro_batch)]
+    level, ends = (torch.cat(each) for each in zip(*climbs, strict=True))
+    alive = ~level.isnan()
+    if int(alive.sum()) < _ENOUGH:
         return None
-    share = float(level.mean())
-    subject.figures["ascent_level"] = share
-    if share <= _MOST:
-        return None
-    return checks.MASKED_ASCENT.finding(
-        f"at {share:.0%} of the points where ascents on {len(level)} samples that stand came by, the margin does not rise along "
-        "its gradient, though it does at the samples"
-    )
+    share, cosine = float(level[alive].mean()), _alike(subject, rows[alive][:_ENDS], ends[alive][:_ENDS])
+    subject.figures |= {"ascent_level": share, "ascent_alike": cosine}
+    if share > _MOST:
+        return checks.MASKED_ASCENT.finding(
+            f"at {share:.0%} of the points where ascents on {int(alive.sum())} samples that stand came by, the margin does not rise "
+            "along its gradient, though it does at the samples"
+        )
+    if cosine < ALIKE:
+        return checks.MASKED_ASCENT.finding(
+            f"where ascents on samples that stand end, slopes along random directions are not what the gradient says (cosine {cosine:.2f} or less at a quarter)"
+        )
+    return None
 
 
-def _climb(subject: Subject, rows: Tensor) -> Tensor:
-    """At which share of the points of its ascent the margin does not rise, (M,): nan of a sample without a gradient."""
+def _alike(subject: Subject, rows: Tensor, ends: Tensor) -> float:
+    """The cosine of the slopes around the ends of ascents and what gradients there say."""
+    found = slope.alike_near(subject.target, ends, subject.y[rows])
+    subject.forwards += found.forwards * subject.target.draws
+    subject.backwards += found.backwards * subject.target.draws
+    return found.cosine
+
+
+def _climb(subject: Subject, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """At which share of the points of its ascent the margin does not rise, (M,), nan of a sample without a gradient; and its end."""
     target, threat, x, y = subject.target, subject.threat, subject.x[rows], subject.y[rows]
     point, level, alive = x, [], torch.zeros_like(y, dtype=torch.bool)
     for step in range(_STEPS + 1):
@@ -78,7 +94,7 @@ def _climb(subject: Subject, rows: Tensor) -> Tensor:
         point = threat.project(ahead(point, gradient, threat, size), x)
     subject.backwards += len(rows) * (_STEPS + 1) * target.draws
     subject.forwards += len(rows) * (_STEPS + 1 + 2 * len(_MOVES) * len(level)) * target.draws
-    return torch.stack(level).float().mean(0).masked_fill(~alive, torch.nan)
+    return torch.stack(level).float().mean(0).masked_fill(~alive, torch.nan), point
 
 
 @torch.no_grad()

@@ -31,18 +31,22 @@ MOST: Final = (
     1.5  # times what the gradient says: honest models rise as it says (benchmarks/results/slopes-cpu.md)
 )
 LASTING: Final = 0.3  # of the rise nearby, over the threat's scale
-ALIKE: Final = 0.9  # cosine; honest models measured from .96 (benchmarks/results/slopes-cpu.md)
+ALIKE: Final = 0.97  # cosine; honest models measured from .99 (benchmarks/results/slopes-cpu.md)
 # Of the first samples' figures: nearer to what would be told than this, and all are looked at.
-_LEAST_CLEAR, _MOST_CLEAR, _LASTING_CLEAR, _ALIKE_CLEAR = 0.4, 1.2, 0.5, 0.95
+_LEAST_CLEAR, _MOST_CLEAR, _LASTING_CLEAR, _ALIKE_CLEAR = 0.4, 1.2, 0.5, 0.985
 _IN_PROPORTION: Final = (
     1.05  # quartiles of the samples: a gradient that is only scaled leads where the slope does
 )
 _DIRECTIONS: Final = 4
 _FINE, _COARSE = 0.01, 0.1  # of the box: how far a pixel is moved
 _STRAIGHT_FINE, _STRAIGHT_COARSE = 0.6, 0.75  # bends over slopes: above, there is no slope at this scale
-_STRAIGHT_ALIKE = (
-    0.4  # the same, of random directions alone: what rounds or jumps a little has slopes that differ
-)
+# Of random directions alone: what rounds, jumps or has kinks bends about as much as its slopes differ. Fewer of them tell too
+# little: the median of a few samples' cosines over four lay by up to .17 over that over 24.
+_STRAIGHT_ALIKE: Final = 0.2
+_MANY_DIRECTIONS: Final = 24
+_ENOUGH: Final = 4
+# Of the box: kinks show in the longer moves, rounding in the shorter.
+_ALIKE_REACHES: Final = (0.003, 0.01, 0.03)
 
 
 class Uphill(NamedTuple):
@@ -103,30 +107,83 @@ def _uphill(target: Target, x: Tensor, y: Tensor, threat: Threat | None) -> Uphi
             share = float(seen.share.median())
             excess = _excess((look(fine, 0) if reach > fine else seen).ratio)
             break
-    alike = _alike(target, x, y, fine)
-    forwards, backwards = forwards + len(x) * (1 + 2 * _DIRECTIONS), backwards + len(x)
-    return Uphill(reach, share, excess, lasting, alike, forwards, backwards)
+    around = alike(target, x, y)
+    forwards, backwards = forwards + around.forwards, backwards + around.backwards
+    return Uphill(reach, share, excess, lasting, around.cosine, forwards, backwards)
 
 
-def _alike(target: Target, x: Tensor, y: Tensor, reach: float) -> float:
-    """Whether the slopes along random directions are those that the gradient says, but for a factor of the sample.
+class Alike(NamedTuple):
+    """Whether slopes are those that the gradient says, and the cost in rows passed."""
+
+    cosine: float  # nan where the surface is not straight
+    forwards: int
+    backwards: int
+
+
+def alike(target: Target, x: Tensor, y: Tensor) -> Alike:
+    """The cosine of the slopes along random directions and those that the gradient says: 1 but for a factor of the sample.
+
+    The median of the samples. Of moves of several lengths along which the surface is straight those tell that say most for the
+    gradient.
+
+    Args:
+        target: entered; deterministic and differentiable.
+        x, y: samples on its device, (N, ...) and (N,).
+    """
+
+    def told(cosine: Tensor, bent: Tensor) -> float:
+        straight = len(bent) and float(bent.median()) <= _STRAIGHT_ALIKE
+        return float(cosine.median()) if straight else math.nan
+
+    found = [math.nan]
+    for reach in _ALIKE_REACHES:
+        found.append(told(*_cosines(target, x, y, reach)))
+        if found[-1] >= _ALIKE_CLEAR:
+            break
+    return _cost(max((cosine for cosine in found if cosine == cosine), default=math.nan), len(found) - 1, x)
+
+
+def alike_near(target: Target, x: Tensor, y: Tensor) -> Alike:
+    """The same of where ascents end: the lower quartile of the points around which the surface is straight, of four and more.
+
+    Gates switch some of them alone, and what is farther from a point may be on the other side: the shortest moves tell.
+    """
+    looks = 0
+    for reach in _ALIKE_REACHES:
+        looks += 1
+        cosine, bent = _cosines(target, x, y, reach)
+        straight = cosine[bent <= _STRAIGHT_ALIKE]
+        if len(straight) >= _ENOUGH:
+            return _cost(float(straight.quantile(0.25)), looks, x)
+    return _cost(math.nan, looks, x)
+
+
+def _cost(cosine: float, looks: int, x: Tensor) -> Alike:
+    return Alike(cosine, looks * len(x) * (1 + 2 * _MANY_DIRECTIONS), looks * len(x))
+
+
+def _cosines(target: Target, x: Tensor, y: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+    """By moves of so much of the box: the cosine of each sample that has slopes, and its bends over them, (M,) each.
 
     A little off the samples: where many values are the same, as in a black background, max-pooling has no slope.
     """
     low, high = target.bounds
+    reach *= high - low
     streams = Streams(0, torch.arange(len(x), device=x.device), ("alike",))
     off = streams.uniform(x.shape[1:], -2 * reach, 2 * reach).to(x.dtype)
     x = x.clamp(low + 3 * reach, high - 3 * reach) + off  # away from the faces, so that none ends on one
     gradient, here = _gradient(target, x, y)
     with torch.no_grad():
-        moves = _moves(x, reach)
-        lean, bend = _leans(target, x, y, here, moves)
-        said = torch.stack([(gradient * move).flatten(1).double().sum(1) for move in moves])
-        cosine = (lean * said).sum(0) / (lean.norm(dim=0) * said.norm(dim=0)).clamp_min(1e-300)
-    usable = cosine.isfinite() & (lean.norm(dim=0) > 0) & (said.norm(dim=0) > 0)
-    if not bool(usable.any()) or not float(_bent(lean, bend)[usable].median()) <= _STRAIGHT_ALIKE:
-        return math.nan
-    return float(cosine[usable].median())
+        seen, said = [], []
+        for first in range(0, _MANY_DIRECTIONS, _DIRECTIONS):  # as many at once as elsewhere
+            moves = _moves(x, reach, first=first)
+            seen.append(_leans(target, x, y, here, moves))
+            said += [(gradient * move).flatten(1).double().sum(1) for move in moves]
+        (lean, bend), along = map(torch.cat, zip(*seen, strict=True)), torch.stack(said)
+        length = lean.norm(dim=0) * along.norm(dim=0)
+        cosine = (lean * along).sum(0) / length.clamp_min(1e-300)
+    usable = cosine.isfinite() & (length > 0)
+    return cosine[usable], _bent(lean, bend)[usable]
 
 
 def _quartiles(ratio: Tensor) -> tuple[float, float, float]:
@@ -204,10 +261,10 @@ def _steepest(
     return lean.square().mean(0).sqrt() / reach, _bent(lean, bend)
 
 
-def _moves(x: Tensor, reach: float, directions: int = _DIRECTIONS) -> list[Tensor]:
-    """Random signs times reach, like x."""
+def _moves(x: Tensor, reach: float, directions: int = _DIRECTIONS, first: int = 0) -> list[Tensor]:
+    """Random signs times reach, like x: the draws from the first on."""
     moves = []
-    for draw in range(directions):
+    for draw in range(first, first + directions):
         streams = Streams(0, torch.arange(len(x), device=x.device), ("slope", draw))
         moves.append((streams.integers(x.shape[1:], 0, 2) * 2 - 1).to(x.dtype) * reach)
     return moves
