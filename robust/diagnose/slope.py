@@ -130,17 +130,13 @@ def alike(target: Target, x: Tensor, y: Tensor) -> Alike:
         target: entered; deterministic and differentiable.
         x, y: samples on its device, (N, ...) and (N,).
     """
-
-    def told(cosine: Tensor, bent: Tensor) -> float:
-        straight = len(bent) and float(bent.median()) <= _STRAIGHT_ALIKE
-        return float(cosine.median()) if straight else math.nan
-
-    found = [math.nan]
+    looks = []
     for reach in _ALIKE_REACHES:
-        found.append(told(*_cosines(target, x, y, reach)))
-        if found[-1] >= _ALIKE_CLEAR:
+        looks.append(_around(target, x, y, reach))
+        if looks[-1].typical >= _ALIKE_CLEAR:
             break
-    return _cost(max((cosine for cosine in found if cosine == cosine), default=math.nan), len(found) - 1, x)
+    told = [look.typical for look in looks if not math.isnan(look.typical)]
+    return _told(max(told, default=math.nan), looks)
 
 
 def alike_near(target: Target, x: Tensor, y: Tensor) -> Alike:
@@ -148,22 +144,36 @@ def alike_near(target: Target, x: Tensor, y: Tensor) -> Alike:
 
     Gates switch some of them alone, and what is farther from a point may be on the other side: the shortest moves tell.
     """
-    looks = 0
+    looks = []
     for reach in _ALIKE_REACHES:
-        looks += 1
-        cosine, bent = _cosines(target, x, y, reach)
-        straight = cosine[bent <= _STRAIGHT_ALIKE]
+        looks.append(_around(target, x, y, reach))
+        straight = looks[-1].cosine[looks[-1].bent <= _STRAIGHT_ALIKE]
         if len(straight) >= _ENOUGH:
-            return _cost(float(straight.quantile(0.25)), looks, x)
-    return _cost(math.nan, looks, x)
+            return _told(float(straight.quantile(0.25)), looks)
+    return _told(math.nan, looks)
 
 
-def _cost(cosine: float, looks: int, x: Tensor) -> Alike:
-    return Alike(cosine, looks * len(x) * (1 + 2 * _MANY_DIRECTIONS), looks * len(x))
+class _Around(NamedTuple):
+    """Of samples that have slopes along random directions, (M,) each, and the cost in rows passed."""
+
+    cosine: Tensor
+    bent: Tensor  # bends over slopes
+    forwards: int
+    backwards: int
+
+    @property
+    def typical(self) -> float:
+        """The median cosine; nan where the surface is not straight."""
+        straight = len(self.bent) and float(self.bent.median()) <= _STRAIGHT_ALIKE
+        return float(self.cosine.median()) if straight else math.nan
 
 
-def _cosines(target: Target, x: Tensor, y: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """By moves of so much of the box: the cosine of each sample that has slopes, and its bends over them, (M,) each.
+def _told(cosine: float, looks: list[_Around]) -> Alike:
+    return Alike(cosine, sum(look.forwards for look in looks), sum(look.backwards for look in looks))
+
+
+def _around(target: Target, x: Tensor, y: Tensor, reach: float) -> _Around:
+    """By moves of so much of the box, a few directions at once; where these bend by far too much, the others are not looked at.
 
     A little off the samples: where many values are the same, as in a black background, max-pooling has no slope.
     """
@@ -173,17 +183,19 @@ def _cosines(target: Target, x: Tensor, y: Tensor, reach: float) -> tuple[Tensor
     off = streams.uniform(x.shape[1:], -2 * reach, 2 * reach).to(x.dtype)
     x = x.clamp(low + 3 * reach, high - 3 * reach) + off  # away from the faces, so that none ends on one
     gradient, here = _gradient(target, x, y)
+    seen, said = [], []
     with torch.no_grad():
-        seen, said = [], []
-        for first in range(0, _MANY_DIRECTIONS, _DIRECTIONS):  # as many at once as elsewhere
+        for first in range(0, _MANY_DIRECTIONS, _DIRECTIONS):
             moves = _moves(x, reach, first=first)
             seen.append(_leans(target, x, y, here, moves))
             said += [(gradient * move).flatten(1).double().sum(1) for move in moves]
+            if first == 0 and float(_bent(*seen[0]).median()) > 2 * _STRAIGHT_ALIKE:
+                break
         (lean, bend), along = map(torch.cat, zip(*seen, strict=True)), torch.stack(said)
         length = lean.norm(dim=0) * along.norm(dim=0)
         cosine = (lean * along).sum(0) / length.clamp_min(1e-300)
     usable = cosine.isfinite() & (length > 0)
-    return cosine[usable], _bent(lean, bend)[usable]
+    return _Around(cosine[usable], _bent(lean, bend)[usable], len(x) * (1 + 2 * len(along)), len(x))
 
 
 def _quartiles(ratio: Tensor) -> tuple[float, float, float]:
