@@ -30,6 +30,7 @@ _TRACE: Final = PGD(steps=40, loss="margin", schedule="cosine")
 _TRACED: Final = 32  # samples whose margins are followed
 _PANELS: Final = 6
 _WIDEST, _NAMED = 40, 70  # inches of a picture; classes that are named in it
+_COUNTED = 20  # classes up to which a confusion has its counts and all its names
 # Okabe & Ito's palette, told apart by colour-blind readers too.
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "#999999"
 
@@ -40,7 +41,7 @@ def explain(
     *,
     target: Target | None = None,
     samples: Any = None,
-    formats: Iterable[str] = FORMATS,
+    formats: str | Iterable[str] = FORMATS,
 ) -> list[Path]:
     """Draw a report into a folder.
 
@@ -61,14 +62,15 @@ def explain(
 
     Raises:
         MissingDependencyError: no matplotlib.
-        InputError: unknown format, or samples that are not the report's.
+        InputError: unknown format, samples that are not the report's, or a target that is none.
         StoreError: the folder cannot be written.
     """
-    formats = tuple(formats)
+    formats = (formats,) if isinstance(formats, str) else tuple(formats)
     if unknown := [f for f in formats if f not in (*FORMATS, "pdf")]:
         raise InputError(f"formats: expected png, svg or pdf, got {unknown[0]!r}")
+    _check_target(target)
     samples = None if samples is None else as_samples(samples, bounds=report.threat.bounds)
-    if samples is not None and samples.ids.tolist() != report.verdicts.sample_id.tolist():
+    if samples is not None and not _are_those_of(report, samples):
         raise InputError("samples: they are not those of the report: expected the data it was made from")
     pictures: dict[str, Callable[[], Figure]] = {
         "passes": lambda: passes(report),
@@ -79,13 +81,42 @@ def explain(
         pictures["panels"] = lambda: panels(report, samples, target)
     if samples is not None and target is not None and report.threat.norm in _TRACE.norms:
         pictures["losses"] = lambda: losses(report, samples, target)
-    title = f"{report.threat}, suite {report.suite}, {report.n} samples, seed {report.seed}"
+    title = f"{report.threat}, suite {report.suite}, n = {report.n}, seed {report.seed}"
     files = []
     for name, draw in pictures.items():
         figure = draw()
         figure.suptitle(title, fontsize="small")
         files += _write(figure, Path(folder), name, formats)
     return files
+
+
+def check_drawable() -> None:
+    """Say at once that nothing could be drawn, before any passes are spent.
+
+    Raises:
+        MissingDependencyError: no matplotlib.
+    """
+    _figure(1, 1)
+
+
+def _check_target(target: Any) -> None:
+    from robust.target import Target
+
+    if target is not None and not isinstance(target, Target):
+        raise InputError(
+            f"target: expected a robust.Target, the model as it was evaluated, got {type(target).__name__}; "
+            "robust.Target(model, normalize=...) makes one"
+        )
+
+
+def _are_those_of(report: Report, samples: Samples) -> bool:
+    """Whether the samples have the ids, labels and, where the report holds their hash, the bytes that were evaluated."""
+    table = report.verdicts
+    return (
+        samples.ids.tolist() == table.sample_id.tolist()
+        and samples.y.tolist() == table.label.tolist()
+        and report.data.get("sha256") in (None, samples.sha256)
+    )
 
 
 def passes(report: Report) -> Figure:
@@ -104,7 +135,9 @@ def passes(report: Report) -> Figure:
             f"broke {entry['broke']} of {entry['attacked']}", (end, row), (4, 0), textcoords="offset points",
             va="center", fontsize=8,
         )  # fmt: skip
-    axes.set(yticks=rows, yticklabels=names, xlabel="passes, each of one sample")
+    axes.set(
+        yticks=rows, yticklabels=names, ylim=(-0.6, len(names) - 0.4), xlabel="passes, each of one sample"
+    )
     axes.set_xlim(right=1.4 * max(f + b for f, b in zip(forwards, backwards, strict=True)) or 1)
     axes.invert_yaxis()
     axes.legend(frameon=False)
@@ -129,7 +162,7 @@ def classes(report: Report) -> Figure:
     if len(groups) <= _NAMED:
         names = [_shorten(name, 12) for name in report.classes["name"]]
         axes.set_xticks(range(len(groups)), names, **_turned(names))
-    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.15))
+    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -138,20 +171,25 @@ def confusion(report: Report) -> Figure:
     from robust.leaderboard import derive
 
     found = derive.confusion(report.verdicts)
-    count = int(max(report.verdicts.label.max(), found.taken.max(initial=0))) + 1
+    seen = np.union1d(report.verdicts.label, found.taken).astype(
+        np.int64
+    )  # of 1,000 classes only those that occur
+    count = len(seen)
     matrix = np.zeros((count, count), dtype=np.int64)
-    matrix[found.label, found.taken] = found.count
+    matrix[np.searchsorted(seen, found.label), np.searchsorted(seen, found.taken)] = found.count
     share = matrix / matrix.sum(1, keepdims=True).clip(min=1)
-    figure, axes = _figure(min(max(4, 0.45 * count + 1.4), _WIDEST), min(max(3.6, 0.45 * count + 1), _WIDEST))
+    side = max(4, 0.45 * min(count, _COUNTED) + 1.4)
+    figure, axes = _figure(side, side - 0.4)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    if count <= 20:
+    if count <= _COUNTED:
         for (row, column), value in np.ndenumerate(matrix):
             if value:
                 color = "white" if share[row, column] > 0.6 else "black"
                 axes.text(column, row, str(value), ha="center", va="center", fontsize=7, color=color)
-        names = [_shorten(report.class_name(label), 12) for label in range(count)]
-        axes.set_xticks(range(count), names, **_turned(names))
-        axes.set_yticks(range(count), names)
+    ticks = range(0, count, -(-count // _COUNTED))
+    names = [_shorten(report.class_name(int(seen[place])), 12) for place in ticks]
+    axes.set_xticks(ticks, names, **_turned(names))
+    axes.set_yticks(ticks, names)
     axes.set(xlabel="taken for, under attack", ylabel="label")
     return figure
 
@@ -211,7 +249,8 @@ def losses(report: Report, samples: Samples, target: Target) -> Figure:
         axes.plot([], [], color=color, label=f"{name} ({lines.shape[1]})")
     axes.axhline(0, color="black", lw=0.8, ls="--")
     axes.set(xlabel=f"steps of {_TRACE.label}", ylabel="highest margin so far")
-    axes.legend(frameon=False)
+    axes.locator_params(axis="x", integer=True)
+    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +104,18 @@ def test_attack_explains_itself_in_pictures(files: Path, inside: Callable[..., O
     assert {"panels.png", "losses.svg"} <= {file.name for file in (files / "pictures").iterdir()}
     assert "panels.png" in done.stderr
     assert Report.load(files / "out").examples is None  # only --save-examples keeps them
+
+
+def test_without_matplotlib_nothing_is_attacked_for_pictures(
+    files: Path, inside: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    done = inside(
+        "attack", *COMMON, "--threat", "linf:0.1", "--suite", "quick", "--explain", "pictures", cwd=files
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert "robust-harness[plots]" in done.stderr
+    assert not (files / "pictures").exists()
 
 
 def test_attack_prints_a_table_of_eighty_columns(files: Path, inside: Callable[..., Outcome]) -> None:

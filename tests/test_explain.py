@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -101,6 +102,57 @@ def test_classes_go_by_their_names_in_every_picture(
     assert [text.get_text() for text in axes.get_yticklabels()] == list(names)
 
 
+def test_confusion_shows_the_classes_that_occur(evaluated: tuple[Report, Target, Samples]) -> None:
+    from robust import explain
+
+    report, _, _ = evaluated
+    table = report.verdicts.copy()
+    for column in ("label", "prediction", "prediction_adv"):
+        table[column] = table[column].where(table[column] < 0, table[column] * 100)  # a few of 1,000 classes
+    axes = explain.confusion(replace(report, verdicts=table)).axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == [str(100 * label) for label in range(10)]
+    assert sum(int(text.get_text()) for text in axes.texts) == report.n
+
+
+def test_a_confusion_of_many_classes_is_no_poster(evaluated: tuple[Report, Target, Samples]) -> None:
+    from robust import explain
+
+    report, _, _ = evaluated
+    table = report.verdicts.copy()
+    table["label"] = range(len(table))
+    figure = explain.confusion(replace(report, verdicts=table))
+    assert figure.get_figwidth() < 11
+    assert not figure.axes[0].texts
+
+
+def test_steps_are_whole_numbers(evaluated: tuple[Report, Target, Samples]) -> None:
+    from robust import explain
+
+    report, target, samples = evaluated
+    wide = robust.evaluate(target, samples, threat="linf:1", suite="quick")  # all broken at the first step
+    ticks = explain.losses(replace(report, threat=wide.threat), samples, target).axes[0].get_xticks()
+    assert all(tick == int(tick) for tick in ticks)
+
+
+@pytest.mark.parametrize("changed", ["y", "x"])
+def test_other_data_under_the_same_ids_are_refused(
+    evaluated: tuple[Report, Target, Samples], digits: tuple[Tensor, Tensor], changed: str, tmp_path: Path
+) -> None:
+    report, _, _ = evaluated
+    x, y = digits
+    other: Any = (x, y.roll(1)) if changed == "y" else (1 - x, y)
+    with pytest.raises(InputError, match="samples: they are not those of the report"):
+        report.plot(tmp_path, samples=other)
+
+
+def test_a_model_that_is_no_target_is_refused(
+    evaluated: tuple[Report, Target, Samples], net: nn.Module, tmp_path: Path
+) -> None:
+    report, _, samples = evaluated
+    with pytest.raises(InputError, match=r"target: expected a robust\.Target.*got .*Target\(model"):
+        report.plot(tmp_path, target=net, samples=samples)  # type: ignore[arg-type]
+
+
 def test_what_cannot_be_drawn_is_said(
     evaluated: tuple[Report, Target, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +161,7 @@ def test_what_cannot_be_drawn_is_said(
     report, target, samples = evaluated
     with pytest.raises(InputError, match="formats: expected png, svg or pdf, got 'gif'"):
         explain(report, tmp_path, formats=["gif"])
+    assert {file.suffix for file in explain(report, tmp_path, formats="png")} == {".png"}
     with pytest.raises(InputError, match="not those of the report"):
         explain(report, tmp_path, target=target, samples=samples.limit(5))
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -182,6 +182,10 @@ def _check_places(json_: str | None, out: Path | None, explain: Path | None) -> 
     for option, folder in (("--out", out), ("--explain", explain)):
         if folder is not None:
             common.writable_folder(folder, option)
+    if explain is not None:
+        from robust.explain import check_drawable
+
+        check_drawable()
     common.writable_file(json_, folders=(out, explain))
 
 
