@@ -162,8 +162,8 @@ def attack(
 
 def _attacks(suite: str | None, names: Sequence[str], set_: Sequence[str] | None) -> list[Attack]:
     """The attacks of --attack and --set; none where a suite is to be run."""
-    from robust.attacks import make_attack
     from robust.errors import InputError
+    from robust.suites.resolve import make_single
 
     if suite == "":
         raise InputError(
@@ -174,7 +174,7 @@ def _attacks(suite: str | None, names: Sequence[str], set_: Sequence[str] | None
     options = common.settings(set_)
     if options and len(names) != 1:
         raise InputError("--set: needs exactly one --attack whose options it sets")
-    return [make_attack(name, **options) for name in names]
+    return [make_single(name, **options) for name in names]
 
 
 def _check_places(json_: str | None, out: Path | None, explain: Path | None) -> None:

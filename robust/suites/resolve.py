@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from robust.attacks import ATTACKS, FMN, Attack, make_attack
-from robust.errors import InputError, UnsupportedError
+from robust.errors import InputError, UnknownNameError, UnsupportedError
+from robust.registry import nearest
 from robust.suites import l2, linf
 from robust.suites.named import SUITES, VERSIONS
 from robust.suites.stage import Stage, for_all
@@ -40,7 +41,7 @@ def resolve(
         InputError: an empty list, or none of these.
     """
     if isinstance(suite, str) and suite not in ATTACKS and ":" not in suite:
-        name, stages = suite, SUITES[suite](threat)
+        name, stages = suite, _suite(suite)(threat)
     elif isinstance(suite, str | Attack | Mapping):
         stages = for_all(make_attack(suite))
         name = stages[0].attack.label
@@ -49,7 +50,7 @@ def resolve(
             f"suite: expected the name of a suite or attack, an attack, or a list of attacks, got {suite!r}"
         )
     else:
-        stages = for_all(*(make_attack(item) for item in suite))
+        stages = for_all(*(make_single(item) for item in suite))
         name = "+".join(stage.attack.label for stage in stages)
     if not stages:
         raise InputError("suite: expected at least one attack, got an empty list")
@@ -61,6 +62,32 @@ def resolve(
             )
         stage.attack.check(threat)
     return name, stages
+
+
+def make_single(item: str | Attack | Mapping[str, Any], **options: object) -> Attack:
+    """As `make_attack`; the name of a suite is told as what it is.
+
+    Raises:
+        InputError: a suite's name, or what `make_attack` refuses.
+    """
+    if isinstance(item, str) and item in SUITES and item not in ATTACKS:
+        raise InputError(
+            f"attack: {item!r} is a suite of attacks; give it alone, as the suite (--suite {item}, suite={item!r})"
+        )
+    return make_attack(item, **options)
+
+
+def _suite(name: str) -> Callable[[Threat], list[Stage]]:
+    """The suite of this name. An attack's name would have done too, so that a miss looks among both."""
+    try:
+        return SUITES[name]
+    except UnknownNameError as error:
+        near = nearest(name, [*SUITES, *ATTACKS])
+        if near is None:
+            hint = f"known: {', '.join(SUITES)}, and every attack (`robust list attacks`)"
+        else:
+            hint = f"did you mean {'the attack ' if near in ATTACKS else ''}{near!r}?"
+        raise UnknownNameError(f"unknown suite {name!r}; {hint}") from error
 
 
 def resolve_minimizing(
