@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 
@@ -18,6 +20,13 @@ def test_every_public_name_is_there() -> None:
     assert set(robust.__all__) <= set(dir(robust))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         robust.nonsense  # noqa: B018
+
+
+def test_what_the_schema_of_a_plan_points_at_is_there() -> None:
+    from robust.sweep.config import SweepConfig
+
+    named = re.findall(r"`robust\.(\w+)", json.dumps(SweepConfig.model_json_schema()))
+    assert [name for name in named if not hasattr(robust, name)] == []
 
 
 def test_importing_is_cheap_and_needs_no_extras() -> None:

@@ -210,7 +210,7 @@ class SweepConfig(_Strict):
     data: str
     """SPEC of the samples that are attacked, such as "builtin:digits:test" or "data.npz"."""
     groups: str | None = None
-    """Column or array of `data` with each sample's group, for accuracy per group; see `robust.load_data`."""
+    """Column or array of `data` with each sample's group, for accuracy per group; as `--groups` of `robust attack`."""
     train: str | None = None
     """SPEC of the samples that defenses train on; validation is split off from it."""
     limit: Count | None = None
