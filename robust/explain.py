@@ -171,9 +171,8 @@ def confusion(report: Report) -> Figure:
     from robust.leaderboard import derive
 
     found = derive.confusion(report.verdicts)
-    seen = np.union1d(report.verdicts.label, found.taken).astype(
-        np.int64
-    )  # of 1,000 classes only those that occur
+    # Of 1,000 classes only those that occur.
+    seen = np.union1d(report.verdicts.label, found.taken).astype(np.int64)
     count = len(seen)
     matrix = np.zeros((count, count), dtype=np.int64)
     matrix[np.searchsorted(seen, found.label), np.searchsorted(seen, found.taken)] = found.count
