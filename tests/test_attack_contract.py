@@ -48,6 +48,7 @@ CHEAP: dict[str, dict[str, object]] = {  # fewer passes than the defaults; attac
     "square": {"queries": 300, "proposals": 2},
     "outer-boundary": {"steps": 6, "lines": 2},
     "square-ascent": {"rounds": 2, "queries": 60, "proposals": 2, "steps": 8},
+    "smoothed-ascent": {"steps": 8, "copies": 4},
     "vfga": {"draws": 4},
     "transfer": {"surrogate": f"{Path(__file__).parent / 'surrogate.py'}:digits"},
 }

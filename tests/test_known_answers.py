@@ -72,6 +72,7 @@ BOUNDED: dict[str, dict[str, object]] = {
     "spsa": {"queries": 1300, "samples": 8},
     "square": {"queries": 300, "targets": 9},
     "square-ascent": {"rounds": 3, "queries": 64},
+    "smoothed-ascent": {"steps": 40, "copies": 4},
     "swap-search": {"queries": 600},
 }
 CASES = [

@@ -26,6 +26,7 @@ from robust.attacks.pgd import PGD
 from robust.attacks.pma import PMA
 from robust.attacks.rays import RayS
 from robust.attacks.sigma_zero import SigmaZero
+from robust.attacks.smoothed_ascent import SmoothedAscent
 from robust.attacks.sparse_rs import SparseRS
 from robust.attacks.spsa import SPSA
 from robust.attacks.square import Square
@@ -64,6 +65,7 @@ __all__ = [
     "PatchPGD",
     "RayS",
     "SigmaZero",
+    "SmoothedAscent",
     "SparseRS",
     "SpatialGrid",
     "Square",

@@ -27,7 +27,7 @@ from robust.threat import Threat
 Suite = Callable[[Threat], list[Stage]]
 SUITES: Registry[Suite] = Registry("suite", "robust.suites")
 # Raised with any change of what a record lists of a suite's attacks, under any threat; see leaderboard.suite_history.
-VERSIONS: Final = {"quick": 2, "standard": 35, "thorough": 35, "autoattack": 7, "demo": 1}
+VERSIONS: Final = {"quick": 2, "standard": 36, "thorough": 36, "autoattack": 7, "demo": 1}
 
 
 class _Plan(Protocol):
@@ -67,7 +67,7 @@ def standard(threat: Threat) -> list[Stage]:
     logits ratio towards each class of what has hardly moved, and more of what that brought nearer; from outside towards
     five where the logits do not tell one class from another; 8 towards the other classes of what came near, random
     search as a probe, and of what is near random search and ascents in turns, while these do not all end on one top. l2
-    (version 35): 7 steps on the margin, and FAB, which ends early where the surface is straight; 6 from outside towards
+    (version 36): 7 steps on the margin, and FAB, which ends early where the surface is straight; 6 from outside towards
     the likeliest classes; the same ratio; DDN from far off where all that was seen is far; ascents and hops from the
     nearest break outside brought into the ball, ascents from far outside inwards and FAB towards more classes where the
     two disagree or the boundary is near, steps towards nine classes and APGD towards three, random search as a probe,
@@ -81,7 +81,7 @@ def standard(threat: Threat) -> list[Stage]:
     difference of logits ratio of what has its logits shrink; 6 on the label's own logit of what stays far, and a look
     at it from far out; in linf and l2 40 small steps of what has its gradients turn from step to step (l2: or searches
     inside far ahead of breaks outside), more of what these brought nearer, and APGD and squares with ascents of what is
-    near. l0 (version 31): sigma-zero, and random search for all; a search by swaps where that came nearer, and near;
+    near; in l2 ascents on the mean over noise that narrows of what came near and has them turn a little. l0 (version 31): sigma-zero, and random search for all; a search by swaps where that came nearer, and near;
     swaps that gradients propose and sigma-zero for longer of what came near. spatial and corruptions: all there are.
     patch (version 15): ascent at ten places, and noise, which says whether gradients tell.
     """
@@ -94,9 +94,9 @@ def standard(threat: Threat) -> list[Stage]:
 def thorough(threat: Threat) -> list[Stage]:
     """For claims: `standard`, then longer searches against every class, and long chains of them where one came near.
 
-    linf and l2 (version 35): a longer ascent towards each class with hops where it came near, one or two long chains of
-    hops of what is near, 500 small steps of what has its gradients turn, APGD on two losses, a longer look from far out
-    and 1,000 queries of random search for all; 5,000 queries where the 1,000 brought a sample nearer. l1 (version 35)
+    linf and l2 (version 36): a longer ascent towards each class with hops where it came near, one or two long chains of
+    hops of what is near, 500 small steps of what has its gradients turn, APGD on two losses, a longer look from far out,
+    ascents on the mean over noise of what came near, and 1,000 queries of random search for all; 5,000 queries where the 1,000 brought a sample nearer. l1 (version 35)
     and l0 (version 31): the long forms of the same attacks.
     """
     if threat.norm in _FAMILIES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from robust.attacks import APGD, FAB, PGD, MultiTargeted, OuterBoundary, Square, SquareAscent
+from robust.attacks import APGD, FAB, PGD, MultiTargeted, OuterBoundary, SmoothedAscent, Square, SquareAscent
 from robust.suites.stage import Stage, for_all
 
 MIFPE: Final = PGD(steps=10, loss="mifpe", schedule="cosine")
@@ -72,5 +72,6 @@ WIDENED: Final = [
 LONGER: Final = [
     *for_all(APGD(), APGD(loss="dlr"), OuterBoundary()),
     Stage(SquareAscent(rounds=12), near=0.4),
+    Stage(SmoothedAscent(), near=0.6),
     *WIDENED,
 ]
