@@ -123,6 +123,7 @@ class Run:
             "nearer": 0,
             "crossed": 0,
             "approached": 0,
+            "standing": 0,
             "shrunk": 0,
             "flat": 0,
             "ascended": 0,

@@ -153,6 +153,7 @@ def _count_margins(run: Run, stages: Sequence[Stage]) -> None:
     known, survived = run.verdicts.known(run.threat.radius), run.verdicts.status == SURVIVED
     approached = survived & (known.distance <= _APPROACHED)
     most = _SHRUNK_FEW if run.verdicts.gaps.shape[1] <= _FEW_CLASSES else _SHRUNK
+    run.checks["standing"] += int(survived.sum())
     run.checks["shrunk"] += int((survived & (known.farthest < most)).sum())
     run.checks["approached"] += int(approached.sum())
     run.checks["flat"] += int((approached & (known.share > _FLAT)).sum())

@@ -236,6 +236,17 @@ def test_what_longer_ascents_from_inside_break_is_told(
     assert [finding.check for finding in found] == ["longer-ascent-wins"] * fires
 
 
+@pytest.mark.parametrize(
+    ("shrunk", "standing", "fires"), [(8, 32, True), (8, 33, False), (4, 4, False), (5, 5, True)]
+)
+def test_logits_shrink_where_much_of_what_stands_came_near_every_class(
+    shrunk: int, standing: int, fires: bool
+) -> None:
+    """Of nets trained to have small gradients a few do at large radii, and no more attacks break these."""
+    found = review([], 100, cascade=False, checks={"shrunk": shrunk, "standing": standing})
+    assert [finding.check for finding in found] == ["shrinking-logits"] * fires
+
+
 @pytest.mark.parametrize(("ascended", "turned", "fires"), [(8, 5, True), (8, 4, False), (7, 7, False)])
 def test_gradients_that_turn_of_most_samples_are_told(ascended: int, turned: int, fires: bool) -> None:
     found = review([], 0, cascade=False, checks={"ascended": ascended, "turned": turned})

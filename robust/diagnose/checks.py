@@ -259,7 +259,7 @@ BLACK_BOX_WINS = _declare(
 )
 SHRINKING_LOGITS = _declare(
     "shrinking-logits",
-    rule="5 % of the samples and more (at least 2) stand though every other class came within 15 % (of three and four classes 5 %) of the "
+    rule="5 % of the samples and more (at least 2), and a quarter of those that stand, do so though every other class came within 15 % (of three and four classes 5 %) of the "
     "clean gap of the farthest that is not ruled out (linf, l2 and l1, where an attack of 10 steps and more ascends)",
     detects="logits that shrink, all of them, as the input changes, so that no boundary comes near by it: a temperature that falls "
     "with the change, or another answer where the first is unsure. What climbs differences of logits is led to where they are small",

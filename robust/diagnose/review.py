@@ -98,7 +98,7 @@ def review(
         correct: samples that were classified correctly before any attack.
         cascade: each attack saw only the survivors of those before it.
         checks: counts of the second opinion: survivors asked about, and those that random search brought nearer; survivors
-            that were seen broken near by, and those of them whose margins are flat; survivors whose logits shrank;
+            that were seen broken near by, and those of them whose margins are flat; survivors, and those whose logits shrank;
             samples that the first ascent left, and those of them whose gradients turned; survivors seen broken outside, and
             those of them that searches inside show nearer.
     """
@@ -296,8 +296,8 @@ def _flat(counts: dict[str, float]) -> Iterator[Finding]:
 
 def _shrunk(counts: dict[str, float], correct: int) -> Iterator[Finding]:
     """Did every class come near, the farthest too?"""
-    shrunk = int(counts.get("shrunk", 0))
-    if shrunk >= max(2, 0.05 * correct):
+    shrunk, standing = int(counts.get("shrunk", 0)), int(counts.get("standing", 0))
+    if shrunk >= max(2, 0.05 * correct, 0.25 * standing):
         yield named.SHRINKING_LOGITS.finding(
             f"{shrunk} samples stand though every class came within a small share of the farthest's clean gap"
         )
