@@ -114,7 +114,7 @@ PARTIAL_GRADIENT = _declare(
     "partial-gradient",
     rule="with pixels moved by a hundredth of the box along its gradient, the margin rises > 1.5 times as fast as the "
     "gradient says, and not in proportion: the quartiles of the samples are apart by > 5 %; or along random directions it rises as "
-    "the gradient says with a cosine under 0.97: the median of up to 12 samples, over 24 directions, with pixels moved by 0.3, 1 or 3 % of the box, "
+    "the gradient says with a cosine under 0.97: the median of up to 12 samples, over 16 directions, with pixels moved by 0.3, 1 or 3 % of the box, "
     "whichever says most for the gradient and along which the surface is nearly straight",
     detects="a part of the model that passes no gradient, detached or rounded, beside one that does: attacks see the rest only",
     advice="let gradients through all of the model, or attack it with score and decision attacks, or by transfer from a model "
