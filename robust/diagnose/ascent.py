@@ -33,7 +33,7 @@ def ascents(subject: Subject) -> Finding | None:
     The way is held against differences of two forwards, some ends against slopes along random directions. Samples that have no
     gradient of their own do not count. Passed by models that are randomised, quantised or compute in half precision: such
     differences are noise or rounding. The share of the points where the margin does not rise, and the cosine at the ends, go to
-    the subject's figures: ascent_level, ascent_alike.
+    the subject's figures: ascent_level; ascent_alike, where the surface is straight there.
     """
     rows = subject.survivors(_ROWS)
     if (
@@ -54,7 +54,9 @@ def ascents(subject: Subject) -> Finding | None:
     if int(alive.sum()) < _ENOUGH:
         return None
     share, cosine = float(level[alive].mean()), _alike(subject, rows[alive][:_ENDS], ends[alive][:_ENDS])
-    subject.figures |= {"ascent_level": share, "ascent_alike": cosine}
+    subject.figures["ascent_level"] = share
+    if not math.isnan(cosine):
+        subject.figures["ascent_alike"] = cosine
     if share > _MOST:
         return checks.MASKED_ASCENT.finding(
             f"at {share:.0%} of the points where ascents on {int(alive.sum())} samples that stand came by, the margin does not rise "

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from robust.attacks.geometry import per_row
 from robust.diagnose.answers import margins_at
+from robust.failures import out_of_memory
 from robust.losses import margin
 from robust.rng import Streams
 from robust.target import Target
@@ -258,11 +259,20 @@ def _at(target: Target, x: Tensor, y: Tensor, reach: float, directions: int) -> 
 
 
 def _gradient(target: Target, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The margin's, like x, and the margin; in one pass where memory lasts."""
     point = x.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        value = margin(target.logits(point), y)
-    (gradient,) = torch.autograd.grad(value.sum(), point)
-    return gradient, value.detach().double()
+    try:
+        with torch.enable_grad():
+            value = margin(target.logits(point), y)
+        (gradient,) = torch.autograd.grad(value.sum(), point)
+    except Exception as error:
+        if not out_of_memory(error) or len(x) == 1:
+            raise
+    else:
+        return gradient, value.detach().double()
+    halves = [_gradient(target, *half) for half in zip(x.tensor_split(2), y.tensor_split(2), strict=True)]
+    gradients, values = zip(*halves, strict=True)
+    return torch.cat(gradients), torch.cat(values)
 
 
 def _steepest(
