@@ -13,7 +13,7 @@ from robust.attacks.base import ATTACKS, Attack
 from robust.attacks.geometry import ahead, brought_in, per_row
 from robust.errors import InputError
 from robust.losses import margin
-from robust.oracle import Access, Oracle, State
+from robust.oracle import Access, Oracle
 from robust.row_copies import repeated
 from robust.rows import by_row
 
@@ -40,8 +40,6 @@ class SmoothedAscent(Attack):
         restarts: ascents from x, each with noise of its own, >= 1.
         stands: after the first step an ascent ends whose mean margin over the noise was less than this share of the margin at
             x, > 0: noise alone undoes the label there, and its gradients are those of another image. None: none does.
-        gained: after two fifths of the steps an ascent ends that is not nearer by this share of the margin at x than all
-            searches before, >= 0. Where plain gradients lead, smoothed ones are behind them. None: none does.
 
     Raises:
         InputError: an option is out of its range.
@@ -58,7 +56,6 @@ class SmoothedAscent(Attack):
     momentum: float = 0.75
     restarts: int = 1
     stands: float | None = None
-    gained: float | None = None
 
     def __post_init__(self) -> None:
         self.check_numbers("width")
@@ -67,10 +64,8 @@ class SmoothedAscent(Attack):
                 "smoothed-ascent: expected steps, copies and restarts >= 1 and momentum in [0, 1), got "
                 f"{self.steps}, {self.copies}, {self.restarts} and {self.momentum}"
             )
-        if (self.stands is not None and self.stands <= 0) or (self.gained is not None and self.gained < 0):
-            raise InputError(
-                f"smoothed-ascent: expected stands > 0 and gained >= 0, got {self.stands} and {self.gained}"
-            )
+        if self.stands is not None and self.stands <= 0:
+            raise InputError(f"smoothed-ascent: expected stands > 0, got {self.stands}")
 
     @property
     def stays_inside(self) -> bool:
@@ -79,10 +74,9 @@ class SmoothedAscent(Attack):
 
     def run(self, oracle: Oracle) -> Tensor:
         s, threat = oracle.state(), oracle.threat
-        s.clean, s.known = oracle.clean_margin, oracle.gaps.amax(1)
+        s.clean = oracle.clean_margin
         for restart in oracle.steps(self.restarts):
             s.x_adv, s.velocity = oracle.start, torch.zeros_like(oracle.x)
-            s.best = torch.full_like(s.clean, -torch.inf)
             for step in oracle.steps(self.steps):
                 left = (1 + math.cos(math.pi * step / self.steps)) / 2
                 gradient, mean = self._smoothed(
@@ -92,8 +86,9 @@ class SmoothedAscent(Attack):
                 s.velocity = self.momentum * s.velocity + gradient / per_row(length, gradient)
                 size = (0.1 + 0.9 * left) * threat.radius
                 s.x_adv = brought_in(oracle, ahead(s.x_adv, s.velocity, threat, size))
-                s.best = s.best.maximum(margin(oracle.logits(s.x_adv), oracle.y))
-                self._end(oracle, s, step, mean)
+                oracle.logits(s.x_adv)  # what counts, for noisy points may lie outside
+                if step == 0 and self.stands is not None:
+                    oracle.rest(mean > self.stands * s.clean)
         return s.x_adv
 
     def _smoothed(self, oracle: Oracle, at: Tensor, width: float, draw: int) -> tuple[Tensor, Tensor]:
@@ -104,13 +99,6 @@ class SmoothedAscent(Attack):
             noise = many.random(draw).uniform(shape, -reach, reach)
             gradient, value, _ = many.gradient(many.clip(repeated(at, self.copies).add_(noise)), margin)
         return by_row(gradient, self.copies).mean(1), by_row(value, self.copies).mean(1)
-
-    def _end(self, oracle: Oracle, s: State, step: int, mean: Tensor) -> None:
-        """Let ascents rest that noise or what they gained says will lead nowhere."""
-        if step == 0 and self.stands is not None:
-            oracle.rest(mean > self.stands * s.clean)
-        elif step == 2 * self.steps // 5 and self.gained is not None:
-            oracle.rest(s.best < s.known - self.gained * s.clean)
 
 
 def _reach(norm: str, values: int) -> float:

@@ -24,7 +24,7 @@ _STEPS, _EVERY = 8, 2  # of an ascent on the margin, and after how many of them 
 _MOVES: Final = (0.003, 0.03)
 _MOST: Final = 0.1  # of the points
 _ENDS: Final = 8  # of the survivors: the ends of their ascents are looked at all around
-ALIKE: Final = 0.9  # cosine there; of honest models from .95 (benchmarks/results/slopes-cpu.md)
+ALIKE: Final = 0.9  # cosine there; benchmarks/signals.py prints that of any model
 
 
 def ascents(subject: Subject) -> Finding | None:

@@ -42,7 +42,7 @@ _DIRECTIONS: Final = 4
 _FINE, _COARSE = 0.01, 0.1  # of the box: how far a pixel is moved
 _STRAIGHT_FINE, _STRAIGHT_COARSE = 0.6, 0.75  # bends over slopes: above, there is no slope at this scale
 # Of random directions alone: what rounds, jumps or has kinks bends about as much as its slopes differ. Fewer of them tell too
-# little: the median of a few samples' cosines over four lay by up to .17 over that over six times as many.
+# little: the median of a few samples' cosines over four lies far over the truth where that is low.
 _STRAIGHT_ALIKE: Final = 0.2
 _MANY_DIRECTIONS: Final = 16
 _ENOUGH: Final = 4
