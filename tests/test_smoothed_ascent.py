@@ -89,3 +89,11 @@ def test_where_noise_undoes_the_label_one_step_is_enough() -> None:
 def test_options_out_of_range_are_named(options: dict[str, float], named: str) -> None:
     with pytest.raises(InputError, match=f"smoothed-ascent: .*{named}"):
         SmoothedAscent(**options)  # type: ignore[arg-type]
+
+
+def test_in_l2_the_standard_suite_climbs_under_noise_what_all_before_left() -> None:
+    noise = 0.01 * torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    data = 0.5 + noise, torch.zeros(12, dtype=torch.int64)
+    report = robust.evaluate(Ripples(), data, threat="l2:0.72", device="cpu")
+    (climbed,) = (entry for entry in report.attacks if entry["name"] == "smoothed-ascent")
+    assert climbed["broke"] > 0

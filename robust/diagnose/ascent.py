@@ -64,7 +64,8 @@ def ascents(subject: Subject) -> Finding | None:
         )
     if cosine < ALIKE:
         return checks.MASKED_ASCENT.finding(
-            f"where ascents on samples that stand end, slopes along random directions are not what the gradient says (cosine {cosine:.2f} or less at a quarter)"
+            "where ascents on samples that stand end, slopes along random directions are not what the gradient says (cosine "
+            f"{cosine:.2f} or less at a quarter)"
         )
     return None
 

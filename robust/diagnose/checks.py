@@ -114,8 +114,8 @@ PARTIAL_GRADIENT = _declare(
     "partial-gradient",
     rule="with pixels moved by a hundredth of the box along its gradient, the margin rises > 1.5 times as fast as the "
     "gradient says, and not in proportion: the quartiles of the samples are apart by > 5 %; or along random directions it rises as "
-    "the gradient says with a cosine under 0.97: the median of up to 12 samples, over 16 directions, with pixels moved by 0.3, 1 or 3 % of the box, "
-    "whichever says most for the gradient and along which the surface is nearly straight",
+    "the gradient says with a cosine under 0.97: the median of up to 12 samples, over 16 directions, with pixels moved by "
+    "0.3, 1 or 3 % of the box, whichever says most for the gradient and along which the surface is nearly straight",
     detects="a part of the model that passes no gradient, detached or rounded, beside one that does: attacks see the rest only",
     advice="let gradients through all of the model, or attack it with score and decision attacks, or by transfer from a model "
     "like it",
@@ -259,7 +259,8 @@ BLACK_BOX_WINS = _declare(
 )
 SHRINKING_LOGITS = _declare(
     "shrinking-logits",
-    rule="5 % of the samples and more (at least 2), and a quarter of those that stand, do so though every other class came within 15 % (of three and four classes 5 %) of the "
+    rule="5 % of the samples and more (at least 2), and a quarter of those that stand, do so though every other class came "
+    "within 15 % (of three and four classes 5 %) of the "
     "clean gap of the farthest that is not ruled out (linf, l2 and l1, where an attack of 10 steps and more ascends)",
     detects="logits that shrink, all of them, as the input changes, so that no boundary comes near by it: a temperature that falls "
     "with the change, or another answer where the first is unsure. What climbs differences of logits is led to where they are small",
@@ -269,8 +270,9 @@ SHRINKING_LOGITS = _declare(
 MASKED_ASCENT = _declare(
     "masked-ascent",
     rule="of up to 16 samples that stand (at least 4) and have a gradient, at > 10 % of the points that 8 steps on the margin come by the "
-    "margin does not rise along its gradient, with no pixel moved by more than 0.3 % of the box, nor by more than 3 % (linf, l2 and l1); or around the ends of these steps on up to 8 of them it rises along random "
-    "directions as the gradient says with a cosine under 0.9, measured as for partial-gradient: the lower quartile, by the shortest of these moves along which the "
+    "margin does not rise along its gradient, with no pixel moved by more than 0.3 % of the box, nor by more than 3 % (linf, l2 and l1); "
+    "or around the ends of these steps on up to 8 of them it rises along random directions as the gradient says with a cosine "
+    "under 0.9, measured as for partial-gradient: the lower quartile, by the shortest of these moves along which the "
     "surface is nearly straight at four of them and more. "
     "An evaluation at one eps says nothing of it where random points bear the number out (black-box-wins)",
     detects="gradients that are right at the samples and vanish or mislead on the way to the boundary: an answer without a gradient "
