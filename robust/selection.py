@@ -52,6 +52,8 @@ def meets(stage: Stage, known: Known, draw: Callable[[], Tensor]) -> Tensor:
         met &= torch.stack(reasons).any(0) | (draw() < stage.share)
     if stage.unless_behind is not None:
         met &= ~(known.behind > stage.unless_behind)
+    if stage.unless_far is not None:
+        met &= known.share <= stage.unless_far
     if stage.turning is not None:
         met &= known.agreement < stage.turning
     if stage.follows:

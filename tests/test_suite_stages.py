@@ -118,6 +118,8 @@ def test_stages_choose_by_where_gradients_mislead(net: nn.Module, digits: tuple[
     assert chosen(behind=0.01) == [i for i in right if i < 10]
     assert chosen(within=3, unless_behind=0.3) == [i for i in right if i < 5]
     assert chosen(unless_behind=0.3) == [i for i in right if not 5 <= i < 10]
+    assert chosen(unless_far=0.7) == [i for i in right if i < 5]
+    assert chosen(behind=0.01, unless_far=0.7) == [i for i in right if i < 5]  # both must be
     assert chosen(flat=0.95) == [i for i in right if i >= 5]
     assert chosen(flat=0.5, near=0.6) == right
     assert chosen(shrunk=0.5) == []

@@ -44,22 +44,18 @@ FAR = (6 + 1) + (1 + 6 + 3)
 
 
 @pytest.mark.parametrize(
-    ("norm", "passes", "more"),
-    [("linf", 11 + 9 + 7 + 13 + 55 + FAR, 0), ("l2", 8 + 12 + 8 + 55 + 26 + 53 + FAR, 25 + 51 + 61)],
+    ("norm", "passes"), [("linf", 11 + 9 + 7 + 13 + 55 + FAR), ("l2", 8 + 12 + 8 + 55 + 53 + FAR)]
 )
 def test_what_is_far_from_its_boundary_costs_little(
-    norm: str, passes: int, more: int, net: nn.Module, digits: tuple[Tensor, Tensor]
+    norm: str, passes: int, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    """Of these margins hardly move, which could be a plateau: nine classes of six passes are a part of it.
-
-    In l2 DDN goes on where it comes nearer than FAB did: `more`.
-    """
+    """Of these margins hardly move, which could be a plateau: nine classes of six passes are a part of it."""
     report = robust.evaluate(net, digits, threat=f"{norm}:0.001", suite="standard", device="cpu")
     survivors = report.verdicts[report.verdicts.status == "survived"]
     assert len(survivors) > 50
     assert 1 + passes <= survivors.forwards.median() <= 2 + passes
-    assert survivors.forwards.max() <= 1 + passes + more + 200  # random search sees a few per cent
-    assert survivors.backwards.max() <= passes + more
+    assert survivors.forwards.max() <= 1 + passes + 200  # random search sees a few per cent
+    assert survivors.backwards.max() <= passes
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

@@ -174,7 +174,7 @@ def _hidden(attacks: list[dict[str, Any]], correct: int) -> Iterator[Finding]:
         return
     for entry in attacks:
         shown = {condition for condition, value in entry.get("selection", {}).items() if value}
-        if shown == {"beyond"} and entry["broke"] >= max(_A_FEW, 0.05 * entry["attacked"]):
+        if shown - {"unless_far"} == {"beyond"} and entry["broke"] >= max(_A_FEW, 0.05 * entry["attacked"]):
             yield named.HIDDEN_BOUNDARY.finding(
                 f"{entry['label']} breaks {entry['broke']} of {entry['attacked']} samples that no search had seen broken within "
                 f"{entry['selection']['beyond']:g} times the radius"
@@ -211,7 +211,7 @@ def _by_small_steps(attacks: list[dict[str, Any]], correct: int) -> list[Finding
     if not _a_few_stand(attacks, correct):
         return []
     for i, entry in enumerate(attacks):
-        if not _turns(entry):
+        if not (_turns(entry) and entry["name"] == "pgd"):
             continue
         later = takewhile(lambda entry: _turns(entry) or _follows(entry), attacks[i + 1 :])
         broke = sum(search["broke"] for search in (entry, *later) if search["name"] in _ASCENTS)
@@ -232,8 +232,9 @@ def _by_longer(attacks: list[dict[str, Any]], correct: int) -> list[Finding]:
 
 
 def _is_long(entry: dict[str, Any]) -> bool:
-    """Whether it is APGD of many steps from inside, for samples that came near."""
-    near = entry.get("selection", {}).get("near") is not None and not _turns(entry)
+    """Whether it is APGD of many steps from inside, for samples that came near (and none of the stages for those whose gradients turn)."""
+    selection = entry.get("selection", {})
+    near = selection.get("near") is not None and selection.get("unless_behind") is None
     parameters = entry.get("parameters", {})
     steps = parameters.get("steps")
     inside = parameters.get("outside") is None and isinstance(steps, int) and steps >= _LONG

@@ -41,11 +41,11 @@ def standard() -> list[Stage]:
         Stage(MultiTargeted(steps=12, odi_steps=1, radii=(4, 1)), level=(0.1, 0)),
         # Behind a code of each value, what begins outside comes in along slopes of other values' bumps. From inside, on
         # cross-entropy, ascents gain for long there, and hardly anywhere else.
-        Stage(APGD(steps=40), near=0.6),
+        Stage(APGD(steps=40), near=0.5),
         Stage(APGD(restarts=3), near=0.3, follows=True),
         Stage(APGD(targets=3), near=0.4, follows=True),
-        # What is nearest it is the starts that tell of, there and elsewhere.
-        Stage(APGD(restarts=4), near=0.1),
+        # What is nearest it is the starts that tell of, there and elsewhere, but where gradients agree all along.
+        Stage(APGD(restarts=4), near=0.1, turning=0.95),
         FAR_OUT,
         FARTHER_OUT,
         *PROBED,

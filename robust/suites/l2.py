@@ -15,7 +15,6 @@ from robust.suites.shared import (
     MIFPE,
     MOVED,
     OFF_PLATEAU,
-    OTHERS,
     PROBE,
     PROBED,
     SHRUNK,
@@ -55,12 +54,12 @@ _FROM_CLOSER: Final = Stage(_INWARD, within=1.5, closer=True)
 _SECOND: Final = replace(TO_BOUNDARY, targets=2, skip=1)
 # On nets trained to be certified in linf the plane at the sample may say that the boundary is near, and the first break yet lie
 # as far as the box goes. From there large steps whose norm shrinks find the way in, where FAB's stay; of what they brought
-# nearer others find more.
+# near others find more. What no search inside has moved at all they hardly ever reach.
 _SHRINKING: Final = DDN(steps=50, gamma=0.15, growth=0.05, far=True, hope=30)
 _FROM_AFAR: Final = [
-    Stage(_SHRINKING, beyond=2.5),
-    Stage(replace(_SHRINKING, loss="margin"), closer=True),
-    Stage(replace(_SHRINKING, steps=60, gamma=0.1, growth=0.1), closer=True),
+    Stage(_SHRINKING, beyond=2.5, unless_far=0.97),
+    Stage(replace(_SHRINKING, loss="margin"), within=2, closer=True),
+    Stage(replace(_SHRINKING, steps=60, gamma=0.1, growth=0.1), within=1.5, closer=True),
 ]
 # Of TO_BOUNDARY ten steps, 23 passes and one to judge, are enough where surfaces are nearly straight. Where it goes on
 # and neither its breaks nor the margin come near, ascents from far find nothing.
@@ -93,9 +92,8 @@ def standard() -> list[Stage]:
         FAR_OUT,
         FARTHER_OUT,
         _UNDER_NOISE,
-        Stage(OTHERS, near=0.05),
-        # On nets of Gaussian units, as for tables of few columns, longer ones towards the likeliest break what is not that near.
-        Stage(APGD(steps=20, targets=3), near=0.15),
+        # On nets of Gaussian units, as for tables of few columns, where classes are nearly level, steps towards the likeliest.
+        Stage(APGD(steps=20, targets=3), level=(0.2, 0), unless_far=0.15),
         *PROBED,
         Stage(_FEW_SQUARES, near=0.1),
     ]

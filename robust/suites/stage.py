@@ -41,6 +41,7 @@ class Stage:
         turning: of all these, only samples whose gradients turned from one step to the next: in the later half of the first
             ascent from the sample they agree to a mean cosine under this.
         unless_behind: of all these, none that is behind by more than this.
+        unless_far: of all these, none that is left with more than this share.
         follows: only samples that the stage before brought nearer than they were.
         closer: only samples of which the stage before saw an adversarial point nearer than those before.
     """
@@ -58,6 +59,7 @@ class Stage:
     share: float = 0.0
     turning: float | None = None
     unless_behind: float | None = None
+    unless_far: float | None = None
     follows: bool = False
     closer: bool = False
 
@@ -72,7 +74,7 @@ class Stage:
         }
 
 
-_LATER: Final = ("behind", "unless_behind", "closer", "flat", "level", "shrunk", "turning")
+_LATER: Final = ("behind", "unless_behind", "unless_far", "closer", "flat", "level", "shrunk", "turning")
 
 
 def for_all(*attacks: Attack) -> list[Stage]:
