@@ -62,10 +62,17 @@ _FROM_AFAR: Final = [
     Stage(replace(_SHRINKING, steps=60, gamma=0.1, growth=0.1), within=1.5, closer=True),
 ]
 # Of TO_BOUNDARY ten steps, 23 passes and one to judge, are enough where surfaces are nearly straight. Where it goes on
-# and neither its breaks nor the margin come near, ascents from far find nothing.
+# and neither its breaks nor the margin come near, ascents from far find nothing; and of what searches inside left far next to none.
 _UNSETTLED: Final = (24, 0.7, 1.5)
+_FROM_FAR: Final = Stage(
+    _FAR, near=0.3, within=1.2, beyond=5, ahead=0.1, longer=_UNSETTLED, unless_behind=0.15, unless_far=0.5
+)  # fmt: skip
 # Where gradients turn from step to step, as in l2 on nets trained for linf, the mean over wide noise leads on, from far off at first.
-_UNDER_NOISE: Final = Stage(SmoothedAscent(steps=40, copies=2, stands=0.45), near=0.5, turning=0.9)
+# What is next to the boundary then gets another, though noise alone undo the label there.
+_UNDER_NOISE: Final = [
+    Stage(SmoothedAscent(steps=40, copies=2, stands=0.45), near=0.5, turning=0.9),
+    Stage(SmoothedAscent(steps=40, copies=2), near=0.1, turning=0.9),
+]
 # Where breaks seen outside show most of it, half as much as in linf will do.
 _FEW_SQUARES: Final = SquareAscent(rounds=4, queries=64, steps=12, pace=0.03)
 
@@ -85,13 +92,13 @@ def standard() -> list[Stage]:
         # Where gradients inside see nothing, the boundary is found from outside or not at all.
         Stage(replace(TO_BOUNDARY, targets=6, skip=2, abreast=True), behind=0.55),
         _FROM_BREAK,
-        Stage(_FAR, near=0.3, within=1.2, beyond=5, ahead=0.1, longer=_UNSETTLED, unless_behind=0.15),
+        _FROM_FAR,
         _FROM_CLOSER,
         *_TURNING,
         *_FAR_AHEAD,
         FAR_OUT,
         FARTHER_OUT,
-        _UNDER_NOISE,
+        *_UNDER_NOISE,
         # On nets of Gaussian units, as for tables of few columns, where classes are nearly level, steps towards the likeliest.
         Stage(APGD(steps=20, targets=3), level=(0.2, 0), unless_far=0.15),
         *PROBED,
@@ -117,7 +124,7 @@ def below() -> list[Stage]:
         Stage(PROBE, near=0.06, share=0.05),
         MOVED,
         *_TURNING,
-        _UNDER_NOISE,
+        *_UNDER_NOISE,
         LABEL,
         FAR_OUT,
     ]

@@ -42,6 +42,11 @@ _CLASSES: Final = Stage(MultiTargeted(steps=5, odi_steps=1, near=0.5, least=4, w
 # From where random search stands ascents reach hills that those from x, from outside and from pushes do not, on rugged
 # surfaces more of them than hops at the same cost. Where all that was tried ends on one top, another round is for nothing.
 _UP_FROM_SQUARES: Final = SquareAscent(rounds=8, queries=96, steps=16, pace=0.025, scatter=8)
+# What all that left next to the boundary: more hops, and for the nearest longer walks of squares before each ascent.
+_AT_THE_EDGE: Final = [
+    Stage(replace(_HOPS, hops=40), near=0.03),
+    Stage(SquareAscent(rounds=4, queries=300, steps=16), near=0.01),
+]
 
 
 def standard() -> list[Stage]:
@@ -63,6 +68,7 @@ def standard() -> list[Stage]:
         Stage(replace(OTHERS, skip=3), near=0.05),
         *PROBED,
         Stage(_UP_FROM_SQUARES, near=0.3),
+        *_AT_THE_EDGE,
     ]
 
 
@@ -87,6 +93,7 @@ def below() -> list[Stage]:
         *_TURNING,
         LABEL,
         FAR_OUT,
+        *_AT_THE_EDGE,
     ]
 
 
