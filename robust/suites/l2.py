@@ -15,6 +15,7 @@ from robust.suites.shared import (
     MIFPE,
     MOVED,
     OFF_PLATEAU,
+    OTHERS,
     PROBE,
     PROBED,
     SHRUNK,
@@ -99,6 +100,7 @@ def standard() -> list[Stage]:
         FAR_OUT,
         FARTHER_OUT,
         *_UNDER_NOISE,
+        Stage(OTHERS, near=0.05),
         # On nets of Gaussian units, as for tables of few columns, where classes are nearly level, steps towards the likeliest.
         Stage(APGD(steps=20, targets=3), level=(0.2, 0), unless_far=0.15),
         *PROBED,

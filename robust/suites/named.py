@@ -71,8 +71,8 @@ def standard(threat: Threat) -> list[Stage]:
     FAB, which ends early where the surface is straight; 6 from outside towards the likeliest classes; the same ratio;
     DDN from far off where all that was seen is far; ascents and hops from the nearest break outside brought into the
     ball, ascents from far outside inwards and FAB towards more classes where the two disagree or the boundary is near,
-    APGD towards three where classes are nearly level, random search as a probe, and of what is near random search and
-    ascents in turns. A survivor costs some tens to some hundreds of passes, the more the nearer it is, against some
+    steps towards nine classes, and APGD towards three where they are nearly level, random search as a probe, and of
+    what is near random search and ascents in turns. A survivor costs some tens to some hundreds of passes, the more the nearer it is, against some
     9,760 of AutoAttack. l1 (version 37): 7 steps on the margin, and APGD, which comes in from outside, on the margin;
     random search for a few values that change by much, and swaps of them where that came near; APGD on cross-entropy
     from 256 times the radius, and from two more starts where that came nearer; FAB where they came near, and towards
