@@ -64,12 +64,14 @@ class Shares:
     def __init__(self) -> None:
         self.stages: list[tuple[Stage, Seen]] = []
         self.samples = self.stand = self.passes = 0
+        self.version: int | None = None
 
     def add(self, case: str, limit: int, suite: str, seed: int) -> str:
         """Run a case; its name."""
         name, model, samples, threat = case_of(case, limit)
         with patch.object(Run, "attack", self._watching(Run.attack)):
             report = robust.evaluate(model, samples, threat=threat, suite=suite, device="cpu", seed=seed)
+        self.version = report.suite_version
         self.samples += len(samples)
         self.stand += report.statuses["survived"]
         self.passes += report.forwards + report.backwards
@@ -108,7 +110,8 @@ def main() -> None:
         names.append(shares.add(case, options.limit, options.suite, options.seed))
         foot = (
             f"{shares.stand} of {shares.samples} samples stand after {shares.passes} passes.\n\nCases: {', '.join(names)}.\n"
-            f"{hardware()} {options.note}\n"
+            f"Version {shares.version}. {hardware()} {options.note}".rstrip()
+            + "\n"
             f"Command: python benchmarks/shares.py --suite {options.suite} --limit {options.limit} --seed {options.seed}, with these cases."
         )
         title = f"# Whom the stages of {options.suite} break, by the share of the margin that was left before"
