@@ -34,9 +34,9 @@ _HOPS: Final = BasinHopping(
 # could: where those are masked, hops break samples that seemed far.
 _FROM_OUTSIDE: Final = replace(_HOPS, steps=12, targets=1, odi_steps=0, near=0.2, gained=0.05)
 
-# From outside any of the classes that seem level is seen, as of nets trained on one-hot labels by squares. Of what stays over .8
-# next to none breaks.
-_ANY_CLASS: Final = Stage(replace(_HOPS, targets=5, steps=10, hops=0), level=(0.1, 0), unless_far=0.8)
+# From outside any of the classes that seem level is seen, as of nets trained on one-hot labels by squares: each of nine of what
+# came within .8, and of what stays farther next to none breaks.
+_ANY_CLASS: Final = Stage(replace(_HOPS, targets=9, steps=10, hops=0), level=(0.1, 0), unless_far=0.8)
 # Of what came within .7 four classes however far they seem: on recurrent nets and mixers it is often one of these that breaks.
 _CLASSES: Final = Stage(MultiTargeted(steps=5, odi_steps=1, near=0.5, least=4, worth=0.7))
 # From where random search stands ascents reach hills that those from x, from outside and from pushes do not, on rugged

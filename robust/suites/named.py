@@ -65,7 +65,7 @@ def standard(threat: Threat) -> list[Stage]:
     linf (version 37): 10 steps on the margin and 8 on mifpe, 5 towards the likeliest classes, and 12 from outside
     inwards, with hops from the best point of what that brought near, or much nearer than before; 5 on the difference
     of logits ratio towards each class of what has hardly moved, and more of what that brought nearer; from outside
-    towards five where the logits do not tell one class from another; 8 towards the other classes of what came near,
+    towards nine where the logits do not tell one class from another; 8 towards the other classes of what came near,
     random search as a probe, and of what is near random search and ascents in turns, while these do not all end on one
     top, with more hops and longer walks of squares of what is nearest. l2 (version 37): 7 steps on the margin, and
     FAB, which ends early where the surface is straight; 6 from outside towards the likeliest classes; the same ratio;
