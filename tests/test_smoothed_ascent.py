@@ -95,5 +95,6 @@ def test_in_l2_the_standard_suite_climbs_under_noise_what_all_before_left() -> N
     noise = 0.01 * torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     data = 0.5 + noise, torch.zeros(12, dtype=torch.int64)
     report = robust.evaluate(Ripples(), data, threat="l2:0.72", device="cpu")
-    (climbed,) = (entry for entry in report.attacks if entry["name"] == "smoothed-ascent")
+    climbed, nearest = (entry for entry in report.attacks if entry["name"] == "smoothed-ascent")
     assert climbed["broke"] > 0
+    assert (climbed["selection"]["near"], nearest["selection"]["near"]) == (0.5, 0.1)

@@ -232,7 +232,7 @@ def _by_longer(attacks: list[dict[str, Any]], correct: int) -> list[Finding]:
 
 
 def _is_long(entry: dict[str, Any]) -> bool:
-    """Whether it is APGD of many steps from inside, for samples that came near (and none of the stages for those whose gradients turn)."""
+    """Whether it is APGD of many steps from inside, for samples that came near; what is for those that gradients do not mislead is not."""
     selection = entry.get("selection", {})
     near = selection.get("near") is not None and selection.get("unless_behind") is None
     parameters = entry.get("parameters", {})

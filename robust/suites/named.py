@@ -72,20 +72,20 @@ def standard(threat: Threat) -> list[Stage]:
     DDN from far off where all that was seen is far; ascents and hops from the nearest break outside brought into the
     ball, ascents from far outside inwards and FAB towards more classes where the two disagree or the boundary is near,
     steps towards nine classes, and APGD towards three where they are nearly level, random search as a probe, and of
-    what is near random search and ascents in turns. A survivor costs some tens to some hundreds of passes, the more the nearer it is, against some
-    9,760 of AutoAttack. l1 (version 37): 7 steps on the margin, and APGD, which comes in from outside, on the margin;
-    random search for a few values that change by much, and swaps of them where that came near; APGD on cross-entropy
-    from 256 times the radius, and from two more starts where that came nearer; FAB where they came near, and towards
-    three classes more where nearer; longer ascents from three and four starts of what is nearest; longer ones and
-    steps towards nine classes where the logits do not tell; ascents from inside while they bring it nearer, and from
-    four starts of what is nearest where gradients turn at all; squares as a probe. In all three 20 steps on the
-    difference of logits ratio of what has its logits shrink; 6 on the label's own logit of what stays far, and a look
-    at it from far out; in linf and l2 40 small steps of what has its gradients turn from step to step (l2: or searches
-    inside far ahead of breaks outside), more of what these brought nearer, and APGD and squares with ascents of what
-    is near; in l2 ascents on the mean over noise that narrows of what came near and has them turn a little. l0
-    (version 31): sigma-zero, and random search for all; a search by swaps where that came nearer, and near; swaps that
-    gradients propose and sigma-zero for longer of what came near. spatial and corruptions: all there are. patch
-    (version 15): ascent at ten places, and noise, which says whether gradients tell.
+    what is near random search and ascents in turns. A survivor costs some tens to some hundreds of passes, the more
+    the nearer it is, against some 9,760 of AutoAttack. l1 (version 37): 7 steps on the margin, and APGD, which comes
+    in from outside, on the margin; random search for a few values that change by much, and swaps of them where that
+    came near; APGD on cross-entropy from 256 times the radius, and from two more starts where that came nearer; FAB
+    where they came near, and towards three classes more where nearer; longer ascents from three and four starts of
+    what is nearest; longer ones and steps towards nine classes where the logits do not tell; ascents from inside while
+    they bring it nearer, and from four starts of what is nearest where gradients turn at all; squares as a probe. In
+    all three 20 steps on the difference of logits ratio of what has its logits shrink; 6 on the label's own logit of
+    what stays far, and a look at it from far out; in linf and l2 40 small steps of what has its gradients turn from
+    step to step (l2: or searches inside far ahead of breaks outside), more of what these brought nearer, and APGD and
+    squares with ascents of what is near; in l2 ascents on the mean over noise that narrows of what came near and has
+    them turn a little. l0 (version 31): sigma-zero, and random search for all; a search by swaps where that came
+    nearer, and near; swaps that gradients propose and sigma-zero for longer of what came near. spatial and
+    corruptions: all there are. patch (version 15): ascent at ten places, and noise, which says whether gradients tell.
     """
     if threat.norm in _FAMILIES:
         return for_all(*_FAMILIES[threat.norm])
