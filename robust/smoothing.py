@@ -21,7 +21,7 @@ from robust.failures import naming_failures
 from robust.files import replacing, why_unwritten
 from robust.in_front import Normalization
 from robust.rng import Streams, checked_seed
-from robust.sources import as_samples, check_labels, model_sha256
+from robust.sources import Samples, as_samples, check_labels, model_sha256
 from robust.stats import interval
 from robust.target import Target, check_given
 from robust.threat import UNIT
@@ -41,6 +41,7 @@ class Certificates:
             abstained), count (draws that gave the predicted class).
         sigma, n0, n, alpha, seed: as given.
         not_finite: answers of the model that were no finite logits; they count for no class.
+        asked: samples that were to be certified; more than `table` has rows after an interruption.
     """
 
     table: pd.DataFrame
@@ -53,6 +54,7 @@ class Certificates:
     model: dict[str, Any]
     data: dict[str, Any]
     not_finite: int = 0
+    asked: int | None = None  # None: those of the table
 
     @property
     def abstained(self) -> float:
@@ -84,7 +86,11 @@ class Certificates:
         """Everything but the table, for JSON."""
         names = ("sigma", "n0", "n", "alpha", "seed", "seconds", "model", "data", "abstained", "not_finite")
         own = {name: getattr(self, name) for name in names}
-        return {**own, "samples": len(self.table), "certified": self.rows(radii)}
+        return {**own, "samples": len(self.table), "asked": self._asked, "certified": self.rows(radii)}
+
+    @property
+    def _asked(self) -> int:
+        return len(self.table) if self.asked is None else self.asked
 
     def save(self, folder: str | Path) -> Path:
         """Write certificates.json and certificates.parquet, both or neither.
@@ -115,8 +121,13 @@ class Certificates:
             ["95 % from", *(f"{row['low']:.1%}" for row in rows)],
             ["95 % to", *(f"{row['high']:.1%}" for row in rows)],
         ]
+        done = (
+            f"{len(self.table)}"
+            if len(self.table) == self._asked
+            else f"the first {len(self.table)} of {self._asked}"
+        )
         said = (
-            f"{len(self.table)} samples, sigma {self.sigma:g}, n0 {self.n0}, n {self.n}, alpha {self.alpha:g}; "
+            f"{done} samples, sigma {self.sigma:g}, n0 {self.n0}, n {self.n}, alpha {self.alpha:g}; "
             f"abstained on {self.abstained:.1%}"
         )
         if self.not_finite:
@@ -130,6 +141,14 @@ class Certificates:
 
     def __str__(self) -> str:
         return self.format()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while samples were certified. `found`: certificates of those before, which stand as they are."""
+
+    def __init__(self, found: Certificates) -> None:
+        super().__init__(f"interrupted after {len(found.table)} of {found.asked} samples")
+        self.found = found
 
 
 @books_on_the_cpu
@@ -165,6 +184,7 @@ def certify(
 
     Raises:
         InputError and its kin: a parameter out of its range, or a model that fails on the data.
+        Interrupted: Ctrl-C once a sample was certified; its `found` keeps what was.
     """
     _check_sigma(sigma)
     _check_draws("n0", n0)
@@ -179,22 +199,20 @@ def certify(
     samples = as_samples(data, bounds=target.bounds)
     tell(wide_noise(sigma, target.bounds))
     start, rows, not_finite = time.perf_counter(), [], 0
+    cut: KeyboardInterrupt | None = None
     with target.sparing_randomness(), target, torch.no_grad(), naming_failures():
-        for i in range(len(samples)):
-            x = samples.rows([i]).to(target.device)
-            noise = Streams(seed, samples.ids[i : i + 1].to(target.device), ("certify",))
-            first = _counts(target, x, sigma, n0, noise.child("select"))
-            check_labels(samples, len(first))
-            further = _counts(target, x, sigma, n, noise.child("estimate"))
-            not_finite += n0 + n - int(first.sum() + further.sum())
-            chosen = int(first.argmax())
-            count = int(further[chosen])
-            radius = _radius(sigma, count, n, alpha)
-            prediction = chosen if radius > 0 else ABSTAIN
-            rows.append((int(samples.ids[i]), int(samples.y[i]), prediction, radius, count))
-            if progress:
-                progress(i + 1, len(samples))
-    return Certificates(
+        try:
+            for i in range(len(samples)):
+                row, lost = _certified(target, samples, i, sigma=sigma, n0=n0, n=n, alpha=alpha, seed=seed)
+                rows.append(row)
+                not_finite += lost
+                if progress:
+                    progress(i + 1, len(samples))
+        except KeyboardInterrupt as error:
+            if not rows:
+                raise
+            cut = error
+    found = Certificates(
         pd.DataFrame(rows, columns=["sample_id", "label", "prediction", "radius", "count"]),
         sigma,
         n0,
@@ -205,7 +223,28 @@ def certify(
         {"sha256": model_sha256(target.model)},
         {"spec": samples.spec, "sha256": samples.sha256},
         not_finite,
+        len(samples),
     )
+    if cut is not None:
+        raise Interrupted(found) from cut
+    return found
+
+
+def _certified(
+    target: Target, samples: Samples, i: int, *, sigma: float, n0: int, n: int, alpha: float, seed: int
+) -> tuple[tuple[int, int, int, float, int], int]:
+    """The row of the i-th sample in the table, and how many answers were not finite."""
+    x = samples.rows([i]).to(target.device)
+    noise = Streams(seed, samples.ids[i : i + 1].to(target.device), ("certify",))
+    first = _counts(target, x, sigma, n0, noise.child("select"))
+    check_labels(samples, len(first))
+    further = _counts(target, x, sigma, n, noise.child("estimate"))
+    chosen = int(first.argmax())
+    count = int(further[chosen])
+    radius = _radius(sigma, count, n, alpha)
+    prediction = chosen if radius > 0 else ABSTAIN
+    row = (int(samples.ids[i]), int(samples.y[i]), prediction, radius, count)
+    return row, n0 + n - int(first.sum() + further.sum())
 
 
 def _check_sigma(sigma: float) -> None:

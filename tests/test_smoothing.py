@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +16,11 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 import robust
+from robust import smoothing
 from robust.cli import main
 from robust.defenses import GaussianTraining, Trainer, TrainingOptions
 from robust.errors import InputError, StoreError
-from robust.smoothing import ABSTAIN, SmoothedTarget, certify
+from robust.smoothing import ABSTAIN, Interrupted, SmoothedTarget, certify
 from robust.sources import Samples, load_data, load_model, save_weights
 
 SIGMA = 0.5
@@ -87,6 +90,22 @@ def test_a_certificate_is_the_samples_own() -> None:
     assert alone.iloc[0].to_dict() == whole.iloc[2].to_dict()
     other = certify(linear(), data, sigma=SIGMA, n=500, seed=1, device="cpu").table
     assert other["count"].tolist() != whole["count"].tolist()
+
+
+def test_an_interruption_keeps_the_certificates_that_are_done() -> None:
+    def stop(done: int, _: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    data = points(0.1, 0.45, 0.7, 1.0)
+    whole = certify(linear(), data, sigma=SIGMA, n=500, device="cpu")
+    with pytest.raises(Interrupted) as cut:
+        certify(linear(), data, sigma=SIGMA, n=500, device="cpu", progress=stop)
+    found = cut.value.found
+    assert found.table.equals(whole.table.head(2))
+    assert (found.asked, found.to_dict()["samples"], found.to_dict()["asked"]) == (4, 2, 4)
+    assert "the first 2 of 4 samples" in str(found)
+    assert "first" not in str(whole)
 
 
 def test_no_certified_sample_is_broken_by_an_attack() -> None:
@@ -173,9 +192,13 @@ def test_certificates_that_cannot_be_written_leave_those_that_were_there(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_the_command_prints_the_table_and_keeps_the_certificates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`robust certify` in a folder with weights: exit status, standard output and error."""
+
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["robust", "certify", *arguments])
         with pytest.raises(SystemExit) as stop:
@@ -184,10 +207,36 @@ def test_the_command_prints_the_table_and_keeps_the_certificates(
 
     monkeypatch.chdir(tmp_path)
     save_weights(load_model("builtin:digits-mlp"), tmp_path / "w.safetensors")
-    status, out, err = run(
-        "--model", "builtin:digits-mlp", "--weights", "w.safetensors", "--data", "builtin:digits", "--limit", "5",
-        "--sigma", "0.25", "--n", "200", "--radii", "0,0.25", "--out", "kept", "--json", "r.json", "--device", "cpu",
-    )  # fmt: skip
+    return run
+
+
+_DIGITS = ("--model", "builtin:digits-mlp", "--weights", "w.safetensors", "--data", "builtin:digits", "--limit", "5",
+    "--sigma", "0.25", "--n", "200", "--radii", "0,0.25", "--out", "kept", "--json", "r.json", "--device", "cpu")  # fmt: skip
+
+
+def test_an_interrupted_command_keeps_the_certificates_that_are_done(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = smoothing._certified, []
+
+    def stop_in_the_third(*given: Any, **options: Any) -> object:
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*given, **options)
+
+    monkeypatch.setattr(smoothing, "_certified", stop_in_the_third)
+    status, out, err = command(*_DIGITS)
+    assert status == 130
+    assert "the first 2 of 5 samples" in out
+    assert err == "robust: interrupted; 2 of 5 samples were certified\n"
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert (found["samples"], found["asked"]) == (2, 5)
+    assert (tmp_path / "kept" / "certificates.parquet").exists()
+
+
+def test_the_command_prints_the_table_and_keeps_the_certificates(tmp_path: Path, command: Command) -> None:
+    status, out, err = command(*_DIGITS)
     assert status == 0, err
     assert "certified accuracy" in out
     assert "n 200, alpha 0.001" in out
@@ -196,7 +245,7 @@ def test_the_command_prints_the_table_and_keeps_the_certificates(
     assert [row["radius"] for row in found["certified"]] == [0, 0.25]
     assert (tmp_path / "kept" / "certificates.parquet").exists()
     for radii in ("x", "0,nan", "0,inf", "-1"):
-        status, out, err = run(
+        status, out, err = command(
             "--model", "builtin:digits-mlp", "--data", "builtin:digits", "--sigma", "1", f"--radii={radii}"
         )
         assert (status, out) == (2, "")

@@ -42,6 +42,7 @@ def certify(
     ] = None,
 ) -> int:
     """Certified l2 accuracy of a model smoothed with noise. Gaussian noise, after Cohen et al. 2019."""
+    from robust.smoothing import Interrupted
     from robust.smoothing import certify as run
 
     chosen = _radii(radii)
@@ -49,18 +50,22 @@ def certify(
         common.writable_folder(out)
     common.writable_file(json_, folders=(out,))
     target = common.target(model, weights, normalize, device, seed)
+    interrupted = False
     with common.bars() as bars:
         task = bars.add_task("certifying")
-        found = run(
-            target,
-            common.samples(data, limit, target),
-            sigma=sigma,
-            n0=n0,
-            n=n,
-            alpha=alpha,
-            seed=seed,
-            progress=lambda done, total: bars.update(task, completed=done, total=total),
-        )
+        try:
+            found = run(
+                target,
+                common.samples(data, limit, target),
+                sigma=sigma,
+                n0=n0,
+                n=n,
+                alpha=alpha,
+                seed=seed,
+                progress=lambda done, total: bars.update(task, completed=done, total=total),
+            )
+        except Interrupted as cut:
+            found, interrupted = cut.found, True
     text = json.dumps(found.to_dict(chosen), indent=2)
     unwritten = common.write_all(
         lambda: print(text if json_ == "-" else found.format(chosen)),
@@ -69,6 +74,8 @@ def certify(
     )
     if unwritten:
         common.fail(unwritten)
+    if interrupted:
+        common.fail(f"interrupted; {len(found.table)} of {found.asked} samples were certified", 130)
     return 0
 
 
