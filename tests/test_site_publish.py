@@ -94,6 +94,12 @@ def test_folders_of_somebody_else_are_left_alone(
         publish(store, tmp_path)
     with pytest.raises(StoreError, match="robust sweep"):
         publish(Store(tmp_path / "nothing"), tmp_path / "new")
+    table = tmp_path / "tables" / "leaderboard.csv"  # of `show --format csv`, say
+    table.parent.mkdir()
+    table.write_text("precious")
+    with pytest.raises(StoreError, match=r"^--out: .* holds leaderboard.csv, which no publication put there"):
+        publish(store, table.parent)
+    assert (list(table.parent.iterdir()), table.read_text()) == ([table], "precious")
 
 
 def test_a_site_is_never_published_into_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ __all__ = ["publish"]
 MANIFEST: Final = "site.json"  # the files of the last publication, so that the next can clear them away
 _UNFINISHED: Final = "site.unfinished.txt"  # those of one that was stopped, a line each
 _EXPORTS: Final = {"md": "markdown", "csv": "csv", "tex": "latex", "json": "json"}
+_PAGES: Final = ("compare.html", "record.schema.json", *(f"leaderboard.{suffix}" for suffix in _EXPORTS))
 _WRITERS: Final = 8
 _STATUS: Final = {"misclassified": "m", "broken": "b", "survived": "s", "error": "e"}
 
@@ -53,7 +54,8 @@ def publish(store: Store, out: str | Path) -> list[str]:
 
     Raises:
         StoreError: nothing to publish, a damaged or missing file in the store, or a folder that cannot
-            be written, is the store, or holds pages or records that were not published by this.
+            be written, is the store, or holds records, or files of the names of a site's, that were not
+            published by this.
     """
     out = Path(out)
     if store.lies_in(out):
@@ -63,6 +65,10 @@ def publish(store: Store, out: str | Path) -> list[str]:
     if strange := _records_of_others(out, before):
         raise StoreError(
             f"--out: {out} holds records that no publication put there, such as {strange}; give a new folder"
+        )
+    if others := [name for name in _PAGES if name not in before and (out / name).exists()]:
+        raise StoreError(
+            f"--out: {out} holds {others[0]}, which no publication put there; move it, or give a new folder"
         )
     try:
         written = _write(out, _noted(out, site.files()))
