@@ -127,6 +127,21 @@ def test_what_differs_beside_the_model_is_said() -> None:
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+def test_two_trainings_of_one_name_are_told_apart() -> None:
+    report = make_report()
+    a, b = (
+        Record.from_report(
+            report, name="net", defense={"name": "pgd-at", "parameters": {"steps": steps, "warmup": 0.3}}
+        )
+        for steps in (3, 7)
+    )
+    table = report.verdicts
+    first, second = comparison_text(compare(a, b, table, table)).splitlines()[:2]
+    assert " + pgd-at (steps=3), " in first
+    assert " + pgd-at (steps=7), " in second
+    assert "(" not in comparison_text(compare(a, a, table, table)).splitlines()[0]
+
+
 def test_across_conditions_nobody_is_called_more_robust() -> None:
     (a, left), (b, right) = record(robust=60), record(robust=20, threat=Threat("linf", "16/255"))
     text = comparison_text(compare(a, b, left, right)).replace("\n", " ")

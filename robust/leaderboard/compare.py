@@ -13,6 +13,7 @@ from tabulate import SEPARATING_LINE, tabulate
 from robust.errors import InputError
 from robust.leaderboard.layout import TIGHT, percent, plain
 from robust.leaderboard.record import Record
+from robust.leaderboard.table import settings_apart
 from robust.leaderboard.trust import shown_trust
 from robust.stats import holm, mcnemar, paired_interval
 
@@ -119,12 +120,14 @@ def comparison_text(found: Comparison) -> str:
     """For a terminal of 80 columns."""
     from textwrap import fill
 
+    sides = [("A", found.a), ("B", found.b)]
+    apart = [f" ({plain(text)})" if text else "" for text in settings_apart([found.a, found.b])]
     lines = [
         fill(
-            f"{side}: {plain(r.model.name)} + {plain(r.defense.name)}, {r.short_id}, trust: {shown_trust(r)}",
-            80,
+            f"{side}: {plain(r.model.name)} + {plain(r.defense.name)}{setting}, {r.short_id}, trust: {shown_trust(r)}",
+            _WIDTH,
         )
-        for side, r in (("A", found.a), ("B", found.b))
+        for (side, r), setting in zip(sides, apart, strict=True)
     ]
     if found.differs:
         lines.append(fill(f"not under the same conditions: {'; '.join(found.differs)}", _WIDTH))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
 from itertools import groupby, pairwise
 from textwrap import fill
@@ -245,6 +245,16 @@ def _suite(record: Record) -> str:
 
 def _variants(group: list[Record]) -> list[str]:
     """For rows that share model and defense: the settings in which they differ, else the id."""
+    keys = [(*_names(record), canonical(_settings(record))) for record in group]
+    often = Counter(keys)
+    return [
+        ", ".join(filter(None, (text, record.id[:8] if often[key] > 1 else "")))
+        for record, text, key in zip(group, settings_apart(group), keys, strict=True)
+    ]
+
+
+def settings_apart(group: Sequence[Record]) -> list[str]:
+    """For records that share model and defense: the settings in which they differ, such as "steps=5"; else nothing."""
     settings: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in group:
         settings.setdefault(_names(record), []).append(_settings(record))
@@ -252,10 +262,7 @@ def _variants(group: list[Record]) -> list[str]:
     for record in group:
         mine, others = _settings(record), settings[_names(record)]
         differing = [key for key in mine if any(other.get(key) != mine[key] for other in others)]
-        text = ", ".join(f"{key}={mine[key]}" for key in differing)
-        if len(others) > 1 and others.count(mine) > 1:
-            text = f"{text}, {record.id[:8]}" if text else record.id[:8]
-        out.append(text)
+        out.append(", ".join(f"{key}={mine[key]}" for key in differing))
     return out
 
 
