@@ -244,6 +244,33 @@ def test_plans_in_one_folder_keep_each_their_pictures(tmp_path: Path) -> None:
     assert len(pictures("two", "0.1", "0.2")) == 6
 
 
+def test_a_curve_that_is_computed_again_keeps_its_place_and_its_picture(tmp_path: Path) -> None:
+    plan = SweepConfig.model_validate(
+        {
+            "data": "builtin:digits",
+            "train": "builtin:digits:train",
+            "limit": 4,
+            "models": [{"spec": "builtin:digits-mlp"}],
+            "defenses": [{"name": "none", "training": {"epochs": epochs}} for epochs in (1, 2)],
+            "curves": [{"norm": "linf", "eps": ["0.02", "0.04"], "suite": ["fgsm"]}],
+        }
+    )
+
+    def names() -> tuple[list[str], set[str]]:
+        result = run_sweep(plan, tmp_path, device="cpu")
+        _print_curves(result, tmp_path)
+        return [curve["defense"] for curve in result.curves], {
+            path.name for path in tmp_path.glob("curves/*.svg")
+        }
+
+    first = names()
+    assert first[0] == ["none(epochs=1)", "none(epochs=2)"]
+    for path in tmp_path.glob("curves/*.json"):
+        if "none(epochs=1)" in path.read_text():
+            path.unlink()
+    assert names() == first
+
+
 def test_curves_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     for curve, message in [
         ({"norm": "linf", "eps": ["0.1"]}, "eps"),

@@ -59,6 +59,7 @@ class Filing:
 
     Attributes:
         done: identities of cells that are.
+        curves: those that are done, by their cells' identities.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Filing:
         self._config, self._results, self._result, self._diary = config, results, result, diary
         self._command, self._store = command, Store(results.out)
         self.done: set[str] = set()
+        self.curves: dict[str, dict[str, Any]] = {}
 
     def found(self, cell: Anyhow, key: str) -> bool:
         """Whether the cell is done already; one whose files are gone or damaged is not."""
@@ -74,7 +76,7 @@ class Filing:
             curve = self._results.curve_of(key)
             if curve is None:
                 return False
-            self._result.curves.append(curve)
+            self.curves[cell.identity] = curve
             self._note_errors(cell, curve["errors"], self._results.curve_file(key))
         else:
             record = self._record(key)
@@ -143,7 +145,7 @@ class Filing:
         """File a curve."""
         curve, table = make_curve(opened, cell)
         self._results.finish_curve(opened.key, curve, table)
-        self._result.curves.append(curve)
+        self.curves[cell.identity] = curve
         values = [point["value"] for point in curve["points"]]
         self._diary.tell("curve", cell.title, robust=values, seconds=curve["seconds"])
         failures = [failure for part in opened.parts.values() for failure in part.failures]

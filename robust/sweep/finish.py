@@ -42,7 +42,7 @@ class SweepResult:
     """What a sweep left behind.
 
     Attributes:
-        records: of the cells that are done; curves: as in their files.
+        records: of the cells that are done; curves: as in their files, in the order of the plan.
         computed, reused: cells and curves done now, and found done.
         failures: a title and a reason for each that failed; missing: titles of all that are not there.
         stopped: why the sweep ended before its time, as on a full disk; None where it did not.

@@ -107,6 +107,10 @@ class _Sweep:
             del self.diary.listeners[1:]  # the log is on the same disk
         finally:
             self.result.missing = [cell.title for cell in everything if cell.identity not in self.filing.done]
+            curves_of = self.filing.curves
+            self.result.curves = [
+                curves_of[cell.identity] for cell in everything if cell.identity in curves_of
+            ]
             self._end(time.perf_counter() - start)
         return self.result
 
