@@ -161,9 +161,12 @@ def compare(
     left, right = where.get(a), where.get(b)
     found = run(left, right, where.verdicts(left), where.verdicts(right))
     text = json.dumps(found.to_dict(), indent=1)
-    if json_ not in (None, "-"):
-        common.write_json(json_, text)
-    print(text if json_ == "-" else comparison_text(found))
+    unwritten = common.write_all(
+        lambda: print(text if json_ == "-" else comparison_text(found)),
+        lambda: common.write_json(json_, text) if json_ not in (None, "-") else None,
+    )
+    if unwritten:
+        common.fail(unwritten)
     return 0
 
 
