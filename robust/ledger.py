@@ -15,6 +15,7 @@ class Prior:
     gaps: Tensor  # (N, C): each class's logit minus the label's at its highest inside the threat; -inf for the label
     clean_margin: Tensor  # (N,): the highest of them at x
     near: Tensor | None = None  # (N, ...): known breaks to begin at, or x; None where none are known
+    bend: float = 1.0  # see `Oracle.left_at`
 
 
 @dataclass

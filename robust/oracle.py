@@ -92,6 +92,7 @@ class Oracle:
         self._watched, self._minimize = observe, minimize
         self._clean_margin = prior.clean_margin if prior else None
         self._near = prior.near if prior else None
+        self._bend = prior.bend if prior else 1.0
         self._target = target
         self._seed, self._purpose = seed, purpose
         self._access, self._micro_batch = access, max(1, micro_batch // target.draws)
@@ -154,6 +155,13 @@ class Oracle:
         if self._clean_margin is None:
             self._clean_margin = self._known_margin()
         return self._clean_margin[self._rows]
+
+    def left_at(self, way: float) -> float:
+        """What is left of a clean margin where this part of the way to the boundary is: as much, unless margins are bent.
+
+        What attacks ask of shares of the clean margin, such as `near`, they ask of this.
+        """
+        return way**self._bend
 
     @property
     def start(self) -> Tensor:

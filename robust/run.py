@@ -140,7 +140,7 @@ class Run:
         self._from_caller: Exception | None = None  # what the function that shows progress raised
         self._examples = Kept("adversarial examples")
         self.micro_batch = settings.micro_batch or 0
-        self.differentiable, self.drift = True, 0.0
+        self.differentiable, self.drift, self.bend = True, 0.0, 1.0
         self._few_logits: Tensor | None = None
         self._held = memory.give_back(0)  # bytes that the process holds, without what waits to be used again
 
@@ -155,7 +155,7 @@ class Run:
             self._examine()
         else:
             self.differentiable, self.search, self.engine = known.differentiable, known.search, known.engine
-            self.judge, self.drift = known.judge, known.drift
+            self.judge, self.drift, self.bend = known.judge, known.drift, known.bend
             if known.micro_batch < len(known.samples):
                 self.micro_batch = known.micro_batch
         if not self.micro_batch:
@@ -172,7 +172,7 @@ class Run:
         self.findings += seen.findings
         if seen.probabilities:
             self.target.take_for_probabilities()
-        self.differentiable, self.drift = seen.differentiable, seen.drift
+        self.differentiable, self.drift, self.bend = seen.differentiable, seen.drift, seen.bend
         self._few_logits = None if seen.probabilities else seen.logits
         self.checks |= {
             "forwards": seen.forwards,
@@ -331,7 +331,7 @@ class Run:
         """The samples that a stage is to see: (n,) bool."""
         status, again = self.verdicts.status, self.settings.minimize or not cascade
         eligible = (status == SURVIVED) | ((status == BROKEN) & again)
-        return eligible & meets(stage, self.verdicts.known(self.threat.radius), self._draw)
+        return eligible & meets(stage, self.verdicts.known(self.threat.radius, self.bend), self._draw)
 
     def _draw(self) -> Tensor:
         """A random number in [0, 1) of each sample, whatever else is in the data: (n,)."""
@@ -377,7 +377,7 @@ class Run:
         v = self.verdicts
         known = (v.gaps if cascade else v.clean_gaps)[rows]  # alone, an attack starts from nothing
         near = self._near_of(attack, rows, x, cascade=cascade)
-        prior = Prior(known.to(x.device), v.clean_margin[rows].to(x.device), near)
+        prior = Prior(known.to(x.device), v.clean_margin[rows].to(x.device), near, self.bend)
         oracle = Oracle(
             self.search, x, y, ids, self.threat,
             seed=self.settings.seed, purpose=attack.label, access=attack.access, micro_batch=self.micro_batch,

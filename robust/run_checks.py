@@ -150,7 +150,7 @@ def _count_margins(run: Run, stages: Sequence[Stage]) -> None:
     Of all samples that the first ascent left, those whose gradients turned from step to step; of survivors that were seen
     broken, those nearer by what searches inside show.
     """
-    known, survived = run.verdicts.known(run.threat.radius), run.verdicts.status == SURVIVED
+    known, survived = run.verdicts.known(run.threat.radius, run.bend), run.verdicts.status == SURVIVED
     approached = survived & (known.distance <= _APPROACHED)
     most = _SHRUNK_FEW if run.verdicts.gaps.shape[1] <= _FEW_CLASSES else _SHRUNK
     run.checks["standing"] += int(survived.sum())

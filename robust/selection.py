@@ -27,11 +27,17 @@ class Known:
     spent: Tensor  # most passes of a minimum-norm attack
     rose: Tensor  # bool: the latest attack brought the margin nearer
     closer: Tensor  # bool: it saw an adversarial point nearer than those before
+    bend: float = 1.0  # power of the way that is left by which margins fall towards a boundary
 
     @property
     def share(self) -> Tensor:
-        """What is left of the clean margin: 1 has not moved, 0 is broken."""
-        return self.margin / self.clean_margin
+        """What is left of the clean margin, straightened where margins are bent: 1 has not moved, 0 is broken."""
+        left = self.margin / self.clean_margin
+        return left if self.bend == 1 else torch.where(left > 0, left.abs() ** (1 / self.bend), left)
+
+    def near(self, share: float) -> Tensor:
+        """Which came within this share, (n,) bool."""
+        return self.margin >= share**self.bend * self.clean_margin
 
     @property
     def behind(self) -> Tensor:
@@ -65,7 +71,7 @@ def _reasons(stage: Stage, known: Known) -> list[Tensor]:
     """Of each condition any of which will do, and that the stage sets, which samples meet it: (n,) bool."""
     distance, share, behind = known.distance, known.share, known.behind
     conditions: list[tuple[float | None, Callable[[Any], Tensor]]] = [
-        (stage.near, lambda most: known.margin >= most * known.clean_margin),
+        (stage.near, known.near),
         (stage.within, lambda most: distance <= most),
         (stage.beyond, lambda least: distance > least),
         (stage.ahead, lambda least: behind < -least),

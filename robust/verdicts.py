@@ -79,8 +79,12 @@ class Verdicts:
         self.clean_gaps = self.gaps.clone()
         self.prediction_adv = self.prediction.clone()
 
-    def known(self, radius: float) -> Known:
-        """What stages choose by, with distances in units of the threat's radius."""
+    def known(self, radius: float, bend: float = 1.0) -> Known:
+        """What stages choose by, with distances in units of the threat's radius.
+
+        Args:
+            bend: power of the way that is left by which margins fall towards a boundary.
+        """
         lead, farthest = _lead(self.clean_gaps), _farthest(self.gaps, self.clean_gaps)
         return Known(
             self.margin,
@@ -92,6 +96,7 @@ class Verdicts:
             self.spent,
             self.rose,
             self.closer,
+            bend,
         )
 
     def note(self, rows: Tensor, ledger: Ledger) -> None:

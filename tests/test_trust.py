@@ -148,7 +148,7 @@ def test_an_honest_net_is_looked_at_briefly(net: nn.Module, digits: tuple[Tensor
     with Target(net, device="cpu") as target:
         seen = preflight(target, x, y, Threat.parse("linf:0.1"))
     assert seen.findings == []
-    assert seen.forwards + seen.backwards < 29 * PREFLIGHT_SAMPLES
+    assert seen.forwards + seen.backwards < 31 * PREFLIGHT_SAMPLES
 
 
 def _blocks_at_zero(front: Callable[[Tensor], Tensor]) -> bool:

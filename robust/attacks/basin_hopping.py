@@ -132,11 +132,11 @@ class BasinHopping(Attack):
         s.before = oracle.gaps.amax(1)  # of all attacks before
         for rank in classes_in_turn(oracle, s, self.targets):
             if self.worth is not None and rank:
-                oracle.rest(oracle.gaps.amax(1) < self.worth * s.clean)
+                oracle.rest(oracle.gaps.amax(1) < oracle.left_at(self.worth) * s.clean)
             for _ in oracle.steps(1):
                 self._start(oracle, s, rank)
         if self.near is not None:
-            oracle.rest(self._all_chains(self._far(s)))
+            oracle.rest(self._all_chains(self._far(oracle, s)))
         s.marks = s.best[:, None].repeat(1, _MEMORY)
         s.waited = torch.zeros_like(oracle.y)
         lengths = torch.tensor(self._pushes, device=s.best.device)
@@ -155,10 +155,10 @@ class BasinHopping(Attack):
         diversify(oracle, s, self.odi_steps, streams, self.radii[0])
         ascend(oracle, s, self.steps, self.momentum, self.radii, size=1.0 if self.inward else 2.0)
 
-    def _far(self, s: State) -> Tensor:
+    def _far(self, oracle: Oracle, s: State) -> Tensor:
         """Rows that are neither near nor nearer by much than all attacks before brought them."""
         assert self.near is not None
-        far = s.best < self.near * s.clean
+        far = s.best < oracle.left_at(self.near) * s.clean
         return far if self.gained is None else far & (s.best - s.before <= self.gained * -s.clean)
 
     def _hopeless(self, s: State) -> Tensor:

@@ -100,9 +100,9 @@ class MultiTargeted(Attack):
         """Let rows sit out that the class in turn is not for."""
         far = []
         if self.near is not None and rank >= self.least:
-            far.append(oracle.gaps.gather(1, s.aim).squeeze(1) < self.near * s.clean)
+            far.append(oracle.gaps.gather(1, s.aim).squeeze(1) < oracle.left_at(self.near) * s.clean)
         if self.worth is not None and rank:
-            far.append(oracle.gaps.amax(1) < self.worth * s.clean)
+            far.append(oracle.gaps.amax(1) < oracle.left_at(self.worth) * s.clean)
         if far:
             oracle.rest(torch.stack(far).any(0))
 

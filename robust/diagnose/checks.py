@@ -238,7 +238,8 @@ FLAT_MARGINS = _declare(
     rule="of five samples or more that stand and were seen broken within twice the radius, over half have kept > 95 % of "
     "their clean margin within it (linf, l2 and l1, where an attack of 10 steps and more ascends); or over half of the samples' "
     "own logits have under 1 % of the slope of the best other's, or those of the own's (of three classes and more, logarithms of "
-    "probabilities aside); or at a boundary between two samples the margin jumps by > 50 % of what it is at the first (the median)",
+    "probabilities aside); or on the way to a sample of another class, or to the negative, the margin jumps by > 50 % of what it "
+    "is at the first, or falls by a power under .4 of the way that is left (the medians)",
     detects="logits that hardly move before they jump, such as ranks, a winner that is raised or rounded with a little of the "
     "logits, or what a tanh, a clamp or a ReLU lets through: how "
     "near a boundary is cannot be told from them, and by that the longest searches are chosen; losses that compare differences "

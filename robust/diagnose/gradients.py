@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robust import copies
 from robust.attacks.geometry import random_start
-from robust.diagnose import checks, roughness, scattering, slope
+from robust.diagnose import boundary, checks, roughness, scattering, slope
 from robust.diagnose.answers import AGAIN, COMPANY, SHARE, Preflight, ask, drift_of, rounding
 from robust.errors import RobustError, told
 from robust.failures import out_of_memory
@@ -221,19 +221,26 @@ def squashed(target: Target, x: Tensor, y: Tensor, seen: Preflight) -> None:
             return
 
 
-def jumps(target: Target, x: Tensor, y: Tensor, _: None, seen: Preflight) -> None:
-    """Does the margin come to 0 at a boundary, or jump over it?"""
+def at_boundary(target: Target, x: Tensor, y: Tensor, _: None, seen: Preflight) -> None:
+    """Does the margin come to 0 at a boundary, or jump over it? And does it fall towards it evenly?"""
     if checks.FLAT_MARGINS.name in {finding.check for finding in seen.findings}:
         return
-    x, y = x[: slope.SAMPLES], y[: slope.SAMPLES]
-    share, forwards = roughness.jump(target, x, y)
-    seen.forwards += forwards * target.draws
-    if share > roughness.JUMP:
+    found = boundary.look(target, x[: slope.SAMPLES], y[: slope.SAMPLES])
+    seen.forwards += found.forwards * target.draws
+    if found.jump > boundary.JUMP:
         seen.findings.append(
             checks.FLAT_MARGINS.finding(
-                f"at a boundary the margin jumps by {share:.0%} of what it is at the samples"
+                f"at a boundary the margin jumps by {found.jump:.0%} of what it is at the samples"
             )
         )
+    elif found.bend < boundary.BENT:
+        seen.bend = max(boundary.LEAST, round(found.bend, 2))
+        if found.bend < boundary.TOLD:
+            seen.findings.append(
+                checks.FLAT_MARGINS.finding(
+                    f"towards a boundary the margin falls by the power of {found.bend:.2f} of the way that is left"
+                )
+            )
 
 
 def blocked(target: Target, x: Tensor, y: Tensor, gradient: Tensor, seen: Preflight) -> None:

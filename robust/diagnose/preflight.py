@@ -76,7 +76,7 @@ def _looked(target: Target, x: Tensor, y: Tensor, threat: Threat | None, highest
             _moved(gradients.uphill, still, x, y, threat, seen)
         _moved(gradients.within_threat, still, x, y, (threat, gradients.passed(gradient.abs().amax(1))), seen)
         gradients.squashed(still, x, y, seen)
-        _moved(gradients.jumps, still, x, y, None, seen)
+        _moved(gradients.at_boundary, still, x, y, None, seen)
         if still is target:
             _moved(gradients.blocked, target, x, y, gradient, seen)
     return seen

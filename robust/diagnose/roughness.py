@@ -35,9 +35,6 @@ _LEAST_RADIUS: Final = 0.03  # of the box: within less, 8-bit pixels and activat
 _OFF: Final = 0.02  # of the box, so that no pixel of few values begins where its rounding jumps
 _ROUNDINGS: Final = 4.0
 _CLOSER: Final = 6  # halvings of the steepest interval
-JUMP: Final = 0.5  # of the clean margin; a continuous one is halved with every halving of the way
-_HALVINGS: Final = 10  # after six a net of plateaus still jumped by a half
-_PAIRS: Final = 4  # fewer tell nothing
 
 
 class Rough(NamedTuple):
@@ -166,46 +163,3 @@ def _line(target: Target, x: Tensor, y: Tensor, threat: Threat) -> _Line:
     reach = (_RADII * threat.radius * steepest / size).clamp(max=widest)
     along = gradient / per_row(steepest, x) * per_row(reach, x)
     return _Line(target, y, x, along, reach, logits.detach().double().abs().amax(1))
-
-
-@torch.no_grad()
-def jump(target: Target, x: Tensor, y: Tensor) -> tuple[float, int]:
-    """How far the margin jumps at a boundary, in clean margins (the samples' median; nan: not to be told), and forwards.
-
-    On the way from each sample to one that is taken for another class, halved until both ends are all but one point, or
-    less lies between the margins there than a jump would leave.
-
-    Args:
-        target: entered; deterministic.
-        x, y: samples on its device, (N, ...) and (N,).
-    """
-    logits = target.logits(x)
-    taken = logits.argmax(1)
-    right = (taken == y).nonzero().squeeze(1)
-    # The next sample of another class, in the order that they came.
-    others = taken[None, :] != y[right, None]
-    after = (torch.arange(len(x), device=x.device)[None, :] - right[:, None]) % len(x)
-    partner = torch.where(others, after, len(x)).argmin(1)
-    right, partner = right[others.any(1)], partner[others.any(1)]
-    if len(right) < _PAIRS:
-        return math.nan, len(x)
-    label, inner, outer = y[right], x[right], x[partner]
-    clean = margin(logits[right], label).double()
-    below, above = clean, margin(logits[partner], label).double()
-    gap, forwards = math.inf, len(x)
-    for _ in range(_HALVINGS):
-        middle = (inner + outer) / 2
-        height = margin(target.logits(middle), label).double()
-        out = height > 0
-        inner, outer = (
-            torch.where(per_row(out, x), inner, middle),
-            torch.where(per_row(out, x), middle, outer),
-        )
-        below, above = torch.where(out, below, height), torch.where(out, height, above)
-        gap, forwards = (
-            float(((above - below) / clean.abs().clamp_min(1e-300)).median()),
-            forwards + len(right),
-        )
-        if gap <= JUMP:
-            break
-    return gap, forwards

@@ -18,7 +18,7 @@ from robust.sweep.config import Curve, DefenseEntry, Exclusion, ModelEntry, Suit
 from robust.sweep.curves import stages_below
 from robust.threat import Threat
 
-CODE_VERSION: Final = 19  # raise it when verdicts or weights of an unchanged plan may come out otherwise
+CODE_VERSION: Final = 20  # raise it when verdicts or weights of an unchanged plan may come out otherwise
 
 
 @dataclass(frozen=True)
