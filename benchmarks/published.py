@@ -1,7 +1,8 @@
 """Architectures of published checkpoints, for the MODEL of a case of verdict.py.
 
 From the verifier alpha,beta-CROWN (github.com/Verified-Intelligence/alpha-beta-CROWN, complete_verifier/models):
-CNN-A for MNIST and CIFAR-10 (sdp), MadryCNN without max pooling, tiny (bab_attack). From Wong et al. 2018
+CNN-A for MNIST and CIFAR-10 (sdp), MadryCNN without max pooling, tiny (bab_attack), perceptrons of five and eight hidden
+layers (eran), the small net of MN-BaB with sigmoids (non_relu). From Wong et al. 2018
 (github.com/locuslab/convex_adversarial): the small nets of models_scaled and models_scaled_l2, of whose list of states the
 first is to be saved alone. From TRADES (Zhang et al. 2019), as shipped with A3 (github.com/liuye6666/adaptive_auto_attack):
 the small CNN for MNIST. From the verifiers' competitions (github.com/stanleybak/vnncomp2021, github.com/ChristopherBrix/
@@ -12,7 +13,7 @@ From Salman et al. 2019 (github.com/Hadisalman/robust-verify-benchmark, weights)
 CNN-A, wide and deep nets, those for CIFAR-10 behind Wong et al.'s normalisation. From MMR-Universal (Croce & Hein 2020,
 github.com/fra31/mmr-universal, first commit, .mat files, of which the first linear layer takes rows, columns, channels): CNN-A,
 for CIFAR-10 without a normalisation. From auto_LiRPA (github.com/Verified-Intelligence/auto_LiRPA, examples/vision/pretrained):
-mnist_cnn_small, trained to be certified (mnist_certified; first the convolutions, then the linear layers), and kw_mnist, CNN-A. From
+mnist_cnn_small, trained to be certified (mnist_certified; first the convolutions, then the linear layers), kw_mnist, CNN-A, and cifar_2c2f. From
 oval-bab (github.com/oval-group/oval-bab, models): mnist_wide_kw, CNN-A, and cifar_madry_8px, Wong et al.'s small net. From the
 verifier MN-BaB (Ferrari et al. 2022, github.com/eth-sri/mn-bab, networks), behind the normalisations of its configurations:
 convSmall (mnist_convSmallRELU__Point, cifar10_convSmallRELU__PGDK), mnist_2_50_flattened, resnet_4b_bn_adv with its batch norms
@@ -52,15 +53,20 @@ class _Normalized(nn.Sequential):
 
 
 def _layers(
-    channels: int, side: int, widths: tuple[int, int] = (16, 32), hidden: int = 100, padding: int = 1
+    channels: int,
+    side: int,
+    widths: tuple[int, int] = (16, 32),
+    hidden: int = 100,
+    padding: int = 1,
+    unit: type[nn.Module] = nn.ReLU,
 ) -> list[nn.Module]:
     """Two strided convolutions and two linear layers: CNN-A, which is Wong et al.'s small net as well, unless told otherwise."""
     first, second = widths
     left = side // 4 + 2 * (padding - 1)
     return [
-        nn.Conv2d(channels, first, 4, stride=2, padding=padding), nn.ReLU(),
-        nn.Conv2d(first, second, 4, stride=2, padding=padding), nn.ReLU(),
-        nn.Flatten(), nn.Linear(second * left**2, hidden), nn.ReLU(), nn.Linear(hidden, 10),
+        nn.Conv2d(channels, first, 4, stride=2, padding=padding), unit(),
+        nn.Conv2d(first, second, 4, stride=2, padding=padding), unit(),
+        nn.Flatten(), nn.Linear(second * left**2, hidden), unit(), nn.Linear(hidden, 10),
     ]  # fmt: skip
 
 
@@ -90,6 +96,17 @@ def mnist_conv_small() -> nn.Module:
 
 def cifar_conv_small() -> nn.Module:
     return _Normalized(_CIFAR, *_layers(3, 32, padding=0))
+
+
+def cifar_conv_small_sigmoid() -> nn.Module:
+    return _Normalized(_CIFAR, *_layers(3, 32, padding=0, unit=nn.Sigmoid))
+
+
+def cifar_2c2f() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(),
+        nn.Flatten(), nn.Linear(4 * 28**2, 32), nn.ReLU(), nn.Linear(32, 10),
+    )  # fmt: skip
 
 
 def _wide(channels: int, side: int, width: int) -> list[nn.Module]:
@@ -152,6 +169,18 @@ def mnist_mlp_2_50() -> nn.Module:
 
 def mnist_mlp_2_100() -> nn.Module:
     return _perceptron(2)
+
+
+def mnist_mlp_5_100() -> nn.Module:
+    return _perceptron(5)
+
+
+def mnist_mlp_5_200() -> nn.Module:
+    return _perceptron(5, 200)
+
+
+def mnist_mlp_8_100() -> nn.Module:
+    return _perceptron(8)
 
 
 def mnist_mlp_9_100() -> nn.Module:

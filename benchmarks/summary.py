@@ -32,6 +32,7 @@ TABLES = (
     "1000",
     "mnbab",
     "plain",
+    "fresh",
     "l1",
     "l1-500",
     "l0",
