@@ -68,7 +68,7 @@ def seen(model: nn.Module, digits: tuple[Tensor, Tensor], threat: str) -> tuple[
     return report, [finding["check"] for finding in report.findings]
 
 
-@pytest.mark.parametrize(("threat", "more"), [("linf:0.1", 1), ("l2:0.6", 4), ("l1:3", 0)])
+@pytest.mark.parametrize(("threat", "more"), [("linf:0.1", 2), ("l2:0.6", 4), ("l1:3", 0)])
 def test_a_temperature_that_falls_hides_no_boundary(
     threat: str, more: int, net: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:

@@ -211,8 +211,9 @@ def at_temperature(value: float) -> nn.Module:
 def test_a_selection_that_switches_within_the_threat_is_told(
     threat: str, digits: tuple[Tensor, Tensor]
 ) -> None:
-    assert seen_first(at_temperature(0.01), digits, threat) == ["scattered-gradients"]
-    assert seen_first(at_temperature(0.005), digits, threat) == ["scattered-gradients"]
+    # Where it switches the margin all but jumps, which flat-margins may tell, too.
+    assert seen_first(at_temperature(0.01), digits, threat)[0] == "scattered-gradients"
+    assert seen_first(at_temperature(0.005), digits, threat)[0] == "scattered-gradients"
     assert seen_first(at_temperature(0.1), digits, threat) == []
 
 
