@@ -120,16 +120,19 @@ def _are_those_of(report: Report, samples: Samples) -> bool:
 
 
 def passes(report: Report) -> Figure:
-    """A bar per attack: its forward and backward passes, and how many samples it broke."""
-    figure, axes = _figure(7, 1.2 + 0.42 * (len(report.attacks) + 1))
-    apart = told_apart([entry["label"] for entry in report.attacks])
-    names = [_shorten(" ".join(lines)) for lines in apart] + ["checks"]
-    forwards = [entry["forwards"] for entry in report.attacks] + [report.checks["forwards"]]
-    backwards = [entry["backwards"] for entry in report.attacks] + [report.checks["backwards"]]
+    """A bar per attack that had samples: its forward and backward passes, and how many of them it broke."""
+    parameters = [entry["parameters"] for entry in report.attacks]
+    apart = told_apart([entry["label"] for entry in report.attacks], beside=1, parameters=parameters)
+    shown = [row for row, entry in enumerate(report.attacks) if entry["attacked"]]
+    attacks = [report.attacks[row] for row in shown]
+    figure, axes = _figure(7, 1.2 + 0.42 * (len(attacks) + 1))
+    names = [_shorten(" ".join(apart[row])) for row in shown] + ["checks"]
+    forwards = [entry["forwards"] for entry in attacks] + [report.checks["forwards"]]
+    backwards = [entry["backwards"] for entry in attacks] + [report.checks["backwards"]]
     rows = np.arange(len(names))
     axes.barh(rows, forwards, color=_BLUE, label="forward")
     axes.barh(rows, backwards, left=forwards, color=_ORANGE, label="backward")
-    for row, entry in enumerate(report.attacks):
+    for row, entry in enumerate(attacks):
         end = forwards[row] + backwards[row]
         axes.annotate(
             f"broke {entry['broke']} of {entry['attacked']}", (end, row), (4, 0), textcoords="offset points",

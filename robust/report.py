@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from robust.errors import InputError, StoreError, ThreatError
-from robust.files import given_path, replacing, why_unwritten
+from robust.files import given_path, replacing, why, why_unwritten
 from robust.stats import interval
 from robust.threat import Threat
 
@@ -278,7 +278,9 @@ class Report:
             kept_examples = load_file(examples) if examples.exists() else None
             if not isinstance(raw, dict):
                 raise ValueError(f"report.json holds {type(raw).__name__}, not an object")
-        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        except OSError as error:
+            raise _unreadable(folder, f"{Path(error.filename or folder).name}: {why(error)}") from error
+        except (ValueError, RecursionError, SafetensorError) as error:
             raise _unreadable(folder, str(error)) from error
         if not isinstance(raw.get("schema_version"), int):
             raise _unreadable(folder, "report.json states no schema version")

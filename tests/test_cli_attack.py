@@ -158,6 +158,15 @@ def test_long_labels_are_told_apart_by_few_words() -> None:
     assert "hop_steps" not in text
 
 
+def test_stages_that_no_sample_was_for_take_a_line_together() -> None:
+    lines = summary(make_report(alone={"fgsm": 40, "apgd": None, "ddn": None})).splitlines()
+    assert "for none of the samples: apgd, ddn" in lines
+    assert [line.split()[0] for line in lines[2:4]] == ["fgsm", "for"]
+    unattacked = summary(make_report(alone={"fgsm": None, "apgd": None}))
+    assert "for none" not in unattacked
+    assert "fgsm" in unattacked
+
+
 def test_attacks_of_one_label_are_numbered() -> None:
     entries = [{"label": label, "parameters": {}} for label in ("pgd(steps=9)", *["transfer(Net)"] * 2)]
     assert _names(entries) == ["pgd", "transfer #1", "transfer #2"]

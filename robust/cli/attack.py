@@ -316,6 +316,9 @@ def summary(report: Report) -> str:
 
     from tabulate import tabulate
 
+    named = list(zip(_names(report.attacks), report.attacks, strict=True))
+    some = [(name, e) for name, e in named if e["attacked"]] or named
+    idle = [name for name, e in named if not e["attacked"] and len(some) < len(named)]
     rows = [
         (
             name,
@@ -326,7 +329,7 @@ def summary(report: Report) -> str:
             e["backwards"],
             f"{e['seconds']:.1f}",
         )
-        for name, e in zip(_names(report.attacks), report.attacks, strict=True)
+        for name, e in some
     ]
     heads = ("attack", "tried", "broke", "left", "forward", "backward", "s")
     widths = [_COLUMN, None, None, None, None, None, None]
@@ -334,6 +337,7 @@ def summary(report: Report) -> str:
     dependent = sorted({e["source"] for e in report.attacks if e.get("batch_dependent")})
     lines = [
         table,
+        *([fill(f"for none of the samples: {', '.join(idle)}", 80)] if idle else []),
         *(
             fill(f"{source}: its results may depend on the batch (--set group=1: each sample alone)", 80)
             for source in dependent

@@ -183,9 +183,7 @@ class Store:
         """
         names = self._names()
         if not names:
-            raise StoreError(
-                f"store: no records in {self.url}; `robust sweep --out DIR` makes a folder that has some"
-            )
+            raise StoreError(self._empty())
         return [self._read_record(name) for name in names]
 
     def get(self, prefix: str) -> Record:
@@ -212,6 +210,8 @@ class Store:
         found = [id_ for id_ in ids if prefix and id_.startswith(prefix)]
         if len(found) == 1:
             return found[0]
+        if not ids:
+            raise UnknownNameError(self._empty())
         if found:
             raise UnknownNameError(
                 f"record {prefix!r} in {self.url}: {len(found)} begin so, {_some(found)}; give more digits"
@@ -219,8 +219,11 @@ class Store:
         if near := difflib.get_close_matches(prefix, [id_[: max(len(prefix), 8)] for id_ in ids], n=1):
             hint = f"did you mean {near[0]!r}?"
         else:
-            hint = f"known: {_some(ids) or 'none'}"
+            hint = f"known: {_some(ids)}"
         raise UnknownNameError(f"unknown record {prefix!r} in {self.url}; {hint}")
+
+    def _empty(self) -> str:
+        return f"store: no records in {self.url}; `robust sweep --out DIR` makes a folder that has some"
 
     def verdicts(self, record: Record) -> pd.DataFrame:
         """The verdict table of a record.
