@@ -56,10 +56,8 @@ class _Ways:
         right = right[leads]
         self._target, self.forwards = target, len(x) + asked
         self._begin, self._end, self._label = x[right], end[leads], y[right]
-        self._clean = self._below = margin(
-            logits[right], self._label
-        ).double()  # _below, _above: at _near and _far
-        self._above = above[leads]
+        self._clean = margin(logits[right], self._label).double()
+        self._below, self._above = self._clean, above[leads]  # at _near and _far
         self._near, self._far = torch.zeros_like(self._clean), torch.ones_like(self._clean)
 
     def __len__(self) -> int:
