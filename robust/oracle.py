@@ -159,7 +159,7 @@ class Oracle:
     def left_at(self, way: float) -> float:
         """What is left of a clean margin where this part of the way to the boundary is: as much, unless margins are bent.
 
-        What attacks ask of shares of the clean margin, such as `near`, they ask of this.
+        For what an attack's `near` and `worth` are held against.
         """
         return way**self._bend
 

@@ -42,7 +42,8 @@ def right_ones(net: nn.Module, digits: Digits) -> tuple[Tensor, Tensor, Tensor]:
     return x, y, (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
 
 
-def test_passes_follow_the_margin(net: nn.Module, digits: Digits) -> None:
+@pytest.mark.parametrize("bend", [1.0, 0.5])
+def test_passes_follow_the_margin(bend: float, net: nn.Module, digits: Digits) -> None:
     """Far samples get the first ascent alone, middling ones the second too, near ones hop as well."""
     x, y, gaps = right_ones(net, digits)
     third = len(x) // 3  # the margin at x stays where it is; what it is a share of is made up
@@ -52,16 +53,18 @@ def test_passes_follow_the_margin(net: nn.Module, digits: Digits) -> None:
         targets=2,
         odi_steps=1,
         radii=(1,),
-        worth=0.5,
+        worth=0.5 ** (1 / bend),
         hops=3,
         hop_steps=2,
         hop_odi_steps=1,
-        near=0.2,
+        near=0.2 ** (1 / bend),
         hope=None,
     )
     with Target(net, device="cpu") as target:
         threat = Threat("l2", "0.000001")  # so small that no gap moves
-        oracle = Oracle(target, x, y, torch.arange(len(x)), threat, prior=Prior(gaps, gaps.amax(1) / share))
+        oracle = Oracle(
+            target, x, y, torch.arange(len(x)), threat, prior=Prior(gaps, gaps.amax(1) / share, bend=bend)
+        )
         attack(oracle)
     ascent, hop = 2 * (1 + 4) + 1, 2 * (1 + 2) + 1
     spent = oracle.ledger.forwards + oracle.ledger.backwards

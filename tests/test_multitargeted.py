@@ -25,17 +25,18 @@ def correct(net: nn.Module, digits: Digits) -> Digits:
     return x[right], y[right]
 
 
-def test_only_classes_that_came_near_are_run_against(net: nn.Module, digits: Digits) -> None:
+@pytest.mark.parametrize("bend", [1.0, 0.5])
+def test_only_classes_that_came_near_are_run_against(bend: float, net: nn.Module, digits: Digits) -> None:
     x, y = correct(net, digits)
     with torch.no_grad():
         logits = net(x)
     gaps = (logits - logits.gather(1, y[:, None])).scatter(1, y[:, None], -torch.inf)
     clean = gaps.amax(1)
     near = (gaps >= 1.5 * clean[:, None]).sum(1)
-    attack = MultiTargeted(steps=3, odi_steps=1, near=1.5)
+    attack = MultiTargeted(steps=3, odi_steps=1, near=1.5 ** (1 / bend))
     with Target(net, device="cpu") as target:
         threat = Threat("linf", "0.000001")  # so small that no gap moves
-        oracle = Oracle(target, x, y, torch.arange(len(x)), threat, prior=Prior(gaps, clean))
+        oracle = Oracle(target, x, y, torch.arange(len(x)), threat, prior=Prior(gaps, clean, bend=bend))
         attack(oracle)
     live = ~oracle.ledger.broken
     assert near.unique().numel() > 2

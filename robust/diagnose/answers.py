@@ -36,9 +36,7 @@ class Preflight:
     probabilities: bool = False
     differentiable: bool = True
     blocked: bool = False  # gradients end at the faces of the box and begin just inside
-    bend: float = (
-        1.0  # power of the way that is left by which margins fall towards a boundary, where not evenly
-    )
+    bend: float = 1.0  # power of the way that is left by which margins fall towards a boundary
     drift: float = 0.0  # how far a logit moved with its batch, of the spread; 0 where that is a finding
     forwards: int = 0
     backwards: int = 0
